@@ -1,0 +1,144 @@
+"""Window attention and channel attention over rows `b h w c`.
+
+Legend: `b` batch, `h w` rows and columns (or the grid of windows), `wh ww` inside a window, `c` channels, `n` tokens, `d` head width.
+
+Window attention is that of Swin (Liu et al. 2021, arXiv:2103.14030), channel attention that of DaViT (Ding et al. 2022,
+arXiv:2204.03645) and XCiT (El-Nouby et al. 2021, arXiv:2106.09681). Two things differ: shifted windows see the picture mirrored beyond its edge
+instead of wrapped round and masked, and channel attention is worked out from the Gram matrix of its input, so that no query or key of any
+pixel is ever stored.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+# --- windows -------------------------------------------------------------------------------------
+
+
+def mirror_pad(x: Tensor, dim: int, before: int, after: int) -> Tensor:
+    """Continue `x` beyond both ends of `dim` by its mirror image, the end itself repeated."""
+    parts = [x]
+    if before:
+        parts.insert(0, x.narrow(dim, 0, before).flip(dim))
+    if after:
+        parts.append(x.narrow(dim, x.shape[dim] - after, after).flip(dim))
+    return torch.cat(parts, dim) if len(parts) > 1 else x
+
+
+def relative_position_index(window_size: int) -> Tensor:
+    """For each pair of tokens in a window `(n, n)` the row of the bias table that their offset has."""
+    axis = torch.arange(window_size)
+    y = repeat(axis, "wh -> (wh ww)", ww=window_size)
+    x = repeat(axis, "ww -> (wh ww)", wh=window_size)
+    dy = y[:, None] - y[None, :] + window_size - 1
+    dx = x[:, None] - x[None, :] + window_size - 1
+    return dy * (2 * window_size - 1) + dx
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention among the pixels of each window.
+
+    Args:
+        offset: where the first window border lies, in pixels; 0 puts the windows at the picture's corner.
+        scale: factor on the logits before softmax.
+        position_bias: learn a bias per head and offset between two pixels.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window_size: int, offset: int, scale: float, position_bias: bool):
+        super().__init__()
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.offset = offset
+        self.scale = scale
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.position_bias = None
+        if position_bias:
+            self.position_bias = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
+            self.register_buffer("position_index", relative_position_index(window_size), persistent=False)
+
+    def forward(self, x: Tensor, top: bool, bottom: bool) -> Tensor:
+        """Rows `b h w c` made of whole cells of the window grid, `top` and `bottom` as in `Band`; same shape back."""
+        height, width = x.shape[1:3]
+        qkv = self.qkv(x)
+        if self.offset:
+            before, after = self.window_size - self.offset, self.offset
+            qkv = mirror_pad(qkv, 1, before if top else 0, after if bottom else 0)
+            qkv = mirror_pad(qkv, 2, before, after)
+        else:
+            before = 0
+        wh = ww = self.window_size
+        h, w = qkv.shape[1] // wh, qkv.shape[2] // ww
+        q, k, v = rearrange(
+            qkv, "b (h wh) (w ww) (qkv heads d) -> qkv (b h w) heads (wh ww) d", wh=wh, ww=ww, qkv=3, heads=self.num_heads
+        )
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(q.dtype), scale=self.scale)
+        x = rearrange(x, "(b h w) heads (wh ww) d -> b (h wh) (w ww) (heads d)", h=h, w=w, wh=wh)
+        if self.offset:
+            x = x.narrow(1, before if top else 0, height).narrow(2, before, width)
+        return self.proj(x)
+
+    def _bias(self, dtype: torch.dtype) -> Tensor | None:
+        if self.position_bias is None:
+            return None
+        return rearrange(self.position_bias[self.position_index], "q k heads -> 1 heads q k").to(dtype)
+
+
+# --- channels ------------------------------------------------------------------------------------
+
+
+def gram_matrix(x: Tensor) -> Tensor:
+    """Sums over all pixels of the products of channels of `[x, 1]`: `b h w c` -> `(b, c + 1, c + 1)` in float32.
+
+    The last row holds the channel sums and the number of pixels, so that matrices of bands add up to that of the picture.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        tokens = rearrange(x, "b h w c -> b (h w) c").float()
+        products = tokens.transpose(1, 2) @ tokens
+        sums = tokens.sum(dim=1, keepdim=True)
+        count = sums.new_full((sums.shape[0], 1, 1), tokens.shape[1])
+        return torch.cat([torch.cat([products, sums], 1), torch.cat([sums.transpose(1, 2), count], 1)], 2)
+
+
+class ChannelAttention(nn.Module):
+    """Multi-head attention among channels, with the whole picture as each channel's vector.
+
+    Softmax runs over the key channels of a head. With `correlation` the logits are the cosines between query and key channels times a
+    learned temperature per head, whatever the size of the picture (XCiT); without, they are `q k / L**2` for `L` pixels, as
+    the original network has them.
+    """
+
+    def __init__(self, dim: int, num_heads: int, correlation: bool):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.temperature = nn.Parameter(torch.ones(num_heads)) if correlation else None
+
+    def mixing(self, gram: Tensor) -> tuple[Tensor, Tensor]:
+        """The whole attention as one linear map of a pixel: from `gram_matrix` to weight `(b, c, c)` and bias `(b, 1, c)`, float32."""
+        with torch.autocast(gram.device.type, enabled=False):
+            weight = torch.cat([self.qkv.weight, self.qkv.bias[:, None]], 1).float()
+            q, k, v = rearrange(weight, "(qkv heads d) c -> qkv heads d c", qkv=3, heads=self.num_heads)
+            gram = gram[:, None]
+            logits = q @ gram @ k.transpose(-1, -2)
+            if self.temperature is None:
+                logits = logits / gram[..., -1:, -1:] ** 2
+            else:
+                q_energy = ((q @ gram) * q).sum(-1).clamp_min(1e-6)
+                k_energy = ((k @ gram) * k).sum(-1).clamp_min(1e-6)
+                logits = logits * q_energy.rsqrt()[..., :, None] * k_energy.rsqrt()[..., None, :]
+                logits = logits * self.temperature.float()[:, None, None]
+            mixed = rearrange(logits.softmax(-1) @ v, "b heads d c -> b (heads d) c")
+            folded = self.proj.weight.float() @ mixed
+            return folded[..., :-1], (folded[..., -1] + self.proj.bias.float())[:, None]
+
+    @staticmethod
+    def apply(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Run the map from `mixing` on rows `b h w c`."""
+        tokens = rearrange(x, "b h w c -> b (h w) c")
+        tokens = torch.baddbmm(bias.to(x.dtype), tokens, weight.to(x.dtype).transpose(1, 2))
+        return rearrange(tokens, "b (h w) c -> b h w c", w=x.shape[2])

@@ -1,0 +1,138 @@
+"""The layers of the body: each takes bands of rows `b h w c` and yields bands of the result (see `bands`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from .attention import ChannelAttention, WindowAttention, gram_matrix
+from .bands import Band, Bands, RowQueue, in_cells, with_halo, without_halo
+
+
+class Conv3x3(nn.Conv2d):
+    """A 3x3 convolution of rows `b h w c`, zero beyond the picture's edge."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int = 1):
+        super().__init__(in_channels, out_channels, 3, padding=1, groups=groups)
+
+    def forward(self, slab: Band) -> Tensor:
+        """Rows from `with_halo`; returns the rows without the halo."""
+        x = rearrange(slab.rows, "b h w c -> b c h w")
+        padding = (1, 1)
+        if not (slab.top and slab.bottom):
+            x, padding = F.pad(x, (0, 0, int(slab.top), int(slab.bottom))), (0, 1)
+        x = F.conv2d(x, self.weight, self.bias, padding=padding, groups=self.groups)
+        return rearrange(x, "b c h w -> b h w c")
+
+
+class DepthwiseConv(Conv3x3):
+    """`x + conv(x)`, one 3x3 filter per channel, starting as the identity.
+
+    In front of attention it tells a pixel where it is and lets windows exchange (DaViT's convolutional position encoding).
+    """
+
+    def __init__(self, dim: int):
+        super().__init__(dim, dim, groups=dim)
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, slab: Band) -> Tensor:
+        return without_halo(slab) + super().forward(slab)
+
+
+class FeedForward(nn.Module):
+    """`x + fc2(GELU(local(fc1(norm(x)))))`; `local` is a depthwise convolution or nothing."""
+
+    def __init__(self, dim: int, ratio: int, local: bool):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.fc1 = nn.Linear(dim, ratio * dim)
+        self.local = DepthwiseConv(ratio * dim) if local else None
+        self.fc2 = nn.Linear(ratio * dim, dim)
+
+    def forward(self, bands: Bands) -> Bands:
+        skip = RowQueue()
+        hidden = (band.map(self._expand) for band in skip.tee(bands))
+        if self.local is not None:
+            hidden = (Band(self.local(slab), slab.top, slab.bottom) for slab in with_halo(hidden))
+        for band in hidden:
+            yield band.map(lambda x: skip.take(x.shape[1]) + self.fc2(F.gelu(x)))
+
+    def _expand(self, x: Tensor) -> Tensor:
+        return self.fc1(self.norm(x))
+
+
+class WindowBlock(nn.Module):
+    """Attention within windows, then the feed-forward layer."""
+
+    def __init__(self, attention: WindowAttention, dim: int, mlp_ratio: int, local: bool):
+        super().__init__()
+        self.local = DepthwiseConv(dim) if local else None
+        self.norm = nn.LayerNorm(dim)
+        self.attention = attention
+        self.mlp = FeedForward(dim, mlp_ratio, local)
+
+    def forward(self, bands: Bands) -> Bands:
+        return self.mlp(self._attend(_localised(self.local, bands)))
+
+    def _attend(self, bands: Bands) -> Bands:
+        for band in in_cells(bands, self.attention.window_size, self.attention.offset):
+            yield band.map(lambda x: x + self.attention(self.norm(x), band.top, band.bottom))
+
+
+class ChannelBlock(nn.Module):
+    """Attention among channels over the whole picture, then the feed-forward layer.
+
+    The one layer that has to see the whole picture before its first row comes out: it keeps the rows and adds up their Gram matrix.
+    """
+
+    def __init__(self, attention: ChannelAttention, dim: int, mlp_ratio: int, local: bool):
+        super().__init__()
+        self.local = DepthwiseConv(dim) if local else None
+        self.norm = nn.LayerNorm(dim)
+        self.attention = attention
+        self.mlp = FeedForward(dim, mlp_ratio, local)
+
+    def forward(self, bands: Bands, band_rows: int, on_rows: Callable[[int], None]) -> Bands:
+        """`band_rows`: height of the bands handed on. `on_rows(count)` is called as rows arrive."""
+        return self.mlp(self._attend(_localised(self.local, bands), band_rows, on_rows))
+
+    def _attend(self, bands: Bands, band_rows: int, on_rows: Callable[[int], None]) -> Bands:
+        trunk = RowQueue()
+        gram: Tensor | float = 0.0
+        for band in trunk.tee(bands):
+            gram = gram + gram_matrix(self.norm(band.rows))
+            on_rows(band.rows.shape[1])
+        weight, bias = self.attention.mixing(gram)
+        for band in trunk.drain(band_rows):
+            yield band.map(lambda x: x + self.attention.apply(self.norm(x), weight, bias))
+
+
+class ResidualGroup(nn.Module):
+    """Pairs of a window and a channel block; with `residual` a convolution after them, and the group's input added."""
+
+    def __init__(self, blocks: list[nn.Module], dim: int, residual: bool):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.conv = Conv3x3(dim, dim) if residual else None
+
+    def forward(self, bands: Bands, band_rows: int, on_rows: Callable[[int], None]) -> Bands:
+        skip = RowQueue()
+        x = bands if self.conv is None else skip.tee(bands)
+        for block in self.blocks:
+            x = block(x, band_rows, on_rows) if isinstance(block, ChannelBlock) else block(x)
+        if self.conv is None:
+            yield from x
+            return
+        for slab in with_halo(x):
+            rows = self.conv(slab)
+            yield Band(skip.take(rows.shape[1]) + rows, slab.top, slab.bottom)
+
+
+def _localised(local: DepthwiseConv | None, bands: Bands) -> Bands:
+    if local is None:
+        return bands
+    return (Band(local(slab), slab.top, slab.bottom) for slab in with_halo(bands))
