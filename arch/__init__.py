@@ -1,0 +1,6 @@
+"""The network: tensors in, tensors out."""
+
+from .checkpoint import CheckpointError, load_model, save_model
+from .model import VARIANTS, TransformerSR, TransformerSRConfig
+
+__all__ = ["VARIANTS", "CheckpointError", "TransformerSR", "TransformerSRConfig", "load_model", "save_model"]

@@ -1,0 +1,300 @@
+"""Weights on disk: our files, and both generations of the original author's.
+
+Our `.safetensors` files carry the configuration as JSON under the metadata key `config`, and again as integers in the tensor `architecture`,
+because some loaders see no metadata. The author's files hold bare tensors; window size and heads are only in their names
+(`transformerSR_b8_d256_w4_h16.pt`: pairs, dim, window, heads).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pickle
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .atomic import write_aside
+from .model import TransformerSR, TransformerSRConfig
+
+StateDict = dict[str, Tensor]
+
+WRAPPERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
+ORIGINAL_WINDOW, ORIGINAL_HEADS = 4, 16
+
+
+class CheckpointError(ValueError):
+    """A file that holds no network we can load; the message names the file and says what it is."""
+
+
+@dataclass
+class Checkpoint:
+    """What a file holds: our configuration, weights under our keys, and whatever text came with them."""
+
+    config: TransformerSRConfig
+    weights: StateDict
+    source: str
+    """"ours", "original, older keys" or "original, newer keys"."""
+    metadata: dict[str, str]
+
+
+# --- doors ---------------------------------------------------------------------------------------
+
+
+def load_model(path: str | Path, *, window_size: int | None = None, num_heads: int | None = None) -> TransformerSR:
+    """Load a network from a file, in float32 and eval mode.
+
+    Args:
+        path: `.safetensors`, or a pickled `.pt`, `.pth`, `.ckpt` (read weights-only: no code in it is ever run).
+        window_size, num_heads: for an author's file that was renamed; its name carries them, else 4 and 16 are taken.
+
+    Raises:
+        CheckpointError: with one sentence that names the file and what it is instead.
+        OSError: if the file cannot be read.
+    """
+    checkpoint = read_checkpoint(path, window_size=window_size, num_heads=num_heads)
+    model = TransformerSR(checkpoint.config)
+    model.load_state_dict(checkpoint.weights)
+    return model.eval()
+
+
+def read_checkpoint(path: str | Path, *, window_size: int | None = None, num_heads: int | None = None) -> Checkpoint:
+    """Read and recognise a file, checking every tensor against its configuration; arguments and errors as `load_model`."""
+    path = Path(path)
+    state, metadata = read_tensors(path)
+    try:
+        if "architecture" in state:
+            checkpoint = Checkpoint(_own_config(state, metadata), state, "ours", metadata)
+            if window_size not in (None, checkpoint.config.window_size) or num_heads not in (None, checkpoint.config.num_heads):
+                raise ValueError("it says its own window size and heads, and they cannot be changed")
+        else:
+            checkpoint = _read_original(path, state, metadata, window_size, num_heads)
+        _check_tensors(checkpoint)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    return checkpoint
+
+
+def save_model(
+    model: TransformerSR, path: str | Path, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None
+) -> None:
+    """Write a network as `.safetensors`, its floating-point tensors as `dtype` (None: as they are). The file appears whole or not at all."""
+    tensors = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous() for name, tensor in model.state_dict().items()
+    }
+    with write_aside(path) as aside:
+        save_file(tensors, aside, metadata={"format": "pt", **(metadata or {}), "config": model.config.to_json()})
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
+    """All tensors of a file, wrappers and `module.` prefixes taken off, and its metadata. Raises CheckpointError, OSError."""
+    with open(path, "rb") as file:
+        head = file.read(512)
+    if not head:
+        raise CheckpointError(f"{path}: the file is empty; download or copy it again")
+    if head.lstrip()[:1] == b"<":
+        raise CheckpointError(f"{path}: this is a web page, not weights; the download link probably needs a log-in or a different address")
+    if head[8:9] == b"{":
+        return _read_safetensors(path)
+    if head[:2] == b"PK" or head[:1] == b"\x80":
+        return _unwrap(path, _read_pickle(path)), {}
+    raise CheckpointError(f"{path}: neither safetensors nor a PyTorch checkpoint; expected a .safetensors, .pt, .pth or .ckpt file of weights")
+
+
+def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the safetensors file is damaged or cut short ({error}); download or copy it again") from error
+
+
+def _read_pickle(path: Path) -> object:
+    with open(path, "rb") as file:  # an open file: some hosts rename a file whose path was passed when reading fails
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            if _is_cut_short(path):
+                raise CheckpointError(f"{path}: the file is cut short or damaged; download or copy it again") from error
+            raise CheckpointError(
+                f"{path}: it holds Python objects or code besides tensors and was not opened; ask its author for a .safetensors file"
+            ) from error
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError, zipfile.BadZipFile) as error:
+            raise CheckpointError(f"{path}: the file is cut short or damaged; download or copy it again") from error
+
+
+def _is_cut_short(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(2) == b"PK" and not zipfile.is_zipfile(file)
+
+
+def _unwrap(path: Path, content: object) -> StateDict:
+    while isinstance(content, dict) and (inner := next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None)):
+        content = inner
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise CheckpointError(f"{path}: expected a state dict of named tensors and found {type(content).__name__} of something else")
+    while all(str(name).startswith("module.") for name in content):
+        content = {str(name).removeprefix("module."): value for name, value in content.items()}
+    return {str(name): value for name, value in content.items()}
+
+
+# --- recognising ---------------------------------------------------------------------------------
+
+
+def _own_config(state: StateDict, metadata: dict[str, str]) -> TransformerSRConfig:
+    config = TransformerSRConfig.from_integers(state["architecture"].flatten().tolist())
+    if "config" in metadata and TransformerSRConfig.from_json(metadata["config"]) != config:
+        raise ValueError("the configuration in its metadata is not the one in its tensors; the file was put together wrongly")
+    return config
+
+
+def _read_original(path: Path, state: StateDict, metadata: dict[str, str], window_size: int | None, num_heads: int | None) -> Checkpoint:
+    if "in_conv.weight" in state and "out_conv.0.weight" in state:
+        pairs = _count(state, r"blocks\.(\d+)\.")
+        head, tail, source = "in_conv.", "out_conv.0.", "original, older keys"
+        convert = _from_older
+    elif "layers.0.weight" in state and "layers.1.0.window_attention.project_q.weight" in state:
+        pairs = _count(state, r"layers\.(\d+)\.") - 2
+        head, tail, source = "layers.0.", f"layers.{pairs + 1}.", "original, newer keys"
+        convert = _from_newer
+    else:
+        raise ValueError(_describe_stranger(state))
+    named = {key: int(number) for key, number in re.findall(r"_([bdwh])(\d+)(?=_|\.|$)", path.name)}
+    try:
+        dim, channels = state[head + "weight"].shape[:2]
+        config = TransformerSRConfig(
+            design="v1",
+            scale=math.isqrt(state[tail + "weight"].shape[0] // channels),
+            channels=channels,
+            embed_dim=dim,
+            num_heads=num_heads or named.get("h", ORIGINAL_HEADS),
+            depths=(pairs,),
+            window_size=window_size or named.get("w", ORIGINAL_WINDOW),
+            mlp_ratio=state["blocks.0.0.mlp.0.weight" if convert is _from_older else "layers.1.0.mlp.0.weight"].shape[0] // dim,
+        )
+        weights = convert(state, pairs)
+    except (KeyError, IndexError) as error:
+        raise ValueError(f"it looks like an original TransformerSR ({source}) with tensors missing ({error})") from error
+    weights["architecture"] = torch.tensor(config.as_integers(), dtype=torch.int32)
+    return Checkpoint(config, weights, source, metadata)
+
+
+def _count(state: StateDict, pattern: str) -> int:
+    return len({match.group(1) for name in state if (match := re.match(pattern, name))})
+
+
+BLOCK_KEYS = {
+    "norm1.": "norm.",
+    "norm2.": "mlp.norm.",
+    "mlp.0.": "mlp.fc1.",
+    "mlp.2.": "mlp.fc2.",
+    "window_attention.qkv.": "attention.qkv.",
+    "window_attention.out.": "attention.proj.",
+    "window_attention.project_out.": "attention.proj.",
+}
+
+
+def _from_older(state: StateDict, pairs: int) -> StateDict:
+    """Author's first layout to ours: a renaming."""
+    renamed = {"in_conv.": "conv_first.", "out_conv.0.": "upsample."}
+    for pair in range(pairs):
+        for block in range(2):
+            for theirs, ours in BLOCK_KEYS.items():
+                renamed[f"blocks.{pair}.{block}.{theirs}"] = f"body.0.blocks.{2 * pair + block}.{ours}"
+    return {_rename(name, renamed): tensor for name, tensor in state.items()}
+
+
+def _from_newer(state: StateDict, pairs: int) -> StateDict:
+    """Author's second layout to ours: the three projections become one matrix, the rest is a renaming."""
+    state = dict(state)
+    renamed = {"layers.0.": "conv_first.", f"layers.{pairs + 1}.": "upsample."}
+    for pair in range(pairs):
+        for block in range(2):
+            prefix = f"layers.{pair + 1}.{block}."
+            for part in ("weight", "bias"):
+                parts = [state.pop(f"{prefix}window_attention.project_{one}.{part}") for one in "qkv"]
+                state[f"{prefix}window_attention.qkv.{part}"] = torch.cat(parts)
+            for theirs, ours in BLOCK_KEYS.items():
+                renamed[prefix + theirs] = f"body.0.blocks.{2 * pair + block}.{ours}"
+    return {_rename(name, renamed): tensor for name, tensor in state.items()}
+
+
+def _rename(name: str, renamed: dict[str, str]) -> str:
+    stem, dot, leaf = name.rpartition(".")
+    return renamed.get(stem + dot, stem + dot) + leaf
+
+
+STRANGERS = {
+    "an RRDB network (ESRGAN, Real-ESRGAN)": r"(model\.1\.sub\.0\.RDB1|body\.0\.rdb1|RRDB_trunk)",
+    "a SwinIR, HAT or DAT network": r"(layers\.0\.residual_group|layers\.0\.blocks\.0\.(attn|norm1))",
+    "a compact Real-ESRGAN (SRVGG) network": r"body\.0\.weight",
+    "a Stable Diffusion checkpoint": r"(model\.diffusion_model|first_stage_model|cond_stage_model)",
+    "a LoRA": r".*lora_(up|down|A|B)",
+    "an image classifier": r"(fc|head|classifier)\.weight$",
+}
+
+
+def _describe_stranger(state: StateDict) -> str:
+    if any(re.match(r"blocks\.\d+\.\w*\.?window_attention\.", name) for name in state):
+        return "this is the original author's tag classifier (or part of a network), which names pictures and cannot enlarge them"
+    for what, pattern in STRANGERS.items():
+        if any(re.match(pattern, name) for name in state):
+            return f"this is {what}, not a TransformerSR; load it with the tool it was made for"
+    names = ", ".join(list(state)[:3])
+    return f"not a TransformerSR network (its tensors begin with {names}); expected our files or the original author's"
+
+
+def _check_tensors(checkpoint: Checkpoint) -> None:
+    """Refuse missing, extra, misshapen and non-finite tensors before anything of the configuration's size is allocated."""
+    with torch.device("meta"):
+        expected = TransformerSR(checkpoint.config).state_dict()
+    weights = checkpoint.weights
+    if missing := [name for name in expected if name not in weights]:
+        raise ValueError(f"{len(missing)} tensors are missing, the first is {missing[0]}")
+    if extra := [name for name in weights if name not in expected]:
+        raise ValueError(f"{len(extra)} tensors do not belong to the network it says it is, the first is {extra[0]}")
+    for name, tensor in expected.items():
+        found = weights[name]
+        if found.shape != tensor.shape:
+            raise ValueError(f"{name} has shape {tuple(found.shape)}; expected {tuple(tensor.shape)}")
+        if found.is_floating_point() != tensor.is_floating_point():
+            raise ValueError(f"{name} is {found.dtype}; expected a floating-point tensor")
+        if not found.isfinite().all():
+            raise ValueError(f"{name} holds values that are not finite (NaN or infinity); the training that wrote it failed")
+
+
+def describe(path: str | Path) -> dict[str, str]:
+    """What a file of weights is, as lines of name and value. Raises as `load_model`."""
+    checkpoint = read_checkpoint(path)
+    config = checkpoint.config
+    tensors = [tensor for name, tensor in checkpoint.weights.items() if name != "architecture"]
+    values = {
+        "file": f"{path} ({Path(path).stat().st_size / 2**20:.1f} MiB)",
+        "keys": checkpoint.source,
+        "design": config.design,
+        "scale": f"x{config.scale}",
+        "parameters": f"{sum(tensor.numel() for tensor in tensors):,}",
+        "dtype": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})),
+    }
+    values |= {name: str(value) for name, value in dataclasses.asdict(config).items() if name not in values}
+    return values | {name: _oneline(text) for name, text in checkpoint.metadata.items() if name not in ("format", "config")}
+
+
+def _oneline(text: str) -> str:
+    with_json = text
+    if text.startswith("{"):
+        try:
+            with_json = json.dumps(json.loads(text))
+        except json.JSONDecodeError:
+            pass
+    return " ".join(with_json.split())

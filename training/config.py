@@ -1,0 +1,121 @@
+"""What a training run is told: one dataclass, one TOML table."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+from ..arch.model import VARIANTS, TransformerSRConfig
+from .degradation import PRESETS
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of one run; saved beside its weights."""
+
+    size: str = "base"
+    """Network size: tiny, base or large."""
+    scale: int = 4
+    """How many times larger the network makes a picture: 1, 2, 3 or 4."""
+    init: str = ""
+    """Weights to start from (a file); empty starts from nothing."""
+
+    preset: str = "clean"
+    """How small pictures are made from sharp ones; see `transformersr.training.degradation`."""
+    validation: tuple[str, ...] = ()
+    """Files kept for validation, as patterns relative to the data folder ("part-1/sky/*"). Empty: 5 % of them, by content hash."""
+    exclude: tuple[str, ...] = ()
+    """Files left out altogether, as patterns relative to the data folder."""
+    patch: int = 48
+    """Side of a training crop in small (input) pixels."""
+    keep_flat: float = 0.15
+    """Chance that a crop without detail is used; otherwise another place is tried, up to four times."""
+
+    batch: int = 16
+    """Crops per step."""
+    steps: int = 100_000
+    """Length of the run in steps; unused where `minutes` is set."""
+    minutes: float = 0.0
+    """Length of the run in minutes; the schedule follows the clock, resumed time included. 0: use `steps`."""
+    learning_rate: float = 5e-4
+    """Highest learning rate, reached after the warm-up; it then falls along a cosine to nothing."""
+    warmup_steps: int = 500
+    """Steps over which the learning rate rises from nothing."""
+    weight_decay: float = 1e-4
+    """Weight decay of matrices and convolutions; norms, biases, temperatures and position tables have none."""
+    clip_norm: float = 1.0
+    """Longest gradient, over all parameters together."""
+    ema_decay: float = 0.999
+    """Decay of the moving average of the weights, which is what is validated and shipped."""
+    edge_start: float = 0.5
+    """Share of the run after which the loss starts to favour edges; before, it is plain L1."""
+    flat_weight: float = 0.25
+    """Weight of flat regions in the edge-weighted loss: 1 is plain L1, 0 the original's pure Sobel weighting."""
+
+    seed: int = 0
+    """Fixes every random choice."""
+    workers: int = 0
+    """Processes that prepare crops beside training; 0 prepares them in between."""
+    threads: int = 0
+    """CPU threads for the network; 0 leaves it to PyTorch."""
+    log_every: int = 50
+    """Steps between two log lines."""
+    save_every: int = 500
+    """Steps between two checkpoints, each validated."""
+    validation_crop: int = 256
+    """Side in sharp pixels of the centre of each validation picture used during training; 0 uses whole pictures."""
+
+    def __post_init__(self) -> None:
+        if self.size not in ("tiny", "base", "large"):
+            raise ValueError(f"size is {self.size!r}; expected tiny, base or large")
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset is {self.preset!r}; expected one of {', '.join(PRESETS)}")
+        multiple = self.network().multiple
+        if self.patch < multiple or self.patch % multiple:
+            raise ValueError(f"patch is {self.patch}; expected a multiple of {multiple}, the window of this network")
+        for name in ("batch", "steps", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        for name in ("keep_flat", "ema_decay", "edge_start", "flat_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a number from 0 to 1")
+
+    def network(self) -> TransformerSRConfig:
+        """Configuration of the network that this run trains."""
+        return dataclasses.replace(VARIANTS[self.size], scale=self.scale)
+
+
+def load_recipe(path: str | Path, **overrides: object) -> TrainConfig:
+    """Read a TOML recipe; keyword arguments win over it. Unknown or ill-typed settings raise ValueError naming the file."""
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return from_values({**values, **overrides})
+    except (ValueError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def from_values(values: dict[str, object]) -> TrainConfig:
+    """Build the configuration from plain values, as TOML or JSON give them."""
+    hints = typing.get_type_hints(TrainConfig)
+    if unknown := sorted(set(values) - set(hints)):
+        raise ValueError(f"unknown setting {', '.join(unknown)}; known are {', '.join(hints)}")
+    return TrainConfig(**{name: _checked(name, value, hints[name]) for name, value in values.items()})
+
+
+def _checked(name: str, value: object, hint: object) -> object:
+    if isinstance(hint, types.GenericAlias) and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise ValueError(f"{name} is {value!r}; expected {getattr(hint, '__name__', hint)}")
+    return value

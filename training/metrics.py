@@ -1,0 +1,76 @@
+"""How close a picture is to the true one. Images are `(b, 3, h, w)`, RGB in [0, 1], without borders that should not count."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .losses import sobel_magnitude
+
+
+def luma(image: Tensor) -> Tensor:
+    """BT.601 luma in [16, 235] / 255 `(b, 1, h, w)`, the Y on which super-resolution papers measure."""
+    weights = torch.tensor([65.481, 128.553, 24.966], device=image.device, dtype=image.dtype) / 255
+    return (image * weights[:, None, None]).sum(1, keepdim=True) + 16 / 255
+
+
+def psnr(sr: Tensor, gt: Tensor, mask: Tensor | None = None) -> float:
+    """Peak signal-to-noise ratio in dB, peak 1; over the pixels of a boolean mask where one is given (NaN if it is empty)."""
+    error = (sr - gt).square()
+    error = error.mean() if mask is None else error[mask.expand_as(error)].mean()
+    return float(-10 * error.clamp_min(1e-12).log10())
+
+
+def ssim(sr: Tensor, gt: Tensor) -> float:
+    """Structural similarity (Wang et al. 2004): 11x11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, range 1, valid windows only."""
+    axis = torch.arange(11, device=sr.device, dtype=sr.dtype) - 5
+    window = (-axis.square() / (2 * 1.5**2)).exp()
+    window = (window / window.sum())[None, None, None]
+
+    def blur(x: Tensor) -> Tensor:
+        return F.conv2d(F.conv2d(x.flatten(0, 1)[:, None], window), window.transpose(2, 3))
+
+    mu_x, mu_y = blur(sr), blur(gt)
+    var_x, var_y = blur(sr * sr) - mu_x**2, blur(gt * gt) - mu_y**2
+    covariance = blur(sr * gt) - mu_x * mu_y
+    c1, c2 = 0.01**2, 0.03**2
+    map_ = ((2 * mu_x * mu_y + c1) * (2 * covariance + c2)) / ((mu_x**2 + mu_y**2 + c1) * (var_x + var_y + c2))
+    return float(map_.mean())
+
+
+def edge_mask(gt: Tensor) -> Tensor:
+    """Where the true luma has an edge: Sobel magnitude above 0.1."""
+    return sobel_magnitude(gt) > 0.1
+
+
+def flat_mask(gt: Tensor) -> Tensor:
+    """Where the true luma is flat: Sobel magnitude below 0.02."""
+    return sobel_magnitude(gt) < 0.02
+
+
+def shift(sr: Tensor, gt: Tensor) -> tuple[float, float]:
+    """How far `sr` lies below and right of `gt` (y, x) in pixels, good for small shifts.
+
+    Least squares on the luma's gradient (Lucas and Kanade 1981), with `sr` moved back by the estimate and measured again.
+    """
+    a, b = luma(sr).double(), luma(gt).double()
+    total = torch.zeros(2, dtype=a.dtype, device=a.device)
+    for _ in range(5):
+        moved = _translate(a, -total)
+        dy, dx = torch.gradient((moved + b) / 2, dim=(2, 3))
+        inner = (..., slice(4, -4), slice(4, -4))
+        gradient = torch.stack([dy[inner].flatten(), dx[inner].flatten()], 1)
+        difference = (b - moved)[inner].flatten()
+        step = torch.linalg.lstsq(gradient.T @ gradient, (gradient.T @ difference)[:, None]).solution[:, 0]
+        total = total + step
+    return float(total[0]), float(total[1])
+
+
+def _translate(image: Tensor, offset: Tensor) -> Tensor:
+    """Move an image's content by a fraction of a pixel (y, x), bicubically."""
+    height, width = image.shape[2:]
+    y = torch.arange(height, device=image.device, dtype=image.dtype) - offset[0]
+    x = torch.arange(width, device=image.device, dtype=image.dtype) - offset[1]
+    grid = torch.stack(torch.meshgrid((2 * x + 1) / width - 1, (2 * y + 1) / height - 1, indexing="xy"), -1)
+    return F.grid_sample(image, grid[None].expand(image.shape[0], -1, -1, -1), mode="bicubic", padding_mode="border", align_corners=False)

@@ -1,0 +1,97 @@
+"""Figures for a network beside those of plain resizing, on pictures it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .dataset import read_rgb
+from .degradation import shrink
+from .metrics import edge_mask, flat_mask, luma, psnr, shift, ssim
+
+METHODS = ("bicubic", "bilinear", "area")
+Enlarge = Callable[[Tensor], Tensor]
+"""From `(1, 3, h, w)` in [0, 1] to `(1, 3, h * scale, w * scale)`."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A true picture and its small version: `(1, 3, h * scale, w * scale)` and `(1, 3, h, w)`, both in [0, 1] of 256 levels."""
+
+    name: str
+    lq: Tensor
+    gt: Tensor
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Means over pictures; `shift` is how far the result lies below and right of the true picture, in its pixels."""
+
+    psnr_y: float
+    ssim_y: float
+    psnr_rgb: float
+    edge_psnr: float
+    flat_psnr: float
+    shift_y: float
+    shift_x: float
+
+
+def make_pair(path: Path, scale: int, method: str, crop: int = 0) -> Pair:
+    """Cut a picture to a multiple of the scale (with `crop`: to its centre of that side) and shrink it."""
+    gt = Image.fromarray(read_rgb(path))
+    width, height = (min(side, crop or side) // scale * scale for side in gt.size)
+    if min(width, height) < 4 * scale:
+        raise ValueError(f"{path}: {gt.width}x{gt.height} is too small to measure at x{scale}")
+    left, top = ((side - size) // 2 if crop else 0 for side, size in zip(gt.size, (width, height), strict=True))
+    gt = gt.crop((left, top, left + width, top + height))
+    return Pair(path.name, to_tensor(shrink(gt, scale, method)), to_tensor(gt))
+
+
+def validation_pairs(paths: list[Path], scale: int, crop: int) -> list[Pair]:
+    """One pair a picture, the ways of shrinking taken in turn."""
+    return [make_pair(path, scale, METHODS[index % len(METHODS)], crop) for index, path in enumerate(paths)]
+
+
+def score(pairs: Iterable[Pair], enlarge: Enlarge, scale: int) -> Scores:
+    """Mean figures over pairs, `scale` pixels of border left out; results are rounded to 256 levels first."""
+    return mean_scores([score_pair(pair, enlarge(pair.lq), scale) for pair in pairs])
+
+
+def score_pair(pair: Pair, sr: Tensor, scale: int) -> Scores:
+    """Figures of one result."""
+    inner = (..., slice(scale, -scale), slice(scale, -scale))
+    sr = ((sr.float().clamp(0, 1) * 255).round() / 255)[inner]
+    gt = pair.gt[inner]
+    sr_y, gt_y = luma(sr), luma(gt)
+    return Scores(
+        psnr(sr_y, gt_y), ssim(sr_y, gt_y), psnr(sr, gt), psnr(sr_y, gt_y, edge_mask(gt_y)), psnr(sr_y, gt_y, flat_mask(gt_y)), *shift(sr, gt)
+    )
+
+
+def mean_scores(scores: list[Scores]) -> Scores:
+    """Mean over pictures; a figure that a picture does not have (no flat pixels) is left out of its mean."""
+    columns = ([getattr(one, field.name) for one in scores] for field in fields(Scores))
+    return Scores(*(fmean(kept) if (kept := [value for value in column if value == value]) else float("nan") for column in columns))
+
+
+def resize_with(method: str, scale: int) -> Enlarge:
+    """Plain resizing with a Pillow filter, as something to compare with."""
+    resample = Image.Resampling[method.upper()]
+
+    def enlarge(lq: Tensor) -> Tensor:
+        image = Image.fromarray((lq[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+        return to_tensor(image.resize((image.width * scale, image.height * scale), resample))
+
+    return enlarge
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """An RGB image as `(1, 3, h, w)` in [0, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
