@@ -1,0 +1,30 @@
+"""TransformerSR: an upscaler for anime-style pictures.
+
+    from transformersr import Upscaler
+    large = Upscaler.from_pretrained()(image)
+
+Names are loaded when they are first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .arch import TransformerSR, TransformerSRConfig, load_model
+    from .upscale.upscaler import Upscaler
+
+_HOMES = {"Upscaler": ".upscale.upscaler", "TransformerSR": ".arch", "TransformerSRConfig": ".arch", "load_model": ".arch"}
+
+__all__ = ["TransformerSR", "TransformerSRConfig", "Upscaler", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name], __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

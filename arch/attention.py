@@ -3,9 +3,9 @@
 Legend: `b` batch, `h w` rows and columns (or the grid of windows), `wh ww` inside a window, `c` channels, `n` tokens, `d` head width.
 
 Window attention is that of Swin (Liu et al. 2021, arXiv:2103.14030), channel attention that of DaViT (Ding et al. 2022,
-arXiv:2204.03645) and XCiT (El-Nouby et al. 2021, arXiv:2106.09681). Two things differ: shifted windows see the picture mirrored beyond its edge
-instead of wrapped round and masked, and channel attention is worked out from the Gram matrix of its input, so that no query or key of any
-pixel is ever stored.
+arXiv:2204.03645) and XCiT (El-Nouby et al. 2021, arXiv:2106.09681). Two things differ: shifted windows see the picture
+mirrored beyond its edge instead of wrapped round and masked, and channel attention is worked out from the Gram matrix of its
+input, so that no query or key of any pixel is ever stored.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ class WindowAttention(nn.Module):
             before = 0
         wh = ww = self.window_size
         h, w = qkv.shape[1] // wh, qkv.shape[2] // ww
-        q, k, v = rearrange(
-            qkv, "b (h wh) (w ww) (qkv heads d) -> qkv (b h w) heads (wh ww) d", wh=wh, ww=ww, qkv=3, heads=self.num_heads
-        )
+        q, k, v = rearrange(qkv, "b (h wh) (w ww) (qkv heads d) -> qkv (b h w) heads (wh ww) d", wh=wh, ww=ww, qkv=3, heads=self.num_heads)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(q.dtype), scale=self.scale)
         x = rearrange(x, "(b h w) heads (wh ww) d -> b (h wh) (w ww) (heads d)", h=h, w=w, wh=wh)
         if self.offset:

@@ -80,7 +80,8 @@ class WindowBlock(nn.Module):
 
     def _attend(self, bands: Bands) -> Bands:
         for band in in_cells(bands, self.attention.window_size, self.attention.offset):
-            yield band.map(lambda x: x + self.attention(self.norm(x), band.top, band.bottom))
+            rows = band.rows + self.attention(self.norm(band.rows), band.top, band.bottom)
+            yield Band(rows, band.top, band.bottom)
 
 
 class ChannelBlock(nn.Module):

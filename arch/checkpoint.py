@@ -1,14 +1,13 @@
 """Weights on disk: our files, and both generations of the original author's.
 
-Our `.safetensors` files carry the configuration as JSON under the metadata key `config`, and again as integers in the tensor `architecture`,
-because some loaders see no metadata. The author's files hold bare tensors; window size and heads are only in their names
-(`transformerSR_b8_d256_w4_h16.pt`: pairs, dim, window, heads).
+Our `.safetensors` files carry the configuration as JSON under the metadata key `config`, and again as integers in the tensor
+`architecture`, because some loaders see no metadata. The author's files hold bare tensors; window size and heads are only in
+their names (`transformerSR_b8_d256_w4_h16.pt`: pairs, dim, window, heads).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pickle
 import re
@@ -82,15 +81,33 @@ def read_checkpoint(path: str | Path, *, window_size: int | None = None, num_hea
     return checkpoint
 
 
-def save_model(
-    model: TransformerSR, path: str | Path, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None
-) -> None:
-    """Write a network as `.safetensors`, its floating-point tensors as `dtype` (None: as they are). The file appears whole or not at all."""
+def save_model(model: TransformerSR, path: str | Path, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None) -> None:
+    """Write a network as `.safetensors`; the file appears whole or not at all.
+
+    Floating-point tensors are stored as `dtype` (None: as they are); `metadata` goes in beside the configuration.
+    """
+    _save(model.state_dict(), model.config, path, dtype, metadata or {})
+
+
+def _save(weights: StateDict, config: TransformerSRConfig, path: str | Path, dtype: torch.dtype | None, metadata: dict[str, str]) -> None:
     tensors = {
-        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous() for name, tensor in model.state_dict().items()
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous() for name, tensor in weights.items()
     }
     with write_aside(path) as aside:
-        save_file(tensors, aside, metadata={"format": "pt", **(metadata or {}), "config": model.config.to_json()})
+        save_file(tensors, aside, metadata={"format": "pt", **metadata, "config": config.to_json()})
+
+
+def convert_file(
+    source: str | Path,
+    target: str | Path,
+    dtype: torch.dtype | None = None,
+    *,
+    window_size: int | None = None,
+    num_heads: int | None = None,
+) -> None:
+    """Write any file that `load_model` reads as `.safetensors` of ours, in `dtype` (None: as in the file). The source is left as it is."""
+    checkpoint = read_checkpoint(source, window_size=window_size, num_heads=num_heads)
+    _save(checkpoint.weights, checkpoint.config, target, dtype, checkpoint.metadata)
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -108,13 +125,15 @@ def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
         return _read_safetensors(path)
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return _unwrap(path, _read_pickle(path)), {}
-    raise CheckpointError(f"{path}: neither safetensors nor a PyTorch checkpoint; expected a .safetensors, .pt, .pth or .ckpt file of weights")
+    raise CheckpointError(
+        f"{path}: neither safetensors nor a PyTorch checkpoint; expected a .safetensors, .pt, .pth or .ckpt file of weights"
+    )
 
 
 def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            return {name: file.get_tensor(name) for name in list(file.keys())}, file.metadata() or {}
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: the safetensors file is damaged or cut short ({error}); download or copy it again") from error
 
@@ -281,20 +300,8 @@ def describe(path: str | Path) -> dict[str, str]:
     values = {
         "file": f"{path} ({Path(path).stat().st_size / 2**20:.1f} MiB)",
         "keys": checkpoint.source,
-        "design": config.design,
-        "scale": f"x{config.scale}",
         "parameters": f"{sum(tensor.numel() for tensor in tensors):,}",
         "dtype": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})),
     }
-    values |= {name: str(value) for name, value in dataclasses.asdict(config).items() if name not in values}
-    return values | {name: _oneline(text) for name, text in checkpoint.metadata.items() if name not in ("format", "config")}
-
-
-def _oneline(text: str) -> str:
-    with_json = text
-    if text.startswith("{"):
-        try:
-            with_json = json.dumps(json.loads(text))
-        except json.JSONDecodeError:
-            pass
-    return " ".join(with_json.split())
+    values |= {name: str(value) for name, value in dataclasses.asdict(config).items()}
+    return values | {name: text for name, text in checkpoint.metadata.items() if name not in ("format", "config")}

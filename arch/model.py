@@ -1,9 +1,9 @@
 """TransformerSR: window attention and channel attention in turn, ending in a pixel shuffle.
 
-Two designs share this module. `v1` is the original network, to the last bit of its definition: no position information, no skip over the body,
-logits scaled by `1 / d**2` and `1 / L**2`. `v2` keeps the idea and mends what held it back: depthwise convolutions and shifted windows let
-neighbours exchange, windows know positions, channel logits do not depend on the picture's size, and the network adds to a bicubic
-enlargement. See docs/architecture.md for what each change is based on.
+Two designs share this module. `v1` is the original network exactly as defined: no position information, no skip over the body,
+logits scaled by `1 / d**2` and `1 / L**2`. `v2` keeps the idea and mends what held it back: depthwise convolutions and shifted
+windows let neighbours exchange, windows know positions, channel logits do not depend on the picture's size, and the network adds
+to a bicubic enlargement. docs/architecture.md says what each change is based on.
 
 Shapes: images are `(b, c, h, w)`, RGB in [0, 1]; inside, rows are `(b, h, w, c)` (see `bands`).
 """
@@ -99,7 +99,9 @@ class TransformerSRConfig:
     def from_integers(cls, numbers: list[int]) -> TransformerSRConfig:
         """Read what `as_integers` wrote. Raises ValueError for anything else."""
         if len(numbers) < 9 or numbers[0] != LAYOUT or not 1 <= numbers[1] <= len(DESIGNS):
-            raise ValueError(f"architecture numbers {numbers[:12]} are not of layout {LAYOUT}; a newer version of transformersr may read them")
+            raise ValueError(
+                f"architecture numbers {numbers[:12]} are not of layout {LAYOUT}; a newer version of transformersr may read them"
+            )
         scale, channels, embed_dim, num_heads, window_size, mlp_ratio = numbers[2:8]
         design = DESIGNS[numbers[1] - 1]
         return cls(design, scale, channels, embed_dim, num_heads, tuple(numbers[8:]), window_size, mlp_ratio)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 import sys
 import types
 import typing
@@ -92,6 +94,12 @@ class TrainConfig:
     def network(self) -> TransformerSRConfig:
         """Configuration of the network that this run trains."""
         return dataclasses.replace(VARIANTS[self.size], scale=self.scale)
+
+
+def field_help() -> dict[str, str]:
+    """What each setting does: the text under its field."""
+    source = inspect.getsource(TrainConfig)
+    return dict(re.findall(r'^    (\w+): [^\n]+\n    """(.+?)"""', source, re.MULTILINE | re.DOTALL))
 
 
 def load_recipe(path: str | Path, **overrides: object) -> TrainConfig:

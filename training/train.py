@@ -74,7 +74,9 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
         update_average(ema, net, config.ema_decay, progress.step)
 
         if progress.step % config.log_every == 0:  # the only place that waits for the device between validations
-            logger.info("step %d  %.0f %%  loss %.5f  gradient %.3f  %.0f s", progress.step, 100 * done, loss.item(), norm, progress.seconds)
+            logger.info(
+                "step %d  %.0f %%  loss %.5f  gradient %.3f  %.0f s", progress.step, 100 * done, loss.item(), norm, progress.seconds
+            )
         if progress.step % config.save_every == 0:
             validate_and_save(out, config, net, ema, optimizer, progress, pairs)
     if progress.step % config.save_every:

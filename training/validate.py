@@ -71,7 +71,12 @@ def score_pair(pair: Pair, sr: Tensor, scale: int) -> Scores:
     gt = pair.gt[inner]
     sr_y, gt_y = luma(sr), luma(gt)
     return Scores(
-        psnr(sr_y, gt_y), ssim(sr_y, gt_y), psnr(sr, gt), psnr(sr_y, gt_y, edge_mask(gt_y)), psnr(sr_y, gt_y, flat_mask(gt_y)), *shift(sr, gt)
+        psnr(sr_y, gt_y),
+        ssim(sr_y, gt_y),
+        psnr(sr, gt),
+        psnr(sr_y, gt_y, edge_mask(gt_y)),
+        psnr(sr_y, gt_y, flat_mask(gt_y)),
+        *shift(sr, gt),
     )
 
 

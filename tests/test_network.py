@@ -1,0 +1,118 @@
+"""The network does what its definition says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from models import V1, V2, random_model
+from plain_v1 import newer_keys, plain_v1, random_state
+from safetensors.torch import save_file
+
+from transformersr.arch import VARIANTS, TransformerSR, TransformerSRConfig, load_model
+from transformersr.arch.attention import ChannelAttention, WindowAttention, gram_matrix
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize("window", [4, 8])
+@pytest.mark.parametrize("height,width", [(8, 24), (32, 16)])
+def test_v1_is_the_plain_definition(tmp_path, scale, window, height, width):
+    state = random_state(pairs=2, dim=32, scale=scale)
+    image = torch.rand(2, 3, height, width)
+    expected = plain_v1(state, image, heads=4, window=window)
+    assert expected.std() > 0.05  # the comparison would see a difference
+    for index, tensors in enumerate((state, newer_keys(state))):
+        path = tmp_path / f"transformerSR_b2_d32_w{window}_h4_{index}.safetensors"
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+        model = load_model(path)
+        with torch.inference_mode():
+            assert (model(image) - expected).abs().max() < 1e-5
+            assert (model(image, band_rows=8) - expected).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("config", [V1, V2, dataclasses.replace(V2, scale=1), dataclasses.replace(V2, scale=3, window_size=8)], ids=str)
+@pytest.mark.parametrize("height,width", [(45, 37), (16, 64), (1, 1), (3, 50)])
+def test_every_band_height_gives_the_full_frame_result(config, height, width):
+    model = random_model(config)
+    image = torch.rand(2, 3, height, width)
+    with torch.inference_mode():
+        whole = model(image)
+        assert whole.shape == (2, 3, height * config.scale, width * config.scale)
+        for band_rows in range(1, height + 9):
+            assert (model(image, band_rows=band_rows) - whole).abs().max() <= 1e-5, band_rows
+
+
+def test_rows_are_counted_to_the_announced_total():
+    model = random_model(V2)
+    image = torch.rand(1, 3, 45, 20)
+    for band_rows in (4, 12, None):
+        counts = []
+        model(image, band_rows=band_rows, on_rows=counts.append)
+        assert sum(counts) == model.total_rows(45)
+
+
+def test_channel_attention_from_the_gram_matrix_is_attention_among_channels():
+    torch.manual_seed(0)
+    attention = ChannelAttention(16, 2, correlation=True)
+    torch.nn.init.normal_(attention.temperature)
+    x = torch.randn(3, 6, 5, 16)
+    got = attention.apply(x, *attention.mixing(gram_matrix(x)))
+    q, k, v = attention.qkv(x.flatten(1, 2)).transpose(1, 2).unflatten(1, (3, 2, 8)).unbind(1)
+    logits = torch.nn.functional.normalize(q, dim=-1) @ torch.nn.functional.normalize(k, dim=-1).transpose(-1, -2)
+    mixed = (logits * attention.temperature[:, None, None]).softmax(-1) @ v
+    expected = attention.proj(mixed.flatten(1, 2).transpose(1, 2)).unflatten(1, (6, 5))
+    assert torch.allclose(got, expected, atol=1e-5)
+
+
+def test_shifted_windows_see_the_picture_mirrored_beyond_its_edge():
+    attention = WindowAttention(8, 2, 4, offset=2, scale=0.5, position_bias=True)
+    torch.nn.init.normal_(attention.position_bias)
+    x = torch.randn(1, 8, 8, 8)
+    mirrored = torch.cat([x[:, :2].flip(1), x, x[:, -2:].flip(1)], 1)
+    mirrored = torch.cat([mirrored[:, :, :2].flip(2), mirrored, mirrored[:, :, -2:].flip(2)], 2)
+    attention.offset = 0
+    expected = attention(mirrored, True, True)[:, 2:-2, 2:-2]
+    attention.offset = 2
+    assert torch.allclose(attention(x, True, True), expected, atol=1e-6)
+
+
+def test_windows_exchange_and_channels_see_everything():
+    model = random_model(V2)
+    image = torch.rand(1, 3, 16, 16, requires_grad=True)
+    model(image)[0, 0, 0, 0].backward()
+    assert (image.grad != 0).all()
+
+
+def test_a_new_v2_network_starts_near_bicubic():
+    image = torch.rand(1, 3, 24, 24)
+    bicubic = torch.nn.functional.interpolate(image, scale_factor=4, mode="bicubic")
+    with torch.inference_mode():
+        assert (TransformerSR(VARIANTS["tiny"])(image) - bicubic).abs().mean() < 0.1
+
+
+def test_parameter_counts():
+    counts = {name: sum(p.numel() for p in TransformerSR(config).parameters()) for name, config in VARIANTS.items()}
+    assert counts == {"tiny": 395_520, "base": 1_324_208, "large": 9_726_048, "original": 12_753_968}
+
+
+@pytest.mark.parametrize("config", [*VARIANTS.values(), V1, V2], ids=str)
+def test_configuration_survives_json_and_integers(config):
+    assert TransformerSRConfig.from_json(config.to_json()) == config
+    assert TransformerSRConfig.from_integers(config.as_integers()) == config
+
+
+@pytest.mark.parametrize("change", [{"embed_dim": 51}, {"design": "v3"}, {"depths": ()}, {"scale": 0}, {"window_size": 7}, {"num_heads": "4"}])
+def test_impossible_configurations_are_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        dataclasses.replace(V2, **change)
+
+
+def test_gradients_are_those_of_one_band_in_every_band():
+    model, image = random_model(V2), torch.rand(1, 3, 16, 8)
+    model(image).sum().backward()
+    whole = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    model(image, band_rows=4).sum().backward()
+    for parameter, expected in zip(model.parameters(), whole, strict=True):
+        assert torch.allclose(parameter.grad, expected, rtol=1e-3, atol=1e-3)

@@ -1,0 +1,87 @@
+"""The training commands of `transformersr`; `python -m training` offers them alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import typing
+from pathlib import Path
+
+import click
+
+
+class SettingsCommand(click.Command):
+    """A command that also takes every field of `TrainConfig` as an option, its docstring as the help."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        from .config import TrainConfig, field_help
+
+        help_texts = field_help()
+        hints = typing.get_type_hints(TrainConfig)
+        options: list[click.Parameter] = []
+        for field in dataclasses.fields(TrainConfig):
+            listed = hints[field.name] not in (int, float, str)
+            default = ", ".join(field.default) if listed else field.default
+            options.append(
+                click.Option(
+                    [f"--{field.name.replace('_', '-')}"],
+                    type=str if listed else hints[field.name],
+                    multiple=listed,
+                    default=None,
+                    help=f"{help_texts[field.name]} [default: {default}]" if default != "" else help_texts[field.name],
+                )
+            )
+        return [*super().get_params(ctx)[:-1], *options, super().get_params(ctx)[-1]]
+
+
+@click.command(cls=SettingsCommand)
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run: weights, log, state.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="TOML file of settings; options given here win over it.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
+def train(data, out, recipe, resume, **settings) -> None:
+    """Train a network on the pictures in the folder DATA."""
+    from .config import from_values, load_recipe
+    from .train import train as run
+
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items() if value not in (None, ())}
+    config = load_recipe(recipe, **given) if recipe else from_values(given)
+    out.mkdir(parents=True, exist_ok=True)
+    file = logging.FileHandler(out / "train.log", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logging.getLogger().addHandler(file)
+    click.echo(run(config, data, out, resume))
+
+
+@click.command()
+@click.argument("weights")
+@click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+@click.option("--scale", type=int, default=4, show_default=True, help="How much the pictures are shrunk; the model's scale.")
+@click.option("--files", multiple=True, metavar="PATTERN", help='Only these files, as patterns relative to DIR ("part-1/sky/*").')
+@click.option("--recipe", type=click.Path(path_type=Path), help="Only the validation files of this training recipe.")
+@click.option(
+    "--method", "methods", multiple=True, help="How pictures are shrunk: bicubic, bilinear, area, lanczos. Default: the first three."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
+def evaluate(weights, folder, scale, files, recipe, methods, device) -> None:
+    """Print how close WEIGHTS come to the true pictures in DIR, beside bicubic and Lanczos.
+
+    Every picture is cut to a multiple of the scale, shrunk and enlarged again. PSNR and SSIM are on the luma unless named otherwise,
+    edges and flats by the Sobel magnitude of the true picture; shift is in true pixels, positive to the bottom right.
+    """
+    from .config import load_recipe
+    from .evaluate import evaluate_weights, format_table
+
+    if recipe:
+        files = (*files, *load_recipe(recipe).validation)
+    click.echo(format_table(evaluate_weights(weights, folder, scale, files, methods, device)))
+
+
+@click.group()
+def main() -> None:
+    """Train networks on a folder of pictures, and measure them."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+
+main.add_command(train)
+main.add_command(evaluate)

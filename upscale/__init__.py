@@ -1,0 +1,1 @@
+"""Images in, images out: `upscaler` is the door, `engine` the work, `image_io` the files, `cli` the shell."""

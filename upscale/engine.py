@@ -1,0 +1,242 @@
+"""Run a network over pictures of any size within a memory budget, with exactly the full-frame result.
+
+The network streams the picture through its layers in bands of rows (see `arch.bands`), so a band's height changes memory and
+speed and nothing else. Planning is arithmetic on sizes; running takes the network as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..arch import TransformerSR, TransformerSRConfig
+
+logger = logging.getLogger(__name__)
+
+ProgressCallback = Callable[[int, int], None]
+"""Called with rows done and rows in all, at least once per band and channel block. It may raise to stop the run."""
+
+CPU_BAND_PIXELS = 2**15
+"""Pixels in a band on a CPU where memory allows more: what was fastest (benchmarks/bench_bands.py)."""
+
+
+class MemoryBudgetError(ValueError):
+    """A picture does not fit the given memory even one row of windows at a time; the message says what to change."""
+
+
+# --- planning ------------------------------------------------------------------------------------
+
+
+def picture_bytes(config: TransformerSRConfig, height: int, width: int, element_size: int) -> int:
+    """What a picture costs whatever the band: two trunks of `embed_dim` channels, the image, and its result in float32."""
+    pixels = height * width
+    trunk = config.embed_dim * pixels // config.unshuffle**2
+    return 2 * trunk * element_size + config.channels * pixels * (element_size + 4 * config.scale**2)
+
+
+def row_bytes(config: TransformerSRConfig, width: int, element_size: int) -> int:
+    """What each row of a band costs: the rows that layers hold between them, queries, keys and values or the hidden layer, and the tail."""
+    body = (12 + 4 * config.mlp_ratio) * config.embed_dim
+    tail = 3 * config.channels * (config.scale * config.unshuffle) ** 2
+    return (body + tail) * width // config.unshuffle * element_size
+
+
+def plan_band_rows(
+    config: TransformerSRConfig, height: int, width: int, element_size: int, budget: int | None, most: int | None = None
+) -> int:
+    """Rows of a band for a picture, in whole windows: as many as `budget` bytes and `most` rows allow.
+
+    Raises MemoryBudgetError where not even one row of windows fits. A budget of None does not limit.
+    """
+    step = config.window_size
+    whole = -(-height // config.multiple) * step
+    rows = whole if most is None else max(step, min(most, whole) // step * step)
+    if budget is None:
+        return rows
+    fixed, per_row = picture_bytes(config, height, width, element_size), row_bytes(config, width, element_size)
+    if budget < fixed + step * per_row:
+        raise MemoryBudgetError(
+            f"a picture of {width}x{height} needs at least {_readable(fixed + step * per_row)} with this model and precision, "
+            f"and the budget is {_readable(budget)}; raise the budget, take half precision or a smaller model, or cut the picture in parts"
+        )
+    return min(rows, (budget - fixed) // per_row // step * step)
+
+
+def _readable(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that may be taken on a device without asking: four fifths of what is free, or None where that cannot be known."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + cached) * 4 // 5
+    if device.type == "cpu" and "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 4 // 5
+    return None
+
+
+# --- running -------------------------------------------------------------------------------------
+
+
+def enlarge(model: TransformerSR, image: Tensor, *, memory: int | None = None, on_progress: ProgressCallback | None = None) -> Tensor:
+    """Enlarge a batch with a network: `(b, c, h, w)` in [0, 1] to `(b, c, h * scale, w * scale)`, float32, clamped to [0, 1].
+
+    The network runs on its own device and in its own dtype; the result lies on the image's device. Values that are not finite in the input
+    are replaced by black, in a half-precision result by those of a float32 run; both are logged.
+
+    Args:
+        memory: bytes that the run may take beside the weights; None takes what is free.
+        on_progress: see `ProgressCallback`.
+
+    Raises:
+        MemoryBudgetError: if `memory` is too small for the picture.
+        ValueError: for an image of another shape.
+    """
+    config = model.config
+    if image.ndim != 4 or image.shape[1] != config.channels or 0 in image.shape:
+        raise ValueError(f"image has shape {tuple(image.shape)}; expected (batch, {config.channels}, height, width), none of them 0")
+    if not image.isfinite().all():
+        logger.warning("the picture holds values that are not finite (NaN or infinity); they are taken as black")
+        image = image.nan_to_num(0.0, 0.0, 0.0)
+
+    count, _, height, width = image.shape
+    out = image.new_empty(count, config.channels, height * config.scale, width * config.scale, dtype=torch.float32)
+    rows_per_image = model.total_rows(height)
+    with torch.inference_mode():
+        for index in range(count):
+            report = _Rows(on_progress, index * rows_per_image, count * rows_per_image)
+            _enlarge_one(model, image[index : index + 1], out[index : index + 1], memory, report)
+    return out.clamp_(0, 1)
+
+
+class _Rows:
+    """Turns counts of rows into calls of a `ProgressCallback`."""
+
+    def __init__(self, callback: ProgressCallback | None, start: int, total: int):
+        self.callback, self.start, self.total = callback, start, total
+        self.done = 0
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+        if self.callback:
+            self.callback(self.start + self.done, self.total)
+
+
+def _enlarge_one(model: TransformerSR, image: Tensor, out: Tensor, memory: int | None, report: _Rows) -> None:
+    parameter = next(model.parameters())
+    _enlarge_within(model, image.to(parameter.device, parameter.dtype), out, memory, report)
+    if not out.isfinite().all():
+        if parameter.dtype == torch.float32:
+            raise FloatingPointError(
+                "the network gave values that are not finite in float32; its weights are damaged or of a failed training"
+            )
+        logger.warning("%s gave values that are not finite; the picture is done again in float32", parameter.dtype)
+        dtype = parameter.dtype
+        try:
+            report.done = 0
+            _enlarge_within(model.float(), image.to(parameter.device, torch.float32), out, memory, report)
+        finally:
+            model.to(dtype)
+
+
+def _enlarge_within(model: TransformerSR, image: Tensor, out: Tensor, memory: int | None, report: _Rows) -> None:
+    """Run with the band that the memory allows, and with half of it for as long as the device says that it is full."""
+    config, device = model.config, image.device
+    height, width = image.shape[2:]
+    most = max(1, CPU_BAND_PIXELS // -(-width // config.unshuffle)) if device.type == "cpu" else None
+    try:
+        budget = free_memory(device) if memory is None else memory
+        band_rows = plan_band_rows(config, height, width, image.element_size(), budget, most)
+    except MemoryBudgetError:
+        if memory is not None:
+            raise
+        band_rows = config.window_size  # free memory is only an estimate: try
+    told = False
+    while True:
+        try:
+            report.done = 0
+            model(image, band_rows=band_rows, on_rows=report, out=out)
+            return
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if band_rows <= config.window_size:
+                raise MemoryBudgetError(
+                    f"{device} is out of memory for a picture of {width}x{height} even {band_rows} rows at a time; free memory, take half "
+                    "precision, a smaller model or the CPU, or upscale the picture in parts"
+                ) from error
+        band_rows = max(config.window_size, band_rows // 2 // config.window_size * config.window_size)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        if not told:
+            logger.warning("%s is out of memory; going on with bands of %d rows", device, band_rows)
+            told = True
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device's memory is full. Only CUDA has a class for it; the others say so in words."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        text in str(error).lower() for text in ("out of memory", "not enough memory", "can't allocate memory")
+    )
+
+
+# --- sizes ---------------------------------------------------------------------------------------
+
+
+def target_size(height: int, width: int, scale: int, factor: float | None = None, size: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Height and width asked for: `size` as given, else each side times `factor` rounded, else times the network's scale.
+
+    Raises ValueError for both at once, or a side below 1.
+    """
+    if factor is not None and size is not None:
+        raise ValueError(f"factor {factor} and size {size} were both given; give one of them")
+    if size is not None:
+        target = (int(size[0]), int(size[1]))
+    elif factor is not None:
+        if not 0 < factor < 1000:
+            raise ValueError(f"factor is {factor}; expected a number above 0 and below 1000")
+        target = (max(1, round(height * factor)), max(1, round(width * factor)))
+    else:
+        target = (height * scale, width * scale)
+    if min(target) < 1:
+        raise ValueError(f"size is {target[1]}x{target[0]}; expected at least 1x1")
+    return target
+
+
+def enlarge_to(model: TransformerSR, image: Tensor, height: int, width: int, **options) -> Tensor:
+    """Enlarge until a size is reached, then resize in float: `(b, c, h, w)` to `(b, c, height, width)`. Options as for `enlarge`.
+
+    The network runs once, and again while a side is still too short (a x2 network asked for x4 runs twice).
+    """
+    progress: ProgressCallback | None = options.pop("on_progress", None)
+    passes = count_passes(image.shape[2], image.shape[3], model.config.scale, height, width)
+    work = [model.config.scale ** (2 * index) for index in range(passes)]  # pixels of each pass
+    for index in range(passes):
+        image = enlarge(model, image, on_progress=_share(progress, work, index), **options)
+    if image.shape[2:] == (height, width):
+        return image
+    return F.interpolate(image, (height, width), mode="bicubic", align_corners=False, antialias=True).clamp_(0, 1)
+
+
+def count_passes(height: int, width: int, scale: int, target_height: int, target_width: int) -> int:
+    """How often a network has to run until both sides are long enough, at least once."""
+    passes = 1
+    while scale > 1 and (height * scale**passes < target_height or width * scale**passes < target_width):
+        passes += 1
+    return passes
+
+
+def _share(progress: ProgressCallback | None, work: list[int], index: int) -> ProgressCallback | None:
+    """Progress of one pass as progress of all, in thousandths."""
+    if progress is None:
+        return None
+    before, all_ = sum(work[:index]), sum(work)
+    return lambda done, total: progress(round(1000 * (before + work[index] * done / total) / all_), 1000)

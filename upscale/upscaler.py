@@ -1,0 +1,183 @@
+"""`Upscaler`: a network on a device, ready for pictures of every kind."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..arch import TransformerSR, load_model
+from .engine import ProgressCallback, enlarge_to, target_size
+from .image_io import Picture, bleed, from_pil, to_pil
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+DEFAULT_MODEL = "x4-tiny"
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+AnyImage = TypeVar("AnyImage", Image.Image, np.ndarray, Tensor)
+
+
+def available_models() -> dict[str, Path]:
+    """The models that come with the package: name to file, the default first."""
+    files = {path.stem: path for path in sorted(WEIGHTS.glob("*.safetensors"))}
+    return dict(sorted(files.items(), key=lambda item: item[0] != DEFAULT_MODEL))
+
+
+def find_model(name_or_path: str | Path | None = None) -> Path:
+    """The file of a model that comes with the package, or the path itself. Raises FileNotFoundError listing the names there are."""
+    models = available_models()
+    name = str(name_or_path or DEFAULT_MODEL)
+    path = models.get(name, Path(name))
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{name}: no such model or file; expected one of {', '.join(models) or '(none installed)'}, or a path to weights"
+        )
+    return path
+
+
+def find_device(name: str | torch.device = "auto") -> torch.device:
+    """A device by name; "auto" is the first of CUDA, MPS and CPU that is there. Raises ValueError for one that is not."""
+    if str(name) == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); expected auto, cpu, cuda or mps") from error
+    return device
+
+
+def find_dtype(name: str, device: torch.device) -> torch.dtype:
+    """A precision by name; "auto" is fp16 on CUDA cards that compute in it, else fp32. Raises ValueError for an unknown one."""
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0) else torch.float32
+    if name not in DTYPES:
+        raise ValueError(f"dtype is {name!r}; expected auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def parse_bytes(text: str | int | None) -> int | None:
+    """A number of bytes from "2G", "1.5GiB", "800M" or a number. Raises ValueError for anything else."""
+    if text is None or isinstance(text, int):
+        return text
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(i?B)?\s*", text, re.IGNORECASE)
+    try:
+        return int(float(match[1]) * 1024 ** " KMGT".index(match[2].upper() or " "))  # type: ignore[index]
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"memory is {text!r}; expected a size such as 2G or 800M") from error
+
+
+class Upscaler:
+    """Enlarges pictures with a network. Every call is independent; one object may be used for any number of pictures of any size."""
+
+    def __init__(self, model: TransformerSR, memory: int | None = None):
+        """Use a network as it is, on its device and in its dtype; `memory` in bytes as for `from_pretrained`."""
+        self.model = model.eval()
+        self.memory = memory
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path | None = None,
+        device: str | torch.device = "auto",
+        dtype: str = "auto",
+        memory: str | int | None = None,
+    ) -> Upscaler:
+        """Load a network.
+
+        Args:
+            name_or_path: a model that comes with the package (`available_models`), or a file of weights; None takes the default.
+            device: "auto", "cpu", "cuda", "cuda:1", "mps".
+            dtype: "auto", "fp32", "bf16", "fp16". Norms, statistics and softmax are worked out in float32 whatever it is.
+            memory: most bytes that a run may take beside the weights, also as "2G"; None takes what is free.
+
+        Raises:
+            FileNotFoundError, CheckpointError, ValueError: with one sentence on what was expected.
+        """
+        found = find_device(device)
+        return cls(load_model(find_model(name_or_path)).to(found, find_dtype(dtype, found)), parse_bytes(memory))
+
+    @property
+    def scale(self) -> int:
+        """How many times larger one pass makes a picture."""
+        return self.model.config.scale
+
+    def __call__(
+        self, image: AnyImage, factor: float | None = None, size: tuple[int, int] | None = None, on_progress: ProgressCallback | None = None
+    ) -> AnyImage:
+        """Enlarge a picture and return one of the same kind.
+
+        Args:
+            image: PIL image of any mode; numpy `(h, w)` or `(h, w, c)` with c = 1, 3, 4, uint8, uint16 or float in [0, 1]; or torch
+                `(b, c, h, w)` with c = 1, 3, 4, float in [0, 1]. A fourth channel is transparency.
+            factor: enlarge each side by this and round; None takes the network's scale.
+            size: instead, the (height, width) wanted.
+            on_progress: called with (done, total) as the work goes on; it may raise to stop.
+
+        Returns:
+            The same type, layout and dtype, on the same device; numpy floats come back as float32.
+        """
+        options = {"factor": factor, "size": size, "on_progress": on_progress}
+        if isinstance(image, Image.Image):
+            return to_pil(self.enlarge_picture(from_pil(image), **options))  # type: ignore[return-value, arg-type]
+        if isinstance(image, Tensor):
+            return self._enlarge_tensor(image, **options)  # type: ignore[return-value, arg-type]
+        if isinstance(image, np.ndarray):
+            return self._enlarge_array(image, **options)  # type: ignore[return-value, arg-type]
+        raise TypeError(f"image is a {type(image).__name__}; expected a PIL image, a numpy array or a torch tensor")
+
+    def enlarge_picture(self, picture: Picture, **options) -> Picture:
+        """Enlarge a `Picture`; what it carries goes along."""
+        channels = picture.color if picture.alpha is None else np.dstack([picture.color, picture.alpha])
+        enlarged = self._enlarge_channels(channels, **options)
+        alpha = None if picture.alpha is None else enlarged[..., 3]
+        return Picture(enlarged[..., :3], alpha, picture.carried)
+
+    def _enlarge_array(self, image: np.ndarray, **options) -> np.ndarray:
+        channels = image[..., None] if image.ndim == 2 else image
+        if channels.ndim != 3 or channels.shape[2] not in (1, 3, 4):
+            raise ValueError(f"array has shape {image.shape}; expected (h, w) or (h, w, c) with c = 1, 3 or 4")
+        if image.dtype.kind not in "uf" or image.dtype.itemsize > (2 if image.dtype.kind == "u" else 8):
+            raise ValueError(f"array is {image.dtype}; expected uint8, uint16 or a float type with values in [0, 1]")
+        peak = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1
+        enlarged = self._enlarge_channels(channels.astype(np.float32) / np.float32(peak), **options)
+        if peak > 1:
+            enlarged = np.rint(enlarged * peak).astype(image.dtype)
+        return enlarged[..., 0] if image.ndim == 2 else enlarged
+
+    def _enlarge_channels(self, channels: np.ndarray, **options) -> np.ndarray:
+        """`(h, w, c)` float32 to the same enlarged, c = 1, 3 or 4."""
+        tensor = torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1)))[None]
+        return self._enlarge_tensor(tensor, **options)[0].permute(1, 2, 0).numpy()
+
+    def _enlarge_tensor(
+        self, image: Tensor, factor: float | None, size: tuple[int, int] | None, on_progress: ProgressCallback | None
+    ) -> Tensor:
+        if image.ndim != 4 or image.shape[1] not in (1, 3, 4) or not image.is_floating_point():
+            raise ValueError(
+                f"tensor has shape {tuple(image.shape)} and is {image.dtype}; expected (b, c, h, w) with c = 1, 3 or 4, a float type"
+            )
+        height, width = target_size(*image.shape[2:], self.scale, factor, size)
+        color, alpha = image[:, :3], image[:, 3:]
+        if alpha.shape[1]:
+            color = torch.stack([_bled(*pair) for pair in zip(color, alpha, strict=True)])
+            color = torch.cat([color, alpha.expand(-1, 3, -1, -1)])  # transparency goes through the same network, as a grey picture
+        color = color.float().expand(-1, 3, -1, -1)
+        large = enlarge_to(self.model, color, height, width, memory=self.memory, on_progress=on_progress)
+        if alpha.shape[1]:
+            count = image.shape[0]
+            large = torch.cat([large[:count], large[count:].mean(1, keepdim=True)], 1)
+        elif image.shape[1] == 1:
+            large = large.mean(1, keepdim=True)
+        return large.to(image.dtype)
+
+
+def _bled(color: Tensor, alpha: Tensor) -> Tensor:
+    """Visible colour carried on under what is transparent: `(3, h, w)` and `(1, h, w)` to `(3, h, w)`."""
+    filled = bleed(color.permute(1, 2, 0).float().cpu().numpy(), alpha[0].float().cpu().numpy())
+    return torch.from_numpy(filled).permute(2, 0, 1).to(color)
