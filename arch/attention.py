@@ -72,8 +72,9 @@ class WindowAttention(nn.Module):
             before = 0
         wh = ww = self.window_size
         h, w = qkv.shape[1] // wh, qkv.shape[2] // ww
-        q, k, v = rearrange(qkv, "b (h wh) (w ww) (qkv heads d) -> qkv (b h w) heads (wh ww) d", wh=wh, ww=ww, qkv=3, heads=self.num_heads)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(q.dtype), scale=self.scale)
+        pattern = "b (h wh) (w ww) (qkv heads d) -> qkv (b h w) heads (wh ww) d"
+        qkv = rearrange(qkv, pattern, wh=wh, ww=ww, qkv=3, heads=self.num_heads)
+        x = F.scaled_dot_product_attention(*qkv, attn_mask=self._bias(qkv.dtype), scale=self.scale)
         x = rearrange(x, "(b h w) heads (wh ww) d -> b (h wh) (w ww) (heads d)", h=h, w=w, wh=wh)
         if self.offset:
             x = x.narrow(1, before if top else 0, height).narrow(2, before, width)

@@ -1,9 +1,12 @@
 """Stream a picture through local layers in bands of rows, with exactly the full-frame result.
 
-A layer here takes an iterator of `Band`s, top to bottom, and yields the bands of its result. What it still needs for the rows
-to come (a convolution's last rows, half a window) it holds back itself, so nothing is computed twice and no seam exists. Chaining layers
-chains generators; only the rows between them are alive. One band holding the whole picture makes every layer an ordinary one:
-that is what training runs.
+A layer here takes an iterator of `Band`s, top to bottom, and gives the bands of its result. What it still needs for the rows to come (a
+convolution's last rows, half a window) it holds back itself, so nothing is computed twice and no seam exists. Chaining layers chains
+iterators, and only the rows held back and one layer's work are in memory. One band holding the whole picture makes every layer an
+ordinary one: that is what training runs.
+
+The chains are built from `map` and `filter` and not from generators, because a generator keeps its local variables, whole bands, alive
+while the layers after it work.
 
 Rows are tensors `b h w c`: batch, rows, columns, channels.
 """
@@ -26,27 +29,23 @@ class Band:
     top: bool
     bottom: bool
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Band:
-        """The band after a function that works on every pixel by itself."""
-        return Band(function(self.rows), self.top, self.bottom)
-
 
 Bands = Iterator[Band]
 
 
+def map_rows(function: Callable[[Tensor], Tensor], bands: Bands) -> Bands:
+    """Apply a function that works on every pixel by itself."""
+    return map(lambda band: Band(function(band.rows), band.top, band.bottom), bands)
+
+
+def map_slabs(function: Callable[[Band], Tensor], bands: Bands) -> Bands:
+    """Apply a function that looks one row beyond its own: it is given a band `with_halo` and returns the rows without."""
+    return map(lambda slab: Band(function(slab), slab.top, slab.bottom), with_halo(bands))
+
+
 def with_halo(bands: Bands, halo: int = 1) -> Bands:
     """Hand every row on once, with `halo` rows of context above and below it except beyond the picture's edge."""
-    held: Tensor | None = None
-    top = True
-    for band in bands:
-        rows = _join(held, band.rows)
-        done = rows.shape[1] - (0 if top else halo) - (0 if band.bottom else halo)
-        if done <= 0:
-            held = rows
-            continue
-        yield Band(rows, top, band.bottom)
-        held = None if band.bottom else rows[:, -2 * halo :].clone()
-        top = False
+    return filter(None, map(_Halo(halo).push, bands))
 
 
 def without_halo(slab: Band, halo: int = 1) -> Tensor:
@@ -56,18 +55,45 @@ def without_halo(slab: Band, halo: int = 1) -> Tensor:
 
 def in_cells(bands: Bands, size: int, offset: int = 0) -> Bands:
     """Regroup into whole cells of `size` rows. With an offset the first cell has `offset` rows, and the last is cut likewise."""
-    held: Tensor | None = None
-    start = 0
-    for band in bands:
-        rows = _join(held, band.rows)
+    return filter(None, map(_Cells(size, offset).push, bands))
+
+
+class _Halo:
+    """The rows that `with_halo` holds back."""
+
+    def __init__(self, halo: int):
+        self.halo = halo
+        self.held: Tensor | None = None
+        self.top = True
+
+    def push(self, band: Band) -> Band | None:
+        rows, top = _join(self.held, band.rows), self.top
+        if rows.shape[1] <= (0 if top else self.halo) + (0 if band.bottom else self.halo):
+            self.held = rows
+            return None
+        self.held = None if band.bottom else rows[:, -2 * self.halo :].clone()
+        self.top = False
+        return Band(rows, top, band.bottom)
+
+
+class _Cells:
+    """The rows that `in_cells` holds back."""
+
+    def __init__(self, size: int, offset: int):
+        self.size, self.offset = size, offset
+        self.held: Tensor | None = None
+        self.start = 0
+
+    def push(self, band: Band) -> Band | None:
+        rows, start = _join(self.held, band.rows), self.start
         end = start + rows.shape[1]
-        stop = end if band.bottom else (end - offset) // size * size + offset
+        stop = end if band.bottom else (end - self.offset) // self.size * self.size + self.offset
         if stop <= start:
-            held = rows
-            continue
-        yield Band(rows[:, : stop - start], start == 0, band.bottom)
-        held = rows[:, stop - start :].clone() if stop < end else None
-        start = stop
+            self.held = rows
+            return None
+        self.held = rows[:, stop - start :].clone() if stop < end else None
+        self.start = stop
+        return Band(rows[:, : stop - start], start == 0, band.bottom)
 
 
 def split(rows: Tensor, band_rows: int) -> Bands:
@@ -85,9 +111,12 @@ class RowQueue:
 
     def tee(self, bands: Bands) -> Bands:
         """Keep every band's rows while handing the bands on."""
-        for band in bands:
+
+        def keep(band: Band) -> Band:
             self._bands.append(band.rows)
-            yield band
+            return band
+
+        return map(keep, bands)
 
     def take(self, count: int) -> Tensor:
         """The next `count` rows (fewer at the end)."""
@@ -101,12 +130,15 @@ class RowQueue:
             count -= rows.shape[1]
         return taken[0] if len(taken) == 1 else torch.cat(taken, dim=1)
 
+    def add_to(self, rows: Tensor) -> Tensor:
+        """The given rows plus the next ones of the queue."""
+        return self.take(rows.shape[1]) + rows
+
     def drain(self, band_rows: int) -> Bands:
         """Take everything, in bands of `band_rows` rows."""
         top = True
         while self._bands:
-            rows = self.take(band_rows)
-            yield Band(rows, top, not self._bands)
+            yield Band(self.take(band_rows), top, not self._bands)
             top = False
 
 

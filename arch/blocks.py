@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import ChannelAttention, WindowAttention, gram_matrix
-from .bands import Band, Bands, RowQueue, in_cells, with_halo, without_halo
+from .bands import Band, Bands, RowQueue, in_cells, map_rows, map_slabs, without_halo
 
 
 class Conv3x3(nn.Conv2d):
@@ -55,11 +55,10 @@ class FeedForward(nn.Module):
 
     def forward(self, bands: Bands) -> Bands:
         skip = RowQueue()
-        hidden = (band.map(self._expand) for band in skip.tee(bands))
+        hidden = map_rows(self._expand, skip.tee(bands))
         if self.local is not None:
-            hidden = (Band(self.local(slab), slab.top, slab.bottom) for slab in with_halo(hidden))
-        for band in hidden:
-            yield band.map(lambda x: skip.take(x.shape[1]) + self.fc2(F.gelu(x)))
+            hidden = map_slabs(self.local, hidden)
+        return map_rows(lambda x: skip.add_to(self.fc2(F.gelu(x))), hidden)
 
     def _expand(self, x: Tensor) -> Tensor:
         return self.fc1(self.norm(x))
@@ -76,12 +75,12 @@ class WindowBlock(nn.Module):
         self.mlp = FeedForward(dim, mlp_ratio, local)
 
     def forward(self, bands: Bands) -> Bands:
-        return self.mlp(self._attend(_localised(self.local, bands)))
+        bands = bands if self.local is None else map_slabs(self.local, bands)
+        return self.mlp(map(self._attend, in_cells(bands, self.attention.window_size, self.attention.offset)))
 
-    def _attend(self, bands: Bands) -> Bands:
-        for band in in_cells(bands, self.attention.window_size, self.attention.offset):
-            rows = band.rows + self.attention(self.norm(band.rows), band.top, band.bottom)
-            yield Band(rows, band.top, band.bottom)
+    def _attend(self, cells: Band) -> Band:
+        rows = cells.rows + self.attention(self.norm(cells.rows), cells.top, cells.bottom)
+        return Band(rows, cells.top, cells.bottom)
 
 
 class ChannelBlock(nn.Module):
@@ -99,7 +98,8 @@ class ChannelBlock(nn.Module):
 
     def forward(self, bands: Bands, band_rows: int, on_rows: Callable[[int], None]) -> Bands:
         """`band_rows`: height of the bands handed on. `on_rows(count)` is called as rows arrive."""
-        return self.mlp(self._attend(_localised(self.local, bands), band_rows, on_rows))
+        bands = bands if self.local is None else map_slabs(self.local, bands)
+        return self.mlp(self._attend(bands, band_rows, on_rows))
 
     def _attend(self, bands: Bands, band_rows: int, on_rows: Callable[[int], None]) -> Bands:
         trunk = RowQueue()
@@ -107,9 +107,9 @@ class ChannelBlock(nn.Module):
         for band in trunk.tee(bands):
             gram = gram + gram_matrix(self.norm(band.rows))
             on_rows(band.rows.shape[1])
+        del band
         weight, bias = self.attention.mixing(gram)
-        for band in trunk.drain(band_rows):
-            yield band.map(lambda x: x + self.attention.apply(self.norm(x), weight, bias))
+        yield from map_rows(lambda x: x + self.attention.apply(self.norm(x), weight, bias), trunk.drain(band_rows))
 
 
 class ResidualGroup(nn.Module):
@@ -125,15 +125,4 @@ class ResidualGroup(nn.Module):
         x = bands if self.conv is None else skip.tee(bands)
         for block in self.blocks:
             x = block(x, band_rows, on_rows) if isinstance(block, ChannelBlock) else block(x)
-        if self.conv is None:
-            yield from x
-            return
-        for slab in with_halo(x):
-            rows = self.conv(slab)
-            yield Band(skip.take(rows.shape[1]) + rows, slab.top, slab.bottom)
-
-
-def _localised(local: DepthwiseConv | None, bands: Bands) -> Bands:
-    if local is None:
-        return bands
-    return (Band(local(slab), slab.top, slab.bottom) for slab in with_halo(bands))
+        return x if self.conv is None else map_slabs(lambda slab: skip.add_to(self.conv(slab)), x)

@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import ChannelAttention, WindowAttention
-from .bands import Band, Bands, split, with_halo
+from .bands import Bands, map_slabs, split, with_halo
 from .blocks import ChannelBlock, Conv3x3, ResidualGroup, WindowBlock
 
 # --- configuration -------------------------------------------------------------------------------
@@ -60,8 +60,8 @@ class TransformerSRConfig:
             value = getattr(self, name)
             if type(value) is not int or not 1 <= value <= most:
                 raise ValueError(f"{name} is {value!r}; expected a whole number from 1 to {most}")
-        if not self.depths or not all(type(depth) is int and 1 <= depth <= 256 for depth in self.depths) or len(self.depths) > 64:
-            raise ValueError(f"depths is {self.depths!r}; expected 1 to 64 whole numbers from 1 to 256")
+        if not all(type(depth) is int and depth >= 1 for depth in self.depths) or not 1 <= sum(self.depths) <= 256:
+            raise ValueError(f"depths is {self.depths!r}; expected whole numbers of at least 1, at most 256 together")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
         if self.design == "v2" and self.window_size % 2:
@@ -152,7 +152,7 @@ class TransformerSR(nn.Module):
         on_rows = on_rows or (lambda count: None)
 
         pixels = rearrange(image, "b c (h uh) (w uw) -> b h w (c uh uw)", uh=self.config.unshuffle, uw=self.config.unshuffle)
-        x = _convolve(self.conv_first, split(pixels - 0.5, band_rows))
+        x = map_slabs(self.conv_first, split(pixels - 0.5, band_rows))
         for group in self.body:
             x = group(x, band_rows, on_rows)
         bands = self._enlarge(x, image, on_rows)
@@ -212,7 +212,3 @@ def _group(config: TransformerSRConfig, depth: int) -> ResidualGroup:
         blocks.append(WindowBlock(window_attention, dim, config.mlp_ratio, local=v2))
         blocks.append(ChannelBlock(ChannelAttention(dim, heads, correlation=v2), dim, config.mlp_ratio, local=v2))
     return ResidualGroup(blocks, dim, residual=v2)
-
-
-def _convolve(conv: Conv3x3, bands: Bands) -> Bands:
-    return (Band(conv(slab), slab.top, slab.bottom) for slab in with_halo(bands))

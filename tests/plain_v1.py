@@ -33,7 +33,9 @@ def _linear(x: Tensor, part: dict[str, Tensor], name: str) -> Tensor:
 
 def _window(x: Tensor, part: dict[str, Tensor], heads: int, window: int) -> Tensor:
     h, w = x.shape[1] // window, x.shape[2] // window
-    qkv = rearrange(_linear(x, part, "window_attention.qkv"), "b (h i) (w j) (t n d) -> t (b h w) n (i j) d", t=3, n=heads, i=window, j=window)
+    qkv = rearrange(
+        _linear(x, part, "window_attention.qkv"), "b (h i) (w j) (t n d) -> t (b h w) n (i j) d", t=3, n=heads, i=window, j=window
+    )
     q, k, v = qkv
     d = q.shape[-1]
     x = torch.softmax((q / d) @ (k / d).transpose(-1, -2), -1) @ v
@@ -70,7 +72,10 @@ def random_state(pairs: int, dim: int, scale: int, seed: int = 0) -> dict[str, T
             for name in ("norm1", "norm2"):
                 state[f"{prefix}{name}.weight"] = draw(dim, size=0.2, mean=1.0)
                 state[f"{prefix}{name}.bias"] = draw(dim, size=0.2)
-    return state | {"out_conv.0.weight": draw(3 * scale**2, dim, 3, 3, size=0.1 / dim**0.5), "out_conv.0.bias": draw(3 * scale**2, size=0.1)}
+    return state | {
+        "out_conv.0.weight": draw(3 * scale**2, dim, 3, 3, size=0.1 / dim**0.5),
+        "out_conv.0.bias": draw(3 * scale**2, size=0.1),
+    }
 
 
 def newer_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -24,19 +24,25 @@ def psnr(sr: Tensor, gt: Tensor, mask: Tensor | None = None) -> float:
 
 def ssim(sr: Tensor, gt: Tensor) -> float:
     """Structural similarity (Wang et al. 2004): 11x11 Gaussian window of sigma 1.5, K1 = 0.01, K2 = 0.03, range 1, valid windows only."""
-    axis = torch.arange(11, device=sr.device, dtype=sr.dtype) - 5
-    window = (-axis.square() / (2 * 1.5**2)).exp()
-    window = (window / window.sum())[None, None, None]
 
     def blur(x: Tensor) -> Tensor:
-        return F.conv2d(F.conv2d(x.flatten(0, 1)[:, None], window), window.transpose(2, 3))
+        return gaussian_blur(x, sigma=1.5, radius=5)
 
     mu_x, mu_y = blur(sr), blur(gt)
     var_x, var_y = blur(sr * sr) - mu_x**2, blur(gt * gt) - mu_y**2
     covariance = blur(sr * gt) - mu_x * mu_y
     c1, c2 = 0.01**2, 0.03**2
-    map_ = ((2 * mu_x * mu_y + c1) * (2 * covariance + c2)) / ((mu_x**2 + mu_y**2 + c1) * (var_x + var_y + c2))
-    return float(map_.mean())
+    similarity = ((2 * mu_x * mu_y + c1) * (2 * covariance + c2)) / ((mu_x**2 + mu_y**2 + c1) * (var_x + var_y + c2))
+    return float(similarity.mean())
+
+
+def gaussian_blur(image: Tensor, sigma: float, radius: int) -> Tensor:
+    """Gaussian blur without padding: `(b, c, h, w)` loses `radius` pixels on every side."""
+    axis = torch.arange(-radius, radius + 1, device=image.device, dtype=image.dtype)
+    window = (-axis.square() / (2 * sigma**2)).exp()
+    window = (window / window.sum()).expand(image.shape[1], 1, 1, -1)
+    image = F.conv2d(image, window, groups=image.shape[1])
+    return F.conv2d(image, window.transpose(2, 3), groups=image.shape[1])
 
 
 def edge_mask(gt: Tensor) -> Tensor:
@@ -49,21 +55,26 @@ def flat_mask(gt: Tensor) -> Tensor:
     return sobel_magnitude(gt) < 0.02
 
 
-def shift(sr: Tensor, gt: Tensor) -> tuple[float, float]:
-    """How far `sr` lies below and right of `gt` (y, x) in pixels, good for small shifts.
+def shift(sr: Tensor, gt: Tensor, scale: int) -> tuple[float, float]:
+    """How far `sr` lies below and right of `gt` (y, x) in pixels, good for shifts of up to a few.
 
-    Least squares on the luma's gradient (Lucas and Kanade 1981), with `sr` moved back by the estimate and measured again.
+    Least squares on the luma's gradient (Lucas and Kanade 1981), `sr` being moved back by the estimate and measured again. Both are blurred
+    first, so that detail that only one of them has cannot pull the estimate. NaN for pictures too small or without gradient.
     """
-    a, b = luma(sr).double(), luma(gt).double()
+    radius = 3 * scale
+    if min(gt.shape[2:]) < 2 * radius + 16:
+        return float("nan"), float("nan")
+    a, b = (gaussian_blur(luma(image).double(), sigma=scale, radius=radius) for image in (sr, gt))
     total = torch.zeros(2, dtype=a.dtype, device=a.device)
+    inner = (..., slice(4, -4), slice(4, -4))
     for _ in range(5):
         moved = _translate(a, -total)
-        dy, dx = torch.gradient((moved + b) / 2, dim=(2, 3))
-        inner = (..., slice(4, -4), slice(4, -4))
-        gradient = torch.stack([dy[inner].flatten(), dx[inner].flatten()], 1)
-        difference = (b - moved)[inner].flatten()
-        step = torch.linalg.lstsq(gradient.T @ gradient, (gradient.T @ difference)[:, None]).solution[:, 0]
-        total = total + step
+        gradient = torch.stack([axis[inner].flatten() for axis in torch.gradient((moved + b) / 2, dim=(2, 3))], 1)
+        difference = (moved - b)[inner].flatten()
+        normal = gradient.T @ gradient
+        if torch.linalg.det(normal) < 1e-12:
+            return float("nan"), float("nan")
+        total = total - torch.linalg.solve(normal, gradient.T @ difference)
     return float(total[0]), float(total[1])
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over pictures; `shift` is how far the result lies below and right of the true picture, in its pixels."""
+    """Figures of one picture or many; `shift` is how far the result lies below and right of the true picture, in its pixels."""
 
     psnr_y: float
     ssim_y: float
@@ -76,14 +76,18 @@ def score_pair(pair: Pair, sr: Tensor, scale: int) -> Scores:
         psnr(sr, gt),
         psnr(sr_y, gt_y, edge_mask(gt_y)),
         psnr(sr_y, gt_y, flat_mask(gt_y)),
-        *shift(sr, gt),
+        *shift(sr, gt, scale),
     )
 
 
 def mean_scores(scores: list[Scores]) -> Scores:
-    """Mean over pictures; a figure that a picture does not have (no flat pixels) is left out of its mean."""
-    columns = ([getattr(one, field.name) for one in scores] for field in fields(Scores))
-    return Scores(*(fmean(kept) if (kept := [value for value in column if value == value]) else float("nan") for column in columns))
+    """Mean over pictures, of shifts the median; a figure that a picture does not have (no flat pixels) is left out of it."""
+
+    def average(name: str) -> float:
+        values = [value for one in scores if (value := getattr(one, name)) == value]
+        return float("nan") if not values else median(values) if name.startswith("shift") else fmean(values)
+
+    return Scores(*(average(field.name) for field in fields(Scores)))
 
 
 def resize_with(method: str, scale: int) -> Enlarge:

@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 ProgressCallback = Callable[[int, int], None]
 """Called with rows done and rows in all, at least once per band and channel block. It may raise to stop the run."""
 
+HELD_WINDOWS = 3
+"""Rows of windows that the layers between two channel blocks hold back together; the last band of a picture is larger by them."""
+
 CPU_BAND_PIXELS = 2**15
 """Pixels in a band on a CPU where memory allows more: what was fastest (benchmarks/bench_bands.py)."""
 
@@ -40,10 +43,10 @@ def picture_bytes(config: TransformerSRConfig, height: int, width: int, element_
 
 
 def row_bytes(config: TransformerSRConfig, width: int, element_size: int) -> int:
-    """What each row of a band costs: the rows that layers hold between them, queries, keys and values or the hidden layer, and the tail."""
-    body = (12 + 4 * config.mlp_ratio) * config.embed_dim
-    tail = 3 * config.channels * (config.scale * config.unshuffle) ** 2
-    return (body + tail) * width // config.unshuffle * element_size
+    """What each row that is worked on costs: queries, keys and values before and after their regrouping, or the hidden layer twice; or the tail."""
+    body = (8 + 2 * config.mlp_ratio) * config.embed_dim
+    tail = 4 * config.channels * (config.scale * config.unshuffle) ** 2
+    return max(body, tail) * width // config.unshuffle * element_size
 
 
 def plan_band_rows(
@@ -58,7 +61,8 @@ def plan_band_rows(
     rows = whole if most is None else max(step, min(most, whole) // step * step)
     if budget is None:
         return rows
-    fixed, per_row = picture_bytes(config, height, width, element_size), row_bytes(config, width, element_size)
+    per_row = row_bytes(config, width, element_size)
+    fixed = picture_bytes(config, height, width, element_size) + HELD_WINDOWS * step * per_row
     if budget < fixed + step * per_row:
         raise MemoryBudgetError(
             f"a picture of {width}x{height} needs at least {_readable(fixed + step * per_row)} with this model and precision, "

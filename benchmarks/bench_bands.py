@@ -1,0 +1,79 @@
+"""Time and peak memory of one picture over the height of the band, beside what the engine predicts.
+
+    python benchmarks/bench_bands.py --model x4-tiny --size 1024x1024 --bands 8 32 128 0
+
+Each line is a process of its own, because a process's peak memory never falls. A band of 0 rows is the whole picture at once. Times are
+ratios to the first line. Linux only (peak memory is read from the kernel).
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import subprocess
+import sys
+import time
+
+
+def measure(model: str, width: int, height: int, band_rows: int, repeats: int) -> tuple[float, int]:
+    """Seconds (best of `repeats`) and peak bytes beyond the loaded network and the picture, in this process."""
+    import torch
+
+    from transformersr import Upscaler
+
+    upscaler = Upscaler.from_pretrained(model, "cpu")
+    image = torch.rand(1, 3, height, width)
+    out = image.new_zeros(1, 3, height * upscaler.scale, width * upscaler.scale)
+    with torch.inference_mode():
+        upscaler.model(image[..., :64, :64])
+        before = _status("VmRSS")
+        seconds = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            upscaler.model(image, band_rows=band_rows or None, out=out)
+            seconds.append(time.perf_counter() - start)
+    return min(seconds), _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="x4-tiny")
+    parser.add_argument("--size", default="1024x1024")
+    parser.add_argument("--bands", type=int, nargs="+", default=[8, 32, 128, 0])
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    width, height = map(int, options.size.split("x"))
+    if options.child is not None:
+        print(*measure(options.model, width, height, options.child, options.repeats))
+        return
+
+    import torch
+
+    from transformersr import Upscaler
+    from transformersr.upscale.engine import HELD_WINDOWS, picture_bytes, row_bytes
+
+    config = Upscaler.from_pretrained(options.model, "cpu").model.config
+    print(
+        f"{options.model}, {width}x{height}, fp32, {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}, "
+        f"torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    )
+    print("| band rows | time / first | peak MiB | predicted MiB |\n| --- | --- | --- | --- |")
+    first = None
+    for band_rows in options.bands:
+        command = [sys.executable, __file__, *sys.argv[1:], "--child", str(band_rows)]
+        seconds, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        first = first or float(seconds)
+        predicted = picture_bytes(config, height, width, 4) + row_bytes(config, width, 4) * (
+            (band_rows or height) + HELD_WINDOWS * config.window_size
+        )
+        print(f"| {band_rows or 'all'} | {float(seconds) / first:.2f} | {int(peak) / 2**20:.0f} | {predicted / 2**20:.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
