@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from transformersr.arch import VARIANTS, TransformerSR, TransformerSRConfig, load_model
 from transformersr.arch.attention import ChannelAttention, WindowAttention, gram_matrix
+from transformersr.arch.model import BicubicEnlargement
 
 from models import V1, V2, random_model
 from plain_v1 import newer_keys, plain_v1, random_state
@@ -87,7 +88,7 @@ def test_windows_exchange_and_channels_see_everything():
 
 def test_a_new_v2_network_starts_near_bicubic():
     image = torch.rand(1, 3, 24, 24)
-    bicubic = torch.nn.functional.interpolate(image, scale_factor=4, mode="bicubic")
+    bicubic = torch.nn.functional.interpolate(image, scale_factor=4, mode="bicubic", antialias=True)  # with it, PyTorch takes a = -1/2
     with torch.inference_mode():
         assert (TransformerSR(VARIANTS["tiny"])(image) - bicubic).abs().mean() < 0.1
 
@@ -119,3 +120,11 @@ def test_gradients_are_those_of_one_band_in_every_band():
     model(image, band_rows=4).sum().backward()
     for parameter, expected in zip(model.parameters(), whole, strict=True):
         assert torch.allclose(parameter.grad, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_bicubic_enlargement_is_that_of_pillow_and_pytorch(scale):
+    image = torch.rand(1, 3, 9, 7)
+    expected = torch.nn.functional.interpolate(image, scale_factor=scale, mode="bicubic", antialias=True)
+    inner = (..., slice(2 * scale, -2 * scale), slice(2 * scale, -2 * scale))
+    assert torch.allclose(BicubicEnlargement(scale)(image, 0, 9)[inner], expected[inner], atol=1e-6)

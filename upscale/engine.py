@@ -43,7 +43,7 @@ def picture_bytes(config: TransformerSRConfig, height: int, width: int, element_
 
 
 def row_bytes(config: TransformerSRConfig, width: int, element_size: int) -> int:
-    """What each row that is worked on costs: queries, keys and values before and after their regrouping, or the hidden layer twice; or the tail."""
+    """What each row that is worked on costs: queries, keys and values twice, or the hidden layer twice, or the tail."""
     body = (8 + 2 * config.mlp_ratio) * config.embed_dim
     tail = 4 * config.channels * (config.scale * config.unshuffle) ** 2
     return max(body, tail) * width // config.unshuffle * element_size

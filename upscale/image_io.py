@@ -8,7 +8,8 @@ What each format keeps of it:
 - JPEG: ICC, EXIF, XMP and dpi; the comment, and of the text what has a place in `EXIF_TEXT`; 8 bits. Alpha is put on white.
 - BMP: dpi; 8 bits. Alpha is put on white.
 
-Never kept: further frames or pages, palettes, CMYK and Lab (which become sRGB), IPTC, and chunks of one vendor.
+Never kept: further frames or pages, palettes, CMYK and Lab (which become sRGB), IPTC, and chunks of one vendor. EXIF data stay byte for
+byte, except in TIFF and where text is added to them: then their thumbnail goes.
 """
 
 from __future__ import annotations
@@ -214,7 +215,8 @@ def _with_rawmode(tile: Any, rawmode: str) -> Any:
 def _convert(decoded: _Decoded) -> Picture:
     image, mode, full = decoded.image, _mode_to_take(decoded.image), _full_scale(decoded)
     key, transform = _transparent_value(decoded), _transform_to_srgb(decoded)
-    carried, orientation = _carried(decoded, mode not in ("RGB", "RGBA") or decoded.rawmode == "LA;16B", full)
+    grey = (mode not in ("RGB", "RGBA") or decoded.rawmode == "LA;16B") and image.format != "GIF"  # Pillow calls some palettes L
+    carried, orientation = _carried(decoded, grey, full)
     shape = image.size if orientation >= 5 else image.size[::-1]
     color, alpha = np.empty((*shape, 3), np.float32), None
     for rows in _row_bands(image.height, image.width):
@@ -222,8 +224,8 @@ def _convert(decoded: _Decoded) -> Picture:
         if samples.dtype == np.float32 and not np.isfinite(samples).all():
             raise PictureError(f"{decoded.name}: the picture has values that are infinite or not numbers")
         channels = samples.shape[2]
-        grey_or_color = np.clip(samples[..., : 1 if channels < 3 else 3], 0, full)
-        np.divide(grey_or_color, full, out=_as_stored(color, orientation)[rows], dtype=np.float32)
+        light = np.clip(samples[..., : 1 if channels < 3 else 3], 0, full)
+        np.divide(light, full, out=_as_stored(color, orientation)[rows], dtype=np.float32)
         if key is not None or channels in (2, 4):
             alpha = np.empty(shape, np.float32) if alpha is None else alpha
             opacity = samples[..., -1] / np.float32(full) if key is None else (samples != key).any(axis=2)
@@ -505,7 +507,8 @@ def _options(carried: Carried, format: str, quality: int) -> dict[str, Any]:
         return {"dpi": dpi}
     exif = _exif_with_text(carried, format)
     if format == "TIFF":
-        return {"exif": _descriptive(_parsed(exif), carried.xmp), "icc_profile": profile, "dpi": dpi}
+        tags = _descriptive(_parsed(exif), carried.xmp)
+        return {"exif": None if tags is None else _parsed(tags), "icc_profile": profile, "dpi": dpi}
     if format == "WEBP":
         profile = None if profile is not None and profile[16:20] == b"GRAY" else profile
         coding = {"lossless": True, "exact": True} if quality == 100 else {"quality": quality}
@@ -547,13 +550,17 @@ def _exif_with_text(carried: Carried, format: str) -> bytes | None:
 
 def _add_to_exif(data: bytes | None, tag: int, start: str, text: str) -> bytes | None:
     exif = _parsed(data)
-    place = _sub_ifd(exif, EXIF_IFD) if tag == USER_COMMENT else exif
-    if tag in place:
-        return data
-    if tag == USER_COMMENT:
-        exif[EXIF_IFD] = {**place, tag: b"UNICODE\0" + text.encode("utf-16-be", "replace")}
-    else:
+    if tag != USER_COMMENT:
+        if tag in exif:
+            return data
         exif[tag] = (start + text).encode("utf-8", "replace")
+        return exif.tobytes()
+    details = dict(exif.get_ifd(EXIF_IFD))
+    if tag in details:
+        return data
+    if INTEROP_IFD in details:
+        details[INTEROP_IFD] = exif.get_ifd(INTEROP_IFD)  # in place of where it was in the old block
+    exif[EXIF_IFD] = {**details, tag: b"UNICODE\0" + text.encode("utf-16-be", "replace")}
     return exif.tobytes()
 
 
@@ -561,14 +568,22 @@ def _descriptive(exif: Image.Exif, xmp: bytes | None = None) -> bytes | None:
     """The EXIF data that may go from or into a TIFF."""
     kept = Image.Exif()
     for tag in DESCRIPTIVE_TAGS:
-        if tag in exif:
-            kept[tag] = _sub_ifd(exif, tag) if tag in (EXIF_IFD, GPS_IFD) else exif[tag]
+        if tag in (EXIF_IFD, GPS_IFD) and tag in exif:  # what is nested deeper, Pillow writes to the wrong place of a TIFF
+            kept[tag] = {key: _unlettered(value) for key, value in exif.get_ifd(tag).items() if key != INTEROP_IFD}
+        elif tag in exif:
+            kept[tag] = _unlettered(exif[tag])
     if xmp is not None:
         kept[XMP_TAG] = xmp
     return kept.tobytes() if len(kept) else None
 
 
+def _unlettered(value: Any) -> Any:
+    """Text that is not ASCII as its bytes: Pillow reads it as Latin-1, and would write question marks."""
+    return value.encode("latin-1", "replace") if isinstance(value, str) and not value.isascii() else value
+
+
 def _parsed(data: bytes | None) -> Image.Exif:
+    """EXIF data to be changed and written; empty where they are damaged."""
     exif = Image.Exif()
     try:
         exif.load(data or b"")
@@ -576,14 +591,10 @@ def _parsed(data: bytes | None) -> Image.Exif:
     except _DAMAGE as error:
         logger.warning("the EXIF data are damaged and not written (%s)", error)
         return Image.Exif()
+    for entries in (exif, *(exif.get_ifd(tag) for tag in (EXIF_IFD, GPS_IFD) if tag in exif)):
+        for tag, value in list(entries.items()):
+            entries[tag] = _unlettered(value)
     return exif
-
-
-def _sub_ifd(exif: Image.Exif, tag: int) -> dict[int, Any]:
-    entries = dict(exif.get_ifd(tag))
-    if INTEROP_IFD in entries:
-        entries[INTEROP_IFD] = exif.get_ifd(INTEROP_IFD)  # in place of its offset in the old block
-    return entries
 
 
 def _xmp_segment(xmp: bytes | None) -> bytes | None:

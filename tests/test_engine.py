@@ -1,0 +1,217 @@
+"""The engine: the same result within any memory, sizes exact, failures met."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from transformersr.arch import VARIANTS, TransformerSR
+from transformersr.upscale.engine import (
+    HELD_WINDOWS,
+    MemoryBudgetError,
+    enlarge,
+    enlarge_to,
+    picture_bytes,
+    plan_band_rows,
+    row_bytes,
+    target_size,
+)
+
+from models import V1, V2, random_model
+
+
+@pytest.mark.parametrize("config", [V1, V2], ids=["v1", "v2"])
+def test_a_small_budget_changes_nothing_but_the_band(config, monkeypatch):
+    monkeypatch.setattr("transformersr.upscale.engine.CPU_BAND_PIXELS", 2**30)
+    model, image = random_model(config), torch.rand(2, 3, 96, 40)
+    bands = []
+    forward = model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda *args, band_rows, **options: bands.append(band_rows) or forward(*args, band_rows=band_rows, **options)
+    )
+    expected = enlarge(model, image)
+    least = picture_bytes(config, 96, 40, 4) + (1 + HELD_WINDOWS) * config.window_size * row_bytes(config, 40, 4)
+    assert (enlarge(model, image, memory=least) - expected).abs().max() <= 1e-5
+    assert bands == [96, 96, 4, 4]
+    with pytest.raises(MemoryBudgetError, match=r"40x96.*raise the budget"):
+        enlarge(model, image, memory=least - 1)
+
+
+class LivePeak(TorchDispatchMode):
+    """Most bytes that tensors made under it held at a time."""
+
+    def __init__(self):
+        super().__init__()
+        self.live = self.peak = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self.known:
+                self.known.add(storage._cdata)
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self.forget, storage._cdata, storage.nbytes())
+        return result
+
+    def forget(self, key: int, size: int):
+        self.known.discard(key)
+        self.live -= size
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        VARIANTS["tiny"],
+        VARIANTS["base"],
+        dataclasses.replace(VARIANTS["original"], embed_dim=64, depths=(3,)),
+        dataclasses.replace(VARIANTS["tiny"], scale=1),
+    ],
+    ids=["tiny", "base", "v1", "x1"],
+)
+@pytest.mark.parametrize("band_rows", [8, 32, 192])
+def test_peak_memory_stays_below_the_announced(config, band_rows):
+    model, image = TransformerSR(config).eval(), torch.rand(1, 3, 192, 64)
+    with torch.inference_mode(), LivePeak() as memory:
+        model(image, band_rows=band_rows, out=torch.empty(1, 3, 192 * config.scale, 64 * config.scale))
+    announced = picture_bytes(config, 192, 64, 4) + row_bytes(config, 64, 4) * (band_rows + HELD_WINDOWS * config.window_size)
+    assert memory.peak <= announced
+    assert memory.peak > announced / 4  # the announcement means something
+
+
+def test_bands_are_whole_windows_and_no_more_than_asked():
+    config = VARIANTS["base"]
+    assert plan_band_rows(config, 1000, 1000, 4, None) == 1000
+    assert plan_band_rows(config, 1001, 1000, 4, None, most=37) == 32
+    assert plan_band_rows(config, 1001, 1000, 4, None, most=1) == 8
+    enough = picture_bytes(config, 1000, 1000, 4) + row_bytes(config, 1000, 4) * 100
+    assert plan_band_rows(config, 1000, 1000, 4, enough) == 72
+
+
+def test_running_out_of_memory_halves_the_band_and_says_so_once(monkeypatch, caplog):
+    monkeypatch.setattr("transformersr.upscale.engine.CPU_BAND_PIXELS", 2**30)
+    model, image = random_model(V2), torch.rand(1, 3, 64, 16)
+    expected, forward, tried = enlarge(model, image), model.forward, []
+
+    def full(*args, band_rows, **options):
+        tried.append(band_rows)
+        if band_rows > 16:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
+        return forward(*args, band_rows=band_rows, **options)
+
+    monkeypatch.setattr(model, "forward", full)
+    assert (enlarge(model, image) - expected).abs().max() <= 1e-5
+    assert tried == [64, 32, 16]
+    assert len([record for record in caplog.records if "out of memory" in record.message]) == 1
+
+
+def test_a_device_too_small_for_one_band_says_what_to_do(monkeypatch):
+    model = random_model(V2)
+
+    def full(*args, **options):
+        raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 5 bytes.")
+
+    monkeypatch.setattr(model, "forward", full)
+    with pytest.raises(MemoryBudgetError, match="smaller model"):
+        enlarge(model, torch.rand(1, 3, 16, 16))
+
+
+def test_other_errors_travel_on(monkeypatch):
+    model = random_model(V2)
+    monkeypatch.setattr(model, "forward", lambda *args, **options: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        enlarge(model, torch.rand(1, 3, 16, 16))
+
+
+def test_progress_is_called_for_every_band_and_ends_at_the_total():
+    model, calls = random_model(V2), []
+    enlarge(model, torch.rand(2, 3, 40, 16), on_progress=lambda done, total: calls.append((done, total)), memory=10**6)
+    done = [one for one, _ in calls]
+    assert done == sorted(done)
+    assert calls[-1][0] == calls[-1][1] == 2 * model.total_rows(40)
+    assert len(calls) >= 2 * (sum(V2.depths) + 1)
+
+
+def test_progress_may_cancel():
+    class Cancelled(Exception):
+        pass
+
+    def cancel(done, total):
+        raise Cancelled
+
+    with pytest.raises(Cancelled):
+        enlarge(random_model(V2), torch.rand(1, 3, 40, 16), on_progress=cancel)
+
+
+def test_half_precision_that_overflows_is_done_again_in_float32(caplog):
+    model = random_model(V2)
+    with torch.no_grad():
+        model.conv_first.weight.mul_(1e5)
+        model.upsample.weight.mul_(1e-3)
+    image = torch.rand(1, 3, 16, 16)
+    expected = enlarge(model, image)
+    result = enlarge(model.half(), image)
+    assert result.isfinite().all()
+    assert "float32" in caplog.text
+    assert next(model.parameters()).dtype == torch.float16
+    assert expected.isfinite().all()
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
+def test_half_precisions_stay_close(dtype, tolerance):
+    image = torch.rand(1, 3, 24, 24)
+    expected = enlarge(random_model(V2), image)
+    assert (enlarge(random_model(V2).to(dtype), image) - expected).abs().max() < tolerance
+
+
+def test_nan_in_the_picture_is_taken_as_black_and_said(caplog):
+    model, image = random_model(V2), torch.rand(1, 3, 16, 16)
+    black = image.clone()
+    black[0, :, 3, 4] = 0
+    image[0, :, 3, 4] = float("nan")
+    assert torch.equal(enlarge(model, image), enlarge(model, black))
+    assert "not finite" in caplog.text
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 4, 8, 8), (1, 3, 0, 8)])
+def test_other_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match="expected"):
+        enlarge(random_model(V2), torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("factor", "expected"), [(1, (7, 13)), (1.5, (10, 20)), (2, (14, 26)), (3, (21, 39)), (4, (28, 52)), (7.3, (51, 95))]
+)
+def test_any_factor_gives_the_rounded_size(factor, expected):
+    height, width = target_size(7, 13, 2, factor)
+    assert (height, width) == expected
+    calls = []
+    result = enlarge_to(random_model(V2), torch.rand(1, 3, 7, 13), height, width, on_progress=lambda *call: calls.append(call))
+    assert result.shape == (1, 3, *expected)
+    assert result.min() >= 0
+    assert result.max() <= 1
+    assert calls[-1] == (1000, 1000)
+
+
+def test_a_network_that_starts_as_bicubic_does_not_shift():
+    model = TransformerSR(dataclasses.replace(VARIANTS["tiny"], depths=(1,))).eval()
+    torch.nn.init.zeros_(model.upsample.weight)
+    ramp = torch.linspace(0.1, 0.9, 64).expand(1, 3, 48, 64)
+    result = enlarge(model, ramp)[0, 0, 8:-8, 16:-16]
+    centres = (torch.arange(64 * 4) + 0.5) / 4 - 0.5
+    expected = (0.1 + 0.8 * centres / 63)[16:-16]
+    slope = 0.8 / 63 / 4  # of the ramp per result pixel
+    assert ((result - expected).abs().max() / slope) < 0.01
+
+
+def test_float_resize_never_goes_through_8_bits():
+    model = random_model(V2)
+    result = enlarge_to(model, torch.linspace(0.4, 0.41, 64).expand(1, 3, 64, 64), 96, 96)
+    assert len(np.unique(result.numpy())) > 256
