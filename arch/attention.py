@@ -47,6 +47,8 @@ class WindowAttention(nn.Module):
         position_bias: learn a bias per head and offset between two pixels.
     """
 
+    position_index: Tensor
+
     def __init__(self, dim: int, num_heads: int, window_size: int, offset: int, scale: float, position_bias: bool):
         super().__init__()
         self.num_heads = num_heads
@@ -74,7 +76,8 @@ class WindowAttention(nn.Module):
         h, w = qkv.shape[1] // wh, qkv.shape[2] // ww
         pattern = "b (h wh) (w ww) (qkv heads d) -> qkv (b h w) heads (wh ww) d"
         qkv = rearrange(qkv, pattern, wh=wh, ww=ww, qkv=3, heads=self.num_heads)
-        x = F.scaled_dot_product_attention(*qkv, attn_mask=self._bias(qkv.dtype), scale=self.scale)
+        q, k, v = qkv
+        x = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(q.dtype), scale=self.scale)
         x = rearrange(x, "(b h w) heads (wh ww) d -> b (h wh) (w ww) (heads d)", h=h, w=w, wh=wh)
         if self.offset:
             x = x.narrow(1, before if top else 0, height).narrow(2, before, width)
@@ -136,7 +139,7 @@ class ChannelAttention(nn.Module):
             return folded[..., :-1], (folded[..., -1] + self.proj.bias.float())[:, None]
 
     @staticmethod
-    def apply(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def mix(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Run the map from `mixing` on rows `b h w c`."""
         tokens = rearrange(x, "b h w c -> b (h w) c")
         tokens = torch.baddbmm(bias.to(x.dtype), tokens, weight.to(x.dtype).transpose(1, 2))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ class Conv3x3(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, groups: int = 1):
         super().__init__(in_channels, out_channels, 3, padding=1, groups=groups)
 
-    def forward(self, slab: Band) -> Tensor:
+    def forward(self, slab: Band) -> Tensor:  # type: ignore[override]
         """Rows from `with_halo`; returns the rows without the halo."""
         x = rearrange(slab.rows, "b h w c -> b c h w")
         padding = (1, 1)
@@ -36,10 +37,10 @@ class DepthwiseConv(Conv3x3):
 
     def __init__(self, dim: int):
         super().__init__(dim, dim, groups=dim)
-        nn.init.zeros_(self.weight)
-        nn.init.zeros_(self.bias)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
 
-    def forward(self, slab: Band) -> Tensor:
+    def forward(self, slab: Band) -> Tensor:  # type: ignore[override]
         return without_halo(slab) + super().forward(slab)
 
 
@@ -103,13 +104,13 @@ class ChannelBlock(nn.Module):
 
     def _attend(self, bands: Bands, band_rows: int, on_rows: Callable[[int], None]) -> Bands:
         trunk = RowQueue()
-        gram: Tensor | float = 0.0
+        grams = []
         for band in trunk.tee(bands):
-            gram = gram + gram_matrix(self.norm(band.rows))
+            grams.append(gram_matrix(self.norm(band.rows)))
             on_rows(band.rows.shape[1])
-        del band
-        weight, bias = self.attention.mixing(gram)
-        yield from map_rows(lambda x: x + self.attention.apply(self.norm(x), weight, bias), trunk.drain(band_rows))
+            del band  # or its rows would stay alive while the trunk is read
+        weight, bias = self.attention.mixing(torch.stack(grams).sum(0))
+        yield from map_rows(lambda x: x + self.attention.mix(self.norm(x), weight, bias), trunk.drain(band_rows))
 
 
 class ResidualGroup(nn.Module):
@@ -121,8 +122,8 @@ class ResidualGroup(nn.Module):
         self.conv = Conv3x3(dim, dim) if residual else None
 
     def forward(self, bands: Bands, band_rows: int, on_rows: Callable[[int], None]) -> Bands:
-        skip = RowQueue()
-        x = bands if self.conv is None else skip.tee(bands)
+        skip, conv = RowQueue(), self.conv
+        x = bands if conv is None else skip.tee(bands)
         for block in self.blocks:
             x = block(x, band_rows, on_rows) if isinstance(block, ChannelBlock) else block(x)
-        return x if self.conv is None else map_slabs(lambda slab: skip.add_to(self.conv(slab)), x)
+        return x if conv is None else map_slabs(lambda slab: skip.add_to(conv(slab)), x)

@@ -130,10 +130,10 @@ class TransformerSR(nn.Module):
         self.body = nn.ModuleList(_group(config, depth) for depth in config.depths)
         self.upsample = Conv3x3(dim, out_channels)
         self.residual = BicubicEnlargement(config.scale) if config.design == "v2" else None
-        if config.design == "v2":
+        if self.residual is not None:
             with torch.no_grad():  # start close to the bicubic enlargement
-                self.upsample.weight.mul_(0.1)
-                self.upsample.bias.zero_()
+                for parameter in self.upsample.parameters():
+                    parameter.mul_(0.1)
 
     def forward(
         self, image: Tensor, band_rows: int | None = None, on_rows: Callable[[int], None] | None = None, out: Tensor | None = None
@@ -199,6 +199,7 @@ class BicubicEnlargement(nn.Module):
     """
 
     HALO = 2
+    filters: Tensor
 
     def __init__(self, scale: int):
         super().__init__()

@@ -59,7 +59,7 @@ def test_channel_attention_from_the_gram_matrix_is_attention_among_channels():
     attention = ChannelAttention(16, 2, correlation=True)
     torch.nn.init.normal_(attention.temperature)
     x = torch.randn(3, 6, 5, 16)
-    got = attention.apply(x, *attention.mixing(gram_matrix(x)))
+    got = attention.mix(x, *attention.mixing(gram_matrix(x)))
     q, k, v = attention.qkv(x.flatten(1, 2)).transpose(1, 2).unflatten(1, (3, 2, 8)).unbind(1)
     logits = torch.nn.functional.normalize(q, dim=-1) @ torch.nn.functional.normalize(k, dim=-1).transpose(-1, -2)
     mixed = (logits * attention.temperature[:, None, None]).softmax(-1) @ v

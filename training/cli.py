@@ -16,22 +16,15 @@ class SettingsCommand(click.Command):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         from .config import TrainConfig, field_help
 
-        help_texts = field_help()
-        hints = typing.get_type_hints(TrainConfig)
+        hints, help_texts = typing.get_type_hints(TrainConfig), field_help()
         options: list[click.Parameter] = []
         for field in dataclasses.fields(TrainConfig):
-            listed = hints[field.name] not in (int, float, str)
-            default = ", ".join(field.default) if listed else field.default
-            options.append(
-                click.Option(
-                    [f"--{field.name.replace('_', '-')}"],
-                    type=str if listed else hints[field.name],
-                    multiple=listed,
-                    default=None,
-                    help=f"{help_texts[field.name]} [default: {default}]" if default != "" else help_texts[field.name],
-                )
-            )
-        return [*super().get_params(ctx)[:-1], *options, super().get_params(ctx)[-1]]
+            value: typing.Any = field.default
+            listed = isinstance(value, tuple)
+            kind = str if listed else hints[field.name]
+            help_text = help_texts[field.name] + ("" if value in ("", ()) else f" [default: {value}]")
+            options.append(click.Option([f"--{field.name.replace('_', '-')}"], type=kind, multiple=listed, default=None, help=help_text))
+        return [*super().get_params(ctx), *options]
 
 
 @click.command(cls=SettingsCommand)

@@ -116,7 +116,8 @@ def from_values(values: dict[str, object]) -> TrainConfig:
     hints = typing.get_type_hints(TrainConfig)
     if unknown := sorted(set(values) - set(hints)):
         raise ValueError(f"unknown setting {', '.join(unknown)}; known are {', '.join(hints)}")
-    return TrainConfig(**{name: _checked(name, value, hints[name]) for name, value in values.items()})
+    checked: dict[str, typing.Any] = {name: _checked(name, value, hints[name]) for name, value in values.items()}
+    return TrainConfig(**checked)
 
 
 def _checked(name: str, value: object, hint: object) -> object:

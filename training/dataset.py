@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..upscale.image_io import READABLE, PictureError, read_picture
 from .degradation import PRESETS, degrade
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif")
 MARGIN = 16
 """Sharp pixels around a crop that are degraded with it and then cut off, so that filters meet the picture and not the crop's border."""
 
@@ -36,9 +36,9 @@ def find_pictures(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of pictures, and there is no such folder")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in READABLE and path.is_file())
     if not paths:
-        raise ValueError(f"{folder}: no pictures found; expected files ending in {', '.join(SUFFIXES)}")
+        raise ValueError(f"{folder}: no pictures found; expected files ending in {', '.join(READABLE)}")
     return paths
 
 
@@ -62,12 +62,13 @@ def split_pictures(folder: str | Path, validation: tuple[str, ...] = (), exclude
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """A picture file as `(h, w, 3)` uint8; transparent parts lie on grey."""
-    with Image.open(path) as image:
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, (128, 128, 128, 255)), image)
-        return np.asarray(image.convert("RGB"))
+    """A picture file as `(h, w, 3)` uint8; transparent parts lie on grey. Raises PictureError, OSError."""
+    picture = read_picture(path)
+    color = picture.color
+    if picture.alpha is not None:
+        alpha = picture.alpha[..., None]
+        color = color * alpha + 0.5 * (1 - alpha)
+    return np.rint(color * 255).astype(np.uint8)
 
 
 def read_pictures(paths: list[Path], smallest: int) -> list[np.ndarray]:
@@ -76,8 +77,8 @@ def read_pictures(paths: list[Path], smallest: int) -> list[np.ndarray]:
     for path in paths:
         try:
             picture = read_rgb(path)
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-            logger.warning("%s is left out: %s", path, error)
+        except (OSError, PictureError) as error:
+            logger.warning("left out: %s", error)
             continue
         if min(picture.shape[:2]) < smallest:
             logger.warning("%s is left out: %dx%d, smaller than a crop (%d)", path, picture.shape[1], picture.shape[0], smallest)

@@ -79,9 +79,9 @@ def shift(sr: Tensor, gt: Tensor, scale: int) -> tuple[float, float]:
 
 
 def _translate(image: Tensor, offset: Tensor) -> Tensor:
-    """Move an image's content by a fraction of a pixel (y, x), bicubically."""
+    """Move an image's content by a fraction of a pixel (y, x); linear, because PyTorch's bicubic filter bends ramps."""
     height, width = image.shape[2:]
     y = torch.arange(height, device=image.device, dtype=image.dtype) - offset[0]
     x = torch.arange(width, device=image.device, dtype=image.dtype) - offset[1]
     grid = torch.stack(torch.meshgrid((2 * x + 1) / width - 1, (2 * y + 1) / height - 1, indexing="xy"), -1)
-    return F.grid_sample(image, grid[None].expand(image.shape[0], -1, -1, -1), mode="bicubic", padding_mode="border", align_corners=False)
+    return F.grid_sample(image, grid[None].expand(image.shape[0], -1, -1, -1), mode="bilinear", padding_mode="border", align_corners=False)

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from .checkpoint import Progress, load_state, save_state
 from .config import TrainConfig
 from .dataset import CropDataset, read_pictures, split_pictures
 from .losses import edge_weighted_l1
-from .validate import resize_with, score, validation_pairs
+from .validate import Pair, resize_with, score, validation_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,8 @@ def initial_network(config: TrainConfig) -> TransformerSR:
 
 def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """AdamW; only matrices and convolutions of more than one input decay, not norms, biases, temperatures and position tables."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in net.named_parameters():
         (decayed if parameter.ndim > 1 and "position_bias" not in name else free).append(parameter)
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
@@ -108,7 +110,8 @@ def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
 
 def batches(crops: CropDataset, config: TrainConfig, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of `lq` and `gt` (uint8) for step `first_step` and all after it."""
-    indices = (range(step * config.batch, (step + 1) * config.batch) for step in itertools.count(first_step))
+    steps = itertools.count(first_step)
+    indices: Any = (range(step * config.batch, (step + 1) * config.batch) for step in steps)  # a generator, where the stubs want a Sampler
     return iter(DataLoader(crops, batch_sampler=indices, num_workers=config.workers, pin_memory=torch.cuda.is_available()))
 
 
@@ -129,7 +132,15 @@ def update_average(ema: nn.Module, net: nn.Module, decay: float, step: int) -> N
     torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), weight)
 
 
-def validate_and_save(out: Path, config: TrainConfig, net: nn.Module, ema: TransformerSR, optimizer, progress: Progress, pairs) -> None:
+def validate_and_save(
+    out: Path,
+    config: TrainConfig,
+    net: nn.Module,
+    ema: TransformerSR,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    pairs: list[Pair],
+) -> None:
     """Measure the averaged weights, then write them and the run's state."""
     device = next(ema.parameters()).device
     with torch.inference_mode():

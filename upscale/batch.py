@@ -67,13 +67,11 @@ def _expand(text: str) -> list[Path]:
 
 
 def _pictures(folder: Path, root: Path) -> list[Path]:
-    """Pictures below a folder, those of an earlier run's output left out."""
-    root = root.resolve()
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in READABLE and not path.name.startswith(".") and root not in path.resolve().parents and path.is_file()
-    )
+    """Pictures below a folder, those of an earlier run's output in a folder inside it left out."""
+    paths = [path for path in folder.rglob("*") if path.suffix.lower() in READABLE and path.is_file() and not path.name.startswith(".")]
+    if root.resolve() != folder.resolve():
+        paths = [path for path in paths if root.resolve() not in path.resolve().parents]
+    return sorted(paths)
 
 
 def _without_clashes(jobs: list[Job]) -> list[Job]:
@@ -87,7 +85,8 @@ def _without_clashes(jobs: list[Job]) -> list[Job]:
         else Job(job.source, job.target.with_stem(f"{job.target.stem}_{job.source.suffix.removeprefix('.').lower()}"))
         for job in dict.fromkeys(jobs)
     ]
-    sources, targets = {job.source.resolve() for job in jobs}, {}
+    sources = {job.source.resolve() for job in jobs}
+    targets: dict[Path, Path] = {}
     for job in jobs:
         if job.target.resolve() in sources:
             raise ValueError(f"{job.target} is one of the inputs and would be overwritten; choose another output folder")

@@ -162,7 +162,7 @@ class Upscaler:
             raise ValueError(
                 f"tensor has shape {tuple(image.shape)} and is {image.dtype}; expected (b, c, h, w) with c = 1, 3 or 4, a float type"
             )
-        height, width = target_size(*image.shape[2:], self.scale, factor, size)
+        height, width = target_size(image.shape[2], image.shape[3], self.scale, factor, size)
         color, alpha = image[:, :3], image[:, 3:]
         if alpha.shape[1]:
             color = torch.stack([_bled(*pair) for pair in zip(color, alpha, strict=True)])

@@ -1,0 +1,28 @@
+# make upscale [IMAGE=picture.png]   enlarge a picture (a small example if none is named)
+# make test                          run all tests
+# make lint                          style and types
+
+PYTHON ?= python3
+IMAGE ?= examples/sophia.png
+BIN := .venv/bin
+
+.PHONY: upscale test lint
+
+upscale: .venv/ready
+	$(BIN)/transformersr upscale "$(IMAGE)" -o out --overwrite
+
+test: .venv/ready
+	$(BIN)/pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p build/types && ln -sfn ../.. build/types/transformersr  # a type checker knows a package by its folder's name
+	MYPYPATH=build/types $(BIN)/mypy
+
+# spandrel asks for a torchvision that fits a GPU's torch; the tests need neither its operators nor its dependencies
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps spandrel torchvision
+	touch $@

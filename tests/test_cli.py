@@ -1,0 +1,145 @@
+"""The command line: files in, files out, nothing lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from transformersr.arch import save_model
+from transformersr.upscale.cli import main
+
+from models import V2, random_model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_model(random_model(V2), path)
+    return str(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "in" / "deep").mkdir(parents=True)
+    for index, name in enumerate(["a.png", "b.jpg", "deep/c.webp"]):
+        Image.new("RGB", (9 + index, 8), (200, 90, 30)).save(tmp_path / "in" / name)
+    return tmp_path / "in"
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+
+def tree(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
+def test_a_file_goes_beside_itself_with_what_it_carried(tmp_path, model):
+    info = PngInfo()
+    info.add_text("parameters", "masterpiece, 1girl\nSteps: 20")
+    Image.new("RGB", (9, 8), (10, 200, 30)).save(tmp_path / "girl.png", pnginfo=info)
+    before = (tmp_path / "girl.png").read_bytes()
+    result = run("upscale", tmp_path / "girl.png", "-m", model, "--device", "cpu")
+    assert result.exit_code == 0
+    assert result.stdout.strip() == str(tmp_path / "girl_x2.png")
+    with Image.open(tmp_path / "girl_x2.png") as image:
+        assert image.size == (18, 16)
+        assert image.text["parameters"].startswith("masterpiece")
+    assert (tmp_path / "girl.png").read_bytes() == before
+
+
+def test_a_folder_keeps_its_structure(folder, model):
+    assert run("upscale", folder, "-m", model).exit_code == 0
+    assert tree(folder.parent / "in_x2") == ["a.png", "b.png", "deep/c.png"]
+    assert run("upscale", folder, "-m", model, "-o", folder / "large", "--format", "jpg", "--scale", "1.5").exit_code == 0
+    assert tree(folder / "large") == ["a.jpg", "b.jpg", "deep/c.jpg"]
+    assert run("upscale", folder, "-m", model, "-o", folder / "large", "--format", "jpg", "--resume").exit_code == 0
+    assert tree(folder / "large") == ["a.jpg", "b.jpg", "deep/c.jpg"]  # its own results were not taken for pictures
+
+
+def test_patterns_and_exact_sizes(folder, model, tmp_path):
+    assert run("upscale", folder / "*.png", "-m", model, "--size", "30x20", "-o", tmp_path / "x.webp").exit_code == 0
+    with Image.open(tmp_path / "x.webp") as image:
+        assert image.size == (30, 20)
+
+
+def test_a_bad_file_is_named_and_the_rest_goes_on(folder, model):
+    (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:50])
+    (folder / "not.png").write_text("hello")
+    result = run("upscale", folder, "-m", model)
+    assert result.exit_code == 1
+    assert "3 of 5 pictures done" in result.stdout
+    assert tree(folder.parent / "in_x2") == ["a.png", "b.png", "deep/c.png"]
+
+
+def test_nothing_is_overwritten_unasked(folder, model):
+    target = folder / "a_x2.png"
+    target.write_text("precious")
+    result = run("upscale", folder / "a.png", "-m", model)
+    assert result.exit_code == 1
+    assert target.read_text() == "precious"
+    assert run("upscale", folder / "a.png", "-m", model, "--resume").exit_code == 0
+    assert target.read_text() == "precious"
+    assert run("upscale", folder / "a.png", "-m", model, "--overwrite").exit_code == 0
+    assert Image.open(target).size == (18, 16)
+
+
+def test_an_input_is_never_overwritten(folder, model):
+    result = run("upscale", folder, "-o", folder, "-m", model, "--overwrite")
+    assert result.exit_code == 1
+    assert "would be overwritten" in result.output
+    assert Image.open(folder / "a.png").size == (9, 8)
+
+
+def test_names_that_differ_in_their_ending_do_not_clash(folder, model):
+    Image.new("RGB", (5, 5)).save(folder / "a.jpg")
+    assert run("upscale", folder, "-m", model).exit_code == 0
+    assert tree(folder.parent / "in_x2") == ["a_jpg.png", "a_png.png", "b.png", "deep/c.png"]
+
+
+def test_sixteen_bits_stay_sixteen_bits(tmp_path, model):
+    array = np.linspace(20000, 21000, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(array).save(tmp_path / "deep.png")
+    assert run("upscale", tmp_path / "deep.png", "-m", model).exit_code == 0
+    result = np.asarray(Image.open(tmp_path / "deep_x2.png"))
+    assert result.dtype == np.uint16 or result.max() > 255
+    assert len(np.unique(result)) > 256
+
+
+def test_convert_and_info(tmp_path, model):
+    assert run("convert", model, tmp_path / "half.safetensors", "--dtype", "fp16").exit_code == 0
+    result = run("info", tmp_path / "half.safetensors")
+    assert "float16" in result.stdout
+    assert run("convert", model, tmp_path / "half.safetensors").exit_code != 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("upscale", "nothing.png"), "no such file"),
+        (("upscale", ".", "-m", "nothing"), "no such model"),
+        (("upscale", ".", "--memory", "much"), "such as 2G"),
+        (("upscale", ".", "--size", "12"), "3840x2160"),
+        (("upscale", ".", "--size", "4x4", "--scale", "2"), "one of them"),
+        (("info", "nothing"), "nothing"),
+    ],
+)
+def test_mistakes_get_one_clear_line(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert result.exit_code in (1, 2)
+    assert words in result.output
+    assert "Traceback" not in result.output
+
+
+def test_the_module_is_the_same_program_and_importing_the_package_is_light():
+    help_text = subprocess.run([sys.executable, "-m", "transformersr", "--help"], capture_output=True, text=True, check=True).stdout
+    assert "upscale" in help_text
+    code = "import sys, transformersr; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

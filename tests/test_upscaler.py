@@ -1,0 +1,120 @@
+"""`Upscaler`: every kind of picture in, the same kind out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from transformersr import Upscaler
+from transformersr.arch import save_model
+from transformersr.upscale.upscaler import available_models, find_device, find_dtype, find_model, parse_bytes
+
+from models import V2, random_model
+
+
+@pytest.fixture(scope="module")
+def upscaler():
+    return Upscaler(random_model(V2))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
+def test_pil_images_keep_their_mode(upscaler, mode):
+    result = upscaler(Image.effect_noise((13, 7), 50).convert(mode))
+    assert (result.mode, result.size) == (mode, (26, 14))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64])
+@pytest.mark.parametrize("shape", [(7, 13), (7, 13, 1), (7, 13, 3), (7, 13, 4)])
+def test_arrays_keep_layout_and_dtype(upscaler, dtype, shape):
+    peak = np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1
+    image = (np.random.default_rng(0).random(shape) * peak).astype(dtype)
+    result = upscaler(image)
+    assert result.shape == (14, 26, *shape[2:])
+    assert result.dtype == (np.float32 if peak == 1 else dtype)
+    assert result.min() >= 0
+    assert result.max() <= peak
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_tensors_keep_layout_and_dtype(upscaler, channels, dtype):
+    result = upscaler(torch.rand(2, channels, 7, 13).to(dtype))
+    assert result.shape == (2, channels, 14, 26)
+    assert result.dtype == dtype
+
+
+def test_kinds_agree(upscaler):
+    image = Image.effect_noise((16, 16), 50).convert("RGB")
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)[None] / 255
+    from_array = upscaler(array)
+    assert np.array_equal(np.asarray(upscaler(image)), from_array)
+    assert np.array_equal((upscaler(tensor)[0].permute(1, 2, 0) * 255).round().byte().numpy(), from_array)
+
+
+def test_uint16_is_finer_than_uint8(upscaler):
+    ramp = np.linspace(30000, 31000, 64).astype(np.uint16)
+    assert len(np.unique(upscaler(np.broadcast_to(ramp, (16, 64))))) > 100
+
+
+def test_hidden_colour_does_not_bleed_into_what_is_seen(upscaler):
+    image = np.zeros((24, 24, 4), np.uint8)
+    image[:, :12] = (200, 100, 50, 255)
+    hidden = image.copy()
+    hidden[:, 12:, :3] = (0, 255, 0)
+    assert np.array_equal(upscaler(image), upscaler(hidden))
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"), [({}, (14, 26)), ({"factor": 3}, (21, 39)), ({"factor": 1.5}, (10, 20)), ({"size": (50, 9)}, (50, 9))]
+)
+def test_sizes(upscaler, options, expected):
+    assert upscaler(np.zeros((7, 13, 3), np.uint8), **options).shape == (*expected, 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "words"),
+    [
+        (np.zeros((4, 4, 2), np.uint8), {}, r"\(h, w, c\)"),
+        (np.zeros((4, 4, 3), np.int64), {}, "uint8"),
+        (torch.zeros(3, 4, 4), {}, r"\(b, c, h, w\)"),
+        (np.zeros((4, 4, 3), np.uint8), {"factor": 2, "size": (8, 8)}, "one of them"),
+        (np.zeros((4, 4, 3), np.uint8), {"factor": -1}, "above 0"),
+        (np.zeros((4, 4, 3), np.uint8), {"size": (0, 8)}, "at least 1x1"),
+    ],
+)
+def test_what_cannot_be_done_is_said(upscaler, image, options, words):
+    with pytest.raises(ValueError, match=words):
+        upscaler(image, **options)
+
+
+def test_from_pretrained_takes_files_and_says_what_there_is(tmp_path):
+    save_model(random_model(V2), tmp_path / "mine.safetensors")
+    assert Upscaler.from_pretrained(tmp_path / "mine.safetensors", "cpu", "fp32", "1G").memory == 2**30
+    with pytest.raises(FileNotFoundError, match="x4-tiny"):
+        find_model("no-such-model")
+    with pytest.raises(ValueError, match="expected auto"):
+        find_device("cuda:77")
+    with pytest.raises(ValueError, match="fp16"):
+        find_dtype("int8", torch.device("cpu"))
+
+
+def test_the_default_model_comes_with_the_package():
+    upscaler = Upscaler.from_pretrained(device="cpu")
+    assert next(iter(available_models().values())) == find_model()
+    assert upscaler.scale == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("2G", 2**31), ("1.5GiB", 3 * 2**29), ("800M", 800 * 2**20), ("1000", 1000), (77, 77), (None, None)]
+)
+def test_memory_sizes(text, count):
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("text", ["much", "2X", "", "1.2.3G"])
+def test_memory_sizes_that_are_none(text):
+    with pytest.raises(ValueError, match="2G"):
+        parse_bytes(text)
