@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .attention import ChannelAttention, WindowAttention
-from .bands import Bands, map_slabs, split, with_halo
+from .bands import Band, Bands, map_slabs, split, with_halo
 from .blocks import ChannelBlock, Conv3x3, ResidualGroup, WindowBlock
 
 # --- configuration -------------------------------------------------------------------------------
@@ -153,7 +153,7 @@ class TransformerSR(nn.Module):
         on_rows = on_rows or (lambda count: None)
 
         pixels = rearrange(image, "b c (h uh) (w uw) -> b h w (c uh uw)", uh=self.config.unshuffle, uw=self.config.unshuffle)
-        x = map_slabs(self.conv_first, split(pixels - 0.5, band_rows))
+        x = map_slabs(self._embed, split(pixels - 0.5, band_rows))
         for group in self.body:
             x = group(x, band_rows, on_rows)
         bands = self._enlarge(x, image, on_rows)
@@ -179,6 +179,11 @@ class TransformerSR(nn.Module):
         """Repeat the last row and column until both sides are a multiple of what the windows need."""
         bottom, right = (-size % self.config.multiple for size in image.shape[-2:])
         return F.pad(image, (0, right, 0, bottom), mode="replicate") if bottom or right else image
+
+    def _embed(self, slab: Band) -> Tensor:
+        """The first convolution, never autocast: everything is added to its result, which so stays in float32 in mixed precision."""
+        with torch.autocast(slab.rows.device.type, enabled=False):
+            return self.conv_first(slab)
 
     def _enlarge(self, bands: Bands, image: Tensor, on_rows: Callable[[int], None]) -> Iterator[Tensor]:
         """From the body's last rows to rows of the enlarged image `(b, c, h * scale, w * scale)`."""

@@ -202,7 +202,8 @@ def test_any_factor_gives_the_rounded_size(factor, expected):
 
 def test_a_network_that_starts_as_bicubic_does_not_shift():
     model = TransformerSR(dataclasses.replace(VARIANTS["tiny"], depths=(1,))).eval()
-    torch.nn.init.zeros_(model.upsample.weight)
+    for parameter in model.upsample.parameters():
+        torch.nn.init.zeros_(parameter)
     ramp = torch.linspace(0.1, 0.9, 64).expand(1, 3, 48, 64)
     result = enlarge(model, ramp)[0, 0, 8:-8, 16:-16]
     centres = (torch.arange(64 * 4) + 0.5) / 4 - 0.5

@@ -128,3 +128,13 @@ def test_bicubic_enlargement_is_that_of_pillow_and_pytorch(scale):
     expected = torch.nn.functional.interpolate(image, scale_factor=scale, mode="bicubic", antialias=True)
     inner = (..., slice(2 * scale, -2 * scale), slice(2 * scale, -2 * scale))
     assert torch.allclose(BicubicEnlargement(scale)(image, 0, 9)[inner], expected[inner], atol=1e-6)
+
+
+def test_mixed_precision_keeps_the_trunk_in_float32():
+    model, image = random_model(V2), torch.rand(1, 3, 16, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        result = model(image)
+    assert result.dtype == torch.float32
+    assert (result - model(image)).abs().max() < 0.05
+    result.mean().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())

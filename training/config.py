@@ -67,6 +67,8 @@ class TrainConfig:
     """Fixes every random choice."""
     workers: int = 0
     """Processes that prepare crops beside training; 0 prepares them in between."""
+    precision: str = "auto"
+    """fp32, or bf16 for matrix products with everything else in float32; auto takes bf16 on cards that have it."""
     threads: int = 0
     """CPU threads for the network; 0 leaves it to PyTorch."""
     log_every: int = 50
@@ -84,6 +86,8 @@ class TrainConfig:
         multiple = self.network().multiple
         if self.patch < multiple or self.patch % multiple:
             raise ValueError(f"patch is {self.patch}; expected a multiple of {multiple}, the window of this network")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise ValueError(f"precision is {self.precision!r}; expected auto, fp32 or bf16")
         for name in ("batch", "steps", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")

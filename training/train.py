@@ -42,12 +42,13 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     if config.threads:
         torch.set_num_threads(config.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    half = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
 
     files = split_pictures(data, config.validation, config.exclude)
     pictures = read_pictures(files.train, smallest=config.patch * config.scale)
     crops = CropDataset(pictures, config.patch, config.scale, config.preset, config.keep_flat, config.seed)
     pairs = validation_pairs(files.validation, config.scale, config.validation_crop)
-    logger.info("%d pictures to train on, %d to validate on; %s", len(pictures), len(pairs), device)
+    logger.info("%d pictures to train on, %d to validate on; %s, %s", len(pictures), len(pairs), device, "bf16" if half else "fp32")
 
     torch.manual_seed(config.seed)
     net = initial_network(config).to(device).train()
@@ -65,7 +66,9 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, progress.step, done)
         lq, gt = (images.to(device, non_blocking=True).float() / 255 for images in (lq, gt))
-        loss = edge_weighted_l1(net(lq), gt, flat_weight=1.0 if done < config.edge_start else config.flat_weight)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            sr = net(lq)
+        loss = edge_weighted_l1(sr, gt, flat_weight=1.0 if done < config.edge_start else config.flat_weight)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm)
         optimizer.step()
