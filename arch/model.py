@@ -222,7 +222,8 @@ class BicubicEnlargement(nn.Module):
         above, below = min(self.HALO, start), min(self.HALO, image.shape[2] - stop)
         rows = image[:, :, start - above : stop + below]
         rows = F.pad(rows, (self.HALO, self.HALO, self.HALO - above, self.HALO - below), mode="replicate")
-        rows = F.conv2d(rearrange(rows, "b c h w -> (b c) 1 h w"), self.filters.to(rows.dtype))
+        with torch.autocast(rows.device.type, enabled=False):
+            rows = F.conv2d(rearrange(rows, "b c h w -> (b c) 1 h w"), self.filters.to(rows.dtype))
         return rearrange(rows, "(b c) (sh sw) h w -> b c (h sh) (w sw)", c=image.shape[1], sh=self.scale, sw=self.scale)
 
 
