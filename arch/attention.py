@@ -10,6 +10,8 @@ input, so that no query or key of any pixel is ever stored.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -89,6 +91,16 @@ class WindowAttention(nn.Module):
         return rearrange(self.position_bias[self.position_index], "q k heads -> 1 heads q k").to(dtype)
 
 
+# --- precision -----------------------------------------------------------------------------------
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager:
+    """Keep an enclosing autocast from touching what is worked out inside, on devices that have autocast in every PyTorch we support."""
+    if tensor.device.type not in ("cpu", "cuda"):
+        return nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
 # --- channels ------------------------------------------------------------------------------------
 
 
@@ -97,7 +109,7 @@ def gram_matrix(x: Tensor) -> Tensor:
 
     The last row holds the channel sums and the number of pixels, so that matrices of bands add up to that of the picture.
     """
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         tokens = rearrange(x, "b h w c -> b (h w) c").float()
         products = tokens.transpose(1, 2) @ tokens
         sums = tokens.sum(dim=1, keepdim=True)
@@ -122,7 +134,7 @@ class ChannelAttention(nn.Module):
 
     def mixing(self, gram: Tensor) -> tuple[Tensor, Tensor]:
         """The whole attention as one linear map of a pixel: from `gram_matrix` to weight `(b, c, c)` and bias `(b, 1, c)`, float32."""
-        with torch.autocast(gram.device.type, enabled=False):
+        with without_autocast(gram):
             weight = torch.cat([self.qkv.weight, self.qkv.bias[:, None]], 1).float()
             q, k, v = rearrange(weight, "(qkv heads d) c -> qkv heads d c", qkv=3, heads=self.num_heads)
             gram = gram[:, None]

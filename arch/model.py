@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import ChannelAttention, WindowAttention
+from .attention import ChannelAttention, WindowAttention, without_autocast
 from .bands import Band, Bands, map_slabs, split, with_halo
 from .blocks import ChannelBlock, Conv3x3, ResidualGroup, WindowBlock
 
@@ -182,7 +182,7 @@ class TransformerSR(nn.Module):
 
     def _embed(self, slab: Band) -> Tensor:
         """The first convolution, never autocast: everything is added to its result, which so stays in float32 in mixed precision."""
-        with torch.autocast(slab.rows.device.type, enabled=False):
+        with without_autocast(slab.rows):
             return self.conv_first(slab)
 
     def _enlarge(self, bands: Bands, image: Tensor, on_rows: Callable[[int], None]) -> Iterator[Tensor]:
@@ -222,7 +222,7 @@ class BicubicEnlargement(nn.Module):
         above, below = min(self.HALO, start), min(self.HALO, image.shape[2] - stop)
         rows = image[:, :, start - above : stop + below]
         rows = F.pad(rows, (self.HALO, self.HALO, self.HALO - above, self.HALO - below), mode="replicate")
-        with torch.autocast(rows.device.type, enabled=False):
+        with without_autocast(rows):
             rows = F.conv2d(rearrange(rows, "b c h w -> (b c) 1 h w"), self.filters.to(rows.dtype))
         return rearrange(rows, "(b c) (sh sw) h w -> b c (h sh) (w sw)", c=image.shape[1], sh=self.scale, sw=self.scale)
 
