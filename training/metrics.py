@@ -59,9 +59,12 @@ def shift(sr: Tensor, gt: Tensor, scale: int) -> tuple[float, float]:
     """How far `sr` lies below and right of `gt` (y, x) in pixels, good for shifts of up to a few.
 
     Least squares on the luma's gradient (Lucas and Kanade 1981), `sr` being moved back by the estimate and measured again. Both are blurred
-    first, so that detail that only one of them has cannot pull the estimate. NaN for pictures too small or without gradient.
+    first, so that detail that only one of them has cannot pull the estimate. Of large pictures the middle is taken. NaN for pictures too
+    small or without gradient.
     """
     radius = 3 * scale
+    top, left = (max(0, (side - 512) // 2) for side in gt.shape[2:])
+    sr, gt = (image[..., top : top + 512, left : left + 512] for image in (sr, gt))
     if min(gt.shape[2:]) < 2 * radius + 16:
         return float("nan"), float("nan")
     a, b = (gaussian_blur(luma(image).double(), sigma=scale, radius=radius) for image in (sr, gt))
