@@ -12,7 +12,8 @@ import pytest
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin
 
 from transformersr.upscale import image_io
-from transformersr.upscale.image_io import Carried, Picture, PictureError, bleed, from_pil, read_picture, to_pil, write_picture
+from transformersr.upscale.image_io import Carried, Picture, PictureError, from_pil, read_picture, to_pil, write_picture
+from transformersr.upscale.transparency import bleed
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))

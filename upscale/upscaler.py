@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ..arch import TransformerSR, load_model
 from .engine import ProgressCallback, enlarge_to, target_size
-from .image_io import Picture, bleed, from_pil, to_pil
+from .image_io import Picture, from_pil, to_pil
+from .transparency import bleed
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 DEFAULT_MODEL = "x4-tiny"
