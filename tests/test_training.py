@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from transformersr.arch import load_model
+from transformersr.arch import VARIANTS, load_model
 from transformersr.training import train as training
 from transformersr.training.config import TrainConfig, field_help, from_values, load_recipe
 from transformersr.training.dataset import CropDataset, find_pictures, read_pictures, split_pictures
@@ -73,7 +73,8 @@ def test_every_preset_gives_the_same_picture_for_the_same_seed(preset):
 
 def test_every_step_of_a_degradation_changes_the_picture():
     plain = degrade(drawing(1), 4, Degradation(("area",)), np.random.default_rng(0))
-    for change in ({"blur": 1.0}, {"codec": 1.0}):
+    changes = [{name: 1.0} for name in ("blur", "sharpen", "decoder", "noise", "codec", "again")]
+    for change in changes:
         assert degrade(drawing(1), 4, Degradation(("area",), **change), np.random.default_rng(0)).tobytes() != plain.tobytes()
 
 
@@ -211,6 +212,24 @@ def test_recipes_are_read_and_checked(tmp_path):
         with pytest.raises(ValueError, match=words) as caught:
             load_recipe(recipe)
         assert "recipe.toml" in str(caught.value)
+
+
+def test_phases_are_constant_rates_in_turn():
+    config = from_values({"size": "tiny", "phases": ["3 at 1e-4", "2 at 5e-5"]})
+    assert config.steps == 5
+    assert [training.learning_rate(config, step, step / 5) for step in range(5)] == [1e-4] * 3 + [5e-5] * 2
+    with pytest.raises(ValueError, match="450000 at 1e-4"):
+        from_values({"phases": ["fast"]})
+    with pytest.raises(ValueError, match="minutes"):
+        from_values({"phases": ["3 at 1e-4"], "minutes": 5.0})
+
+
+def test_the_authors_recipe_is_the_one_written_down():
+    from importlib.resources import files
+
+    config = load_recipe(str(files("transformersr.training").joinpath("configs/author.toml")))
+    assert config.network() == VARIANTS["original"]
+    assert (config.steps, config.batch, config.patch, config.flat_weight, config.edge_start) == (2_200_000, 1, 64, 0.0, 0.5)
 
 
 def test_every_setting_has_its_help():

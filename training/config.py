@@ -25,7 +25,7 @@ class TrainConfig:
     """Settings of one run; saved beside its weights."""
 
     size: str = "base"
-    """Network size: tiny, base or large."""
+    """Network size: tiny, base or large; original is the first author's network."""
     scale: int = 4
     """How many times larger the network makes a picture: 1, 2, 3 or 4."""
     init: str = ""
@@ -52,6 +52,8 @@ class TrainConfig:
     """Highest learning rate, reached after the warm-up; it then falls along a cosine to nothing."""
     warmup_steps: int = 500
     """Steps over which the learning rate rises from nothing."""
+    phases: tuple[str, ...] = ()
+    """Constant learning rates in turn instead, as "STEPS at RATE" ("450000 at 1e-4"); `steps` is then their sum."""
     weight_decay: float = 1e-4
     """Weight decay of matrices and convolutions; norms, biases, temperatures and position tables have none."""
     clip_norm: float = 1.0
@@ -79,8 +81,8 @@ class TrainConfig:
     """Side in sharp pixels of the centre of each validation picture used during training; 0 uses whole pictures."""
 
     def __post_init__(self) -> None:
-        if self.size not in ("tiny", "base", "large"):
-            raise ValueError(f"size is {self.size!r}; expected tiny, base or large")
+        if self.size not in VARIANTS:
+            raise ValueError(f"size is {self.size!r}; expected one of {', '.join(VARIANTS)}")
         if self.preset not in PRESETS:
             raise ValueError(f"preset is {self.preset!r}; expected one of {', '.join(PRESETS)}")
         multiple = self.network().multiple
@@ -88,12 +90,27 @@ class TrainConfig:
             raise ValueError(f"patch is {self.patch}; expected a multiple of {multiple}, the window of this network")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise ValueError(f"precision is {self.precision!r}; expected auto, fp32 or bf16")
+        if self.phases:
+            if self.minutes:
+                raise ValueError("phases count steps and minutes do not; give one of them")
+            object.__setattr__(self, "steps", sum(count for count, _ in self.parsed_phases()))
         for name in ("batch", "steps", "log_every", "save_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
         for name in ("keep_flat", "ema_decay", "edge_start", "flat_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number from 0 to 1")
+
+    def parsed_phases(self) -> list[tuple[int, float]]:
+        """`phases` as (steps, learning rate). Raises ValueError for one of another form."""
+        parsed = []
+        for text in self.phases:
+            try:
+                count, _, rate = text.partition(" at ")
+                parsed.append((int(count), float(rate)))
+            except ValueError as error:
+                raise ValueError(f"phase {text!r}; expected STEPS at RATE, such as 450000 at 1e-4") from error
+        return parsed
 
     def network(self) -> TransformerSRConfig:
         """Configuration of the network that this run trains."""

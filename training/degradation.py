@@ -1,7 +1,8 @@
 """From a sharp crop to the small picture that the network is given.
 
-Steps in order: blur, shrink, codec, each with a chance. Everything is Pillow on 8-bit RGB, as the pictures that users bring have been made.
-All filters shrink by the exact factor around the same centre, so a small picture is never shifted against its sharp one.
+Steps in order: blur, shrink, sharpen, decoder noise, noise, codec, each with a chance. Everything is Pillow and numpy on 8-bit RGB, as the
+pictures that users bring have been made. All filters shrink by the exact factor around the same centre, so a small picture is never
+shifted against its sharp one.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ FILTERS = {
 
 @dataclass(frozen=True)
 class Degradation:
-    """A preset: which filters shrink, and how often what else happens."""
+    """A preset: which filters shrink, and how often what else happens. Chances are in [0, 1], levels of grey of 255."""
 
     filters: tuple[str, ...]
     """Names from `FILTERS`, drawn uniformly."""
@@ -30,27 +31,77 @@ class Degradation:
     """Chance of a Gaussian blur before shrinking."""
     blur_sigma: tuple[float, float] = (0.2, 0.8)
     """Its standard deviation in sharp pixels."""
+    sharpen: float = 0.0
+    """Chance of an unsharp mask after shrinking, as sites and editors apply it."""
+    decoder: float = 0.0
+    """Chance of what a latent decoder leaves: slight softness and a faint pattern that repeats every 8 pixels."""
+    noise: float = 0.0
+    """Chance of Gaussian noise, grey or coloured."""
+    noise_level: tuple[float, float] = (1.0, 10.0)
+    """Its standard deviation in levels."""
     codec: float = 0.0
     """Chance of JPEG or WebP compression of the small picture."""
     quality: tuple[int, int] = (85, 98)
     """Its quality."""
+    again: float = 0.0
+    """Chance that a compressed picture was made smaller and compressed once before."""
 
+
+CLEAN_FILTERS = ("bilinear", "bicubic", "area", "lanczos")
 
 PRESETS = {
     "author": Degradation(("bilinear", "bicubic", "area")),
-    "clean": Degradation(("bilinear", "bicubic", "area", "lanczos"), blur=0.1, codec=0.25),
+    "clean": Degradation(CLEAN_FILTERS, blur=0.1, codec=0.25),
+    "web": Degradation(CLEAN_FILTERS, blur=0.1, sharpen=0.1, codec=0.8, quality=(40, 95), again=0.2),
+    "scan": Degradation(CLEAN_FILTERS, blur=0.8, blur_sigma=(0.5, 1.5), noise=0.8, codec=0.8, quality=(70, 95)),
+    "video": Degradation(CLEAN_FILTERS, blur=0.2, sharpen=0.1, codec=1.0, quality=(20, 60), again=0.3),
+    "sd": Degradation(CLEAN_FILTERS, decoder=1.0, codec=0.1),
 }
-"""`author`: shrinking alone, as the original network was trained. `clean`: also slight blur and high-quality compression."""
+"""`author`: shrinking alone, as the original network was trained. `clean`: also slight blur and high-quality compression. `web`: pictures
+saved and resized by sites. `scan`: paper. `video`: strong compression of single frames. `sd`: pictures straight out of a latent decoder."""
 
 
 def degrade(image: Image.Image, scale: int, preset: Degradation, rng: np.random.Generator) -> Image.Image:
     """Shrink an RGB image whose sides are multiples of `scale` to `1 / scale`, damaged as the preset says."""
     if rng.random() < preset.blur:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(*preset.blur_sigma)))
-    image = shrink(image, scale, preset.filters[rng.integers(len(preset.filters))])
+    method = preset.filters[rng.integers(len(preset.filters))]
+    twice = rng.random() < preset.again
+    image = _saved_before(image, scale, method, preset, rng) if twice else shrink(image, scale, method)
+    if rng.random() < preset.sharpen:
+        image = image.filter(ImageFilter.UnsharpMask(rng.uniform(0.5, 1.5), int(rng.integers(30, 100)), 2))
+    if rng.random() < preset.decoder:
+        image = _decoder_noise(image, rng)
+    if rng.random() < preset.noise:
+        image = _noise(image, rng.uniform(*preset.noise_level), rng)
     if rng.random() < preset.codec:
-        image = _compress(image, int(rng.integers(preset.quality[0], preset.quality[1] + 1)), rng)
+        image = _compress(image, preset.quality, rng)
     return image
+
+
+def _saved_before(image: Image.Image, scale: int, method: str, preset: Degradation, rng: np.random.Generator) -> Image.Image:
+    """Shrink in two steps with a compression in between; each goes from the whole picture to the whole picture, so nothing shifts."""
+    factor = rng.uniform(0.7, 1.0)
+    size = image.width // scale, image.height // scale
+    between = max(1, round(size[0] / factor)), max(1, round(size[1] / factor))
+    image = _compress(image.resize(between, FILTERS[method]), preset.quality, rng)
+    return image.resize(size, FILTERS[preset.filters[rng.integers(len(preset.filters))]])
+
+
+def _decoder_noise(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.2, 0.6)))
+    pattern = rng.normal(0, rng.uniform(0.3, 1.5), (8, 8, 3))
+    repeats = (-(-image.height // 8), -(-image.width // 8), 1)
+    return _added(image, np.tile(pattern, repeats)[: image.height, : image.width])
+
+
+def _noise(image: Image.Image, level: float, rng: np.random.Generator) -> Image.Image:
+    channels = 1 if rng.random() < 0.5 else 3
+    return _added(image, rng.normal(0, level, (image.height, image.width, channels)))
+
+
+def _added(image: Image.Image, levels: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.rint(np.clip(np.asarray(image) + levels, 0, 255)).astype(np.uint8))
 
 
 def shrink(image: Image.Image, scale: int, method: str) -> Image.Image:
@@ -61,11 +112,11 @@ def shrink(image: Image.Image, scale: int, method: str) -> Image.Image:
     return image if scale == 1 else image.resize((width // scale, height // scale), FILTERS[method])
 
 
-def _compress(image: Image.Image, quality: int, rng: np.random.Generator) -> Image.Image:
-    file = io.BytesIO()
+def _compress(image: Image.Image, quality: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    file, drawn = io.BytesIO(), int(rng.integers(quality[0], quality[1] + 1))
     if rng.random() < 0.5:
-        image.save(file, "JPEG", quality=quality, subsampling=int(rng.choice([0, 2])))
+        image.save(file, "JPEG", quality=drawn, subsampling=int(rng.choice([0, 2])))
     else:
-        image.save(file, "WEBP", quality=quality, method=2)
+        image.save(file, "WEBP", quality=drawn, method=2)
     with Image.open(file) as decoded:
         return decoded.convert("RGB")

@@ -124,7 +124,12 @@ def schedule(config: TrainConfig, progress: Progress) -> float:
 
 
 def learning_rate(config: TrainConfig, step: int, done: float) -> float:
-    """Linear warm-up, then half a cosine down to nothing."""
+    """The rate of the phase that `step` is in; without phases a linear warm-up, then half a cosine down to nothing."""
+    end = 0
+    for count, rate in config.parsed_phases():
+        end += count
+        if step < end:
+            return rate
     return config.learning_rate * min(1.0, (step + 1) / config.warmup_steps) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
