@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from transformersr import Upscaler
 from transformersr.training.dataset import read_rgb
 from transformersr.training.degradation import FILTERS, shrink
+from transformersr.training.strips import contact_sheet
 
 
 def strip(path: str, x: int, y: int, side: int, upscaler: Upscaler, method: str) -> list[Image.Image]:
@@ -26,19 +26,6 @@ def strip(path: str, x: int, y: int, side: int, upscaler: Upscaler, method: str)
     lq = shrink(gt, scale, method)
     results = [lq.resize(gt.size, Image.Resampling.NEAREST), lq.resize(gt.size, Image.Resampling.BICUBIC), upscaler(lq), gt]
     return [image.crop((x, y, x + side, y + side)) for image in results]
-
-
-def sheet(rows: list[list[Image.Image]], labels: list[str], cell: int) -> Image.Image:
-    """All crops in a grid with a line of labels."""
-    band, gap = 26, 4
-    image = Image.new("RGB", (len(labels) * (cell + gap) - gap, band + len(rows) * (cell + gap)), "white")
-    draw = ImageDraw.Draw(image)
-    for column, label in enumerate(labels):
-        draw.text((column * (cell + gap) + 4, 4), label, fill="black", font=ImageFont.load_default(16))
-        for row, crops in enumerate(rows):
-            crop = crops[column].resize((cell, cell), Image.Resampling.LANCZOS) if crops[column].width != cell else crops[column]
-            image.paste(crop, (column * (cell + gap), band + row * (cell + gap)))
-    return image
 
 
 def main() -> None:
@@ -53,9 +40,9 @@ def main() -> None:
     rows = []
     for text in options.crops:
         path, _, box = text.rpartition(":")
-        rows.append(strip(path, *np.fromstring(box, int, sep=",").tolist(), upscaler, options.method))
+        rows.append(strip(path, *map(int, box.split(",")), upscaler, options.method))
     scale = upscaler.scale
-    sheet(rows, [f"small (x{scale} pixels)", "bicubic", "TransformerSR", "true picture"], options.cell).save(options.out)
+    contact_sheet(rows, [f"small (x{scale} pixels)", "bicubic", "TransformerSR", "true picture"], options.cell).save(options.out)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -259,6 +261,7 @@ def test_a_run_writes_weights_that_load(folder, tmp_path):
         "state.pt",
         "config.json",
         "validation.jsonl",
+        "strips",
     }
     with pytest.raises(FileExistsError, match="resume"):
         train(from_values(SETTINGS), folder, tmp_path / "run")
@@ -287,6 +290,19 @@ def test_stopping_and_resuming_is_the_same_run(folder, tmp_path, monkeypatch, wo
         assert all(torch.equal(straight[part][name], stopped[part][name]) for name in straight[part])
     for index, moments in straight["optimizer"]["state"].items():
         assert all(torch.equal(moments[name], stopped["optimizer"]["state"][index][name]) for name in moments)
+
+
+def test_an_interrupt_ends_the_run_after_its_step_and_saves(folder, tmp_path, monkeypatch):
+    rate = training.learning_rate
+
+    def interrupted(config, step, done):
+        if step == 4:
+            signal.raise_signal(signal.SIGINT)
+        return rate(config, step, done)
+
+    monkeypatch.setattr(training, "learning_rate", interrupted)
+    train(from_values({**SETTINGS, "steps": 100}), folder, tmp_path / "run")
+    assert torch.load(tmp_path / "run" / "state.pt", weights_only=True)["progress"]["step"] == 5
 
 
 def test_training_learns(folder, tmp_path):

@@ -8,6 +8,8 @@ import itertools
 import json
 import logging
 import math
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +25,8 @@ from .checkpoint import Progress, load_state, save_state
 from .config import TrainConfig
 from .dataset import CropDataset, read_pictures, split_pictures
 from .losses import edge_weighted_l1
-from .validate import Pair, resize_with, score, validation_pairs
+from .strips import contact_sheet, save_sheet, to_image
+from .validate import Pair, mean_scores, resize_with, score, score_pair, validation_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +34,9 @@ logger = logging.getLogger(__name__)
 def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool = False) -> Path:
     """Train a network on a folder of pictures and return the path of its best weights.
 
-    `out` receives `config.json`, `state.pt` (to resume), `last.safetensors` and `best.safetensors` (moving averages; best validation PSNR).
-    Raises ValueError where the folder or the settings cannot be used, and FileExistsError where `out` holds a run and `resume` is off.
+    `out` receives `config.json`, `state.pt` (to resume), `last.safetensors` and `best.safetensors` (moving averages; best validation PSNR),
+    and `strips/` of pictures beside bicubic and the truth.
+    Ctrl-C ends the run after the step it is in, saved. Raises ValueError where the folder or the settings cannot be used, and FileExistsError where `out` holds a run and `resume` is off.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -56,12 +60,15 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     optimizer = make_optimizer(net, config)
     progress = load_state(state_file, net, ema, optimizer) if state_file.exists() else Progress()
     write_config(out / "config.json", config)
-    logger.info("bicubic: %s", score(pairs, resize_with("bicubic", config.scale), config.scale))
+    bicubic = [score_pair(pair, resize_with("bicubic", config.scale)(pair.lq), config.scale) for pair in pairs]
+    logger.info("bicubic: %s", mean_scores(bicubic))
+    watched = [pairs[index] for index in worst_median_best([one.psnr_y for one in bicubic])]
 
+    stop = stop_on_signals()
     started = time.monotonic() - progress.seconds
     for lq, gt in batches(crops, config, progress.step):
         done = schedule(config, progress)
-        if done >= 1:
+        if done >= 1 or stop.is_set():
             break
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, progress.step, done)
@@ -83,9 +90,27 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
             )
         if progress.step % config.save_every == 0:
             validate_and_save(out, config, net, ema, optimizer, progress, pairs)
+            draw_strip(out / "strips" / f"{progress.step:07d}.png", ema, watched)
     if progress.step % config.save_every:
         validate_and_save(out, config, net, ema, optimizer, progress, pairs)
+        draw_strip(out / "strips" / f"{progress.step:07d}.png", ema, watched)
+    if stop.is_set():
+        logger.info("stopped at step %d; go on with --resume", progress.step)
     return out / "best.safetensors"
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that Ctrl-C and a polite kill set, so that a run ends after a whole step; a second Ctrl-C ends it at once."""
+    stop = threading.Event()
+
+    def request(number: int, frame: Any) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, request)
+        signal.signal(signal.SIGTERM, request)
+    return stop
 
 
 def initial_network(config: TrainConfig) -> TransformerSR:
@@ -162,6 +187,24 @@ def validate_and_save(
         progress.best_psnr = scores.psnr_y
         save_model(ema, out / "best.safetensors", metadata=metadata)
     save_state(out / "state.pt", net, ema, optimizer, progress)
+
+
+def worst_median_best(values: list[float]) -> list[int]:
+    """Indices of the lowest, the middle and the highest value."""
+    order = sorted(range(len(values)), key=values.__getitem__)
+    return sorted({order[0], order[len(order) // 2], order[-1]}, key=order.index)
+
+
+def draw_strip(path: Path, ema: TransformerSR, pairs: list[Pair]) -> None:
+    """Write a sheet that shows what the averaged weights make of some pairs."""
+    device, bicubic = next(ema.parameters()).device, resize_with("bicubic", ema.config.scale)
+    rows = []
+    for pair in pairs:
+        with torch.inference_mode():
+            sr = ema(pair.lq.to(device))
+        side = min(pair.gt.shape[2:])
+        rows.append([to_image(image).crop((0, 0, side, side)) for image in (bicubic(pair.lq), sr, pair.gt)])
+    save_sheet(contact_sheet(rows, ["bicubic", "this network", "true picture"], cell=256), path)
 
 
 def write_config(path: Path, config: TrainConfig) -> None:
