@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
 
+from ..arch import TransformerSR
 from ..arch.atomic import write_aside
 
 
@@ -23,17 +23,25 @@ class Progress:
     """Highest validation PSNR so far."""
 
 
-def save_state(path: Path, net: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
-    """Write the run's state; the file appears whole or not at all."""
-    state = {"net": net.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict(), "progress": vars(progress)}
-    with write_aside(path) as aside:
-        torch.save(state, aside)
+@dataclass
+class RunState:
+    """All that a run changes as it goes."""
 
+    net: TransformerSR
+    ema: TransformerSR
+    """Moving average of the network's weights: what is validated and shipped."""
+    optimizer: torch.optim.Optimizer
+    progress: Progress
 
-def load_state(path: Path, net: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put a saved state back."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    net.load_state_dict(state["net"])
-    ema.load_state_dict(state["ema"])
-    optimizer.load_state_dict(state["optimizer"])
-    return Progress(**state["progress"])
+    def save(self, path: Path) -> None:
+        """Write the state; the file appears whole or not at all."""
+        parts = {name: getattr(self, name).state_dict() for name in ("net", "ema", "optimizer")}
+        with write_aside(path) as aside:
+            torch.save({**parts, "progress": vars(self.progress)}, aside)
+
+    def load(self, path: Path) -> None:
+        """Put a saved state back."""
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        for name in ("net", "ema", "optimizer"):
+            getattr(self, name).load_state_dict(saved[name])
+        self.progress = Progress(**saved["progress"])

@@ -12,21 +12,24 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..arch import TransformerSR, load_model, save_model
 from ..arch.atomic import write_aside
-from .checkpoint import Progress, load_state, save_state
+from .checkpoint import Progress, RunState
 from .config import TrainConfig
 from .dataset import CropDataset, read_pictures, split_pictures
 from .losses import edge_weighted_l1
 from .strips import contact_sheet, save_sheet, to_image
-from .validate import Pair, mean_scores, resize_with, score, score_pair, validation_pairs
+from .validate import Enlarge, Pair, Scores, mean_scores, resize_with, score, score_pair, validation_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +39,11 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
 
     `out` receives `config.json`, `state.pt` (to resume), `last.safetensors` and `best.safetensors` (moving averages; best validation PSNR),
     and `strips/` of pictures beside bicubic and the truth.
-    Ctrl-C ends the run after the step it is in, saved. Raises ValueError where the folder or the settings cannot be used, and FileExistsError where `out` holds a run and `resume` is off.
+    Ctrl-C ends the run after the step it is in, saved.
+
+    Raises:
+        ValueError: where the folder or the settings cannot be used.
+        FileExistsError: where `out` holds a run and `resume` is off.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -51,66 +58,69 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     files = split_pictures(data, config.validation, config.exclude)
     pictures = read_pictures(files.train, smallest=config.patch * config.scale)
     crops = CropDataset(pictures, config.patch, config.scale, config.preset, config.keep_flat, config.seed)
-    pairs = validation_pairs(files.validation, config.scale, config.validation_crop)
-    logger.info("%d pictures to train on, %d to validate on; %s, %s", len(pictures), len(pairs), device, "bf16" if half else "fp32")
+    validation = Validation.of(files.validation, config)
+    logger.info(
+        "%d pictures to train on, %d to validate on; %s, %s", len(pictures), len(validation.pairs), device, "bf16" if half else "fp32"
+    )
+    logger.info("bicubic: %s", validation.bicubic)
 
     torch.manual_seed(config.seed)
     net = initial_network(config).to(device).train()
-    ema = copy.deepcopy(net).eval().requires_grad_(False)
-    optimizer = make_optimizer(net, config)
-    progress = load_state(state_file, net, ema, optimizer) if state_file.exists() else Progress()
+    run = RunState(net, copy.deepcopy(net).eval().requires_grad_(False), make_optimizer(net, config), Progress())
+    if state_file.exists():
+        run.load(state_file)
+    progress = run.progress
     write_config(out / "config.json", config)
-    bicubic = [score_pair(pair, resize_with("bicubic", config.scale)(pair.lq), config.scale) for pair in pairs]
-    logger.info("bicubic: %s", mean_scores(bicubic))
-    watched = [pairs[index] for index in worst_median_best([one.psnr_y for one in bicubic])]
 
-    stop = stop_on_signals()
     started = time.monotonic() - progress.seconds
-    for lq, gt in batches(crops, config, progress.step):
-        done = schedule(config, progress)
-        if done >= 1 or stop.is_set():
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, progress.step, done)
-        lq, gt = (images.to(device, non_blocking=True).float() / 255 for images in (lq, gt))
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            sr = net(lq)
-        loss = edge_weighted_l1(sr, gt, flat_weight=1.0 if done < config.edge_start else config.flat_weight)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        progress.step += 1
-        progress.seconds = time.monotonic() - started
-        update_average(ema, net, config.ema_decay, progress.step)
+    with stop_on_signals() as stop:
+        for lq, gt in batches(crops, config, progress.step):
+            done = schedule(config, progress)
+            if done >= 1 or stop.is_set():
+                break
+            set_rate(run.optimizer, learning_rate(config, progress.step, done))
+            lq, gt = (images.to(device, non_blocking=True).float() / 255 for images in (lq, gt))
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                sr = net(lq)
+            loss = edge_weighted_l1(sr, gt, flat_weight=1.0 if done < config.edge_start else config.flat_weight)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm)
+            run.optimizer.step()
+            run.optimizer.zero_grad(set_to_none=True)
+            progress.step += 1
+            progress.seconds = time.monotonic() - started
+            update_average(run.ema, net, config.ema_decay, progress.step)
 
-        if progress.step % config.log_every == 0:  # the only place that waits for the device between validations
-            logger.info(
-                "step %d  %.0f %%  loss %.5f  gradient %.3f  %.0f s", progress.step, 100 * done, loss.item(), norm, progress.seconds
-            )
-        if progress.step % config.save_every == 0:
-            validate_and_save(out, config, net, ema, optimizer, progress, pairs)
-            draw_strip(out / "strips" / f"{progress.step:07d}.png", ema, watched)
+            if progress.step % config.log_every == 0:  # the only place that waits for the device between validations
+                figures = progress.step, 100 * done, loss.item(), norm, progress.seconds
+                logger.info("step %d  %.0f %%  loss %.5f  gradient %.3f  %.0f s", *figures)
+            if progress.step % config.save_every == 0:
+                validate_and_save(out, config, run, validation)
     if progress.step % config.save_every:
-        validate_and_save(out, config, net, ema, optimizer, progress, pairs)
-        draw_strip(out / "strips" / f"{progress.step:07d}.png", ema, watched)
+        validate_and_save(out, config, run, validation)
     if stop.is_set():
         logger.info("stopped at step %d; go on with --resume", progress.step)
     return out / "best.safetensors"
 
 
-def stop_on_signals() -> threading.Event:
+@contextmanager
+def stop_on_signals() -> Iterator[threading.Event]:
     """An event that Ctrl-C and a polite kill set, so that a run ends after a whole step; a second Ctrl-C ends it at once."""
     stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
 
     def request(number: int, frame: Any) -> None:
         stop.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, request)
-        signal.signal(signal.SIGTERM, request)
-    return stop
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def initial_network(config: TrainConfig) -> TransformerSR:
@@ -158,6 +168,12 @@ def learning_rate(config: TrainConfig, step: int, done: float) -> float:
     return config.learning_rate * min(1.0, (step + 1) / config.warmup_steps) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of all parameters."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
 @torch.no_grad()
 def update_average(ema: nn.Module, net: nn.Module, decay: float, step: int) -> None:
     """Move the averaged weights towards the current ones; the first steps weigh more, so that the start is forgotten."""
@@ -165,46 +181,54 @@ def update_average(ema: nn.Module, net: nn.Module, decay: float, step: int) -> N
     torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), weight)
 
 
-def validate_and_save(
-    out: Path,
-    config: TrainConfig,
-    net: nn.Module,
-    ema: TransformerSR,
-    optimizer: torch.optim.Optimizer,
-    progress: Progress,
-    pairs: list[Pair],
-) -> None:
-    """Measure the averaged weights, then write them and the run's state."""
-    device = next(ema.parameters()).device
-    with torch.inference_mode():
-        scores = score(pairs, lambda lq: ema(lq.to(device)).cpu(), config.scale)
+@dataclass(frozen=True)
+class Validation:
+    """What a run is measured on."""
+
+    pairs: list[Pair]
+    watched: list[Pair]
+    """The pairs that are drawn: on which bicubic is worst, middling and best."""
+    bicubic: Scores
+
+    @classmethod
+    def of(cls, paths: list[Path], config: TrainConfig) -> Validation:
+        """Make the pairs of validation pictures, and measure bicubic on them."""
+        pairs, enlarge = validation_pairs(paths, config.scale, config.validation_crop), resize_with("bicubic", config.scale)
+        scores = [score_pair(pair, enlarge(pair.lq), config.scale) for pair in pairs]
+        order = sorted(range(len(pairs)), key=lambda index: scores[index].psnr_y)
+        watched = dict.fromkeys((order[0], order[len(order) // 2], order[-1]))
+        return cls(pairs, [pairs[index] for index in watched], mean_scores(scores))
+
+
+def validate_and_save(out: Path, config: TrainConfig, run: RunState, validation: Validation) -> None:
+    """Measure the averaged weights, draw what they make of the watched pairs, and write weights and state."""
+    device, progress = next(run.ema.parameters()).device, run.progress
+
+    def enlarge(lq: Tensor) -> Tensor:
+        with torch.inference_mode():
+            return run.ema(lq.to(device)).cpu()
+
+    scores = score(validation.pairs, enlarge, config.scale)
     logger.info("validation at step %d: %s", progress.step, scores)
     with open(out / "validation.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"step": progress.step, "seconds": round(progress.seconds), **dataclasses.asdict(scores)}) + "\n")
+    save_sheet(draw_strip(validation.watched, enlarge, config.scale), out / "strips" / f"{progress.step:07d}.png")
     metadata = {"training": json.dumps({"step": progress.step, "validation": dataclasses.asdict(scores), **dataclasses.asdict(config)})}
-    save_model(ema, out / "last.safetensors", metadata=metadata)
+    save_model(run.ema, out / "last.safetensors", metadata=metadata)
     if scores.psnr_y > progress.best_psnr:
         progress.best_psnr = scores.psnr_y
-        save_model(ema, out / "best.safetensors", metadata=metadata)
-    save_state(out / "state.pt", net, ema, optimizer, progress)
+        save_model(run.ema, out / "best.safetensors", metadata=metadata)
+    run.save(out / "state.pt")
 
 
-def worst_median_best(values: list[float]) -> list[int]:
-    """Indices of the lowest, the middle and the highest value."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    return sorted({order[0], order[len(order) // 2], order[-1]}, key=order.index)
-
-
-def draw_strip(path: Path, ema: TransformerSR, pairs: list[Pair]) -> None:
-    """Write a sheet that shows what the averaged weights make of some pairs."""
-    device, bicubic = next(ema.parameters()).device, resize_with("bicubic", ema.config.scale)
+def draw_strip(pairs: list[Pair], enlarge: Enlarge, scale: int) -> Image.Image:
+    """A sheet of pairs: bicubic, this network, the true picture."""
+    ways: list[Enlarge] = [resize_with("bicubic", scale), enlarge]
     rows = []
     for pair in pairs:
-        with torch.inference_mode():
-            sr = ema(pair.lq.to(device))
         side = min(pair.gt.shape[2:])
-        rows.append([to_image(image).crop((0, 0, side, side)) for image in (bicubic(pair.lq), sr, pair.gt)])
-    save_sheet(contact_sheet(rows, ["bicubic", "this network", "true picture"], cell=256), path)
+        rows.append([to_image(image).crop((0, 0, side, side)) for image in (*(way(pair.lq) for way in ways), pair.gt)])
+    return contact_sheet(rows, ["bicubic", "this network", "true picture"], cell=256)
 
 
 def write_config(path: Path, config: TrainConfig) -> None:
