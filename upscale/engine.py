@@ -7,8 +7,10 @@ speed and nothing else. Planning is arithmetic on sizes; running takes the netwo
 from __future__ import annotations
 
 import logging
-import os
+import re
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -80,8 +82,10 @@ def free_memory(device: torch.device) -> int | None:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (torch.cuda.mem_get_info(device)[0] + cached) * 4 // 5
-    if device.type == "cpu" and "SC_AVPHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") * 4 // 5
+    if device.type == "cpu":
+        with suppress(OSError):  # Linux alone has this file
+            available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
+            return int(available[1]) * 1024 * 4 // 5 if available else None
     return None
 
 
