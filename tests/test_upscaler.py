@@ -9,9 +9,13 @@ from PIL import Image
 
 from transformersr import Upscaler
 from transformersr.arch import save_model
+from transformersr.training.degradation import shrink
+from transformersr.training.metrics import psnr, shift
+from transformersr.training.validate import to_tensor
 from transformersr.upscale.upscaler import available_models, find_device, find_dtype, find_model, parse_bytes
 
 from models import V2, random_model
+from pictures import drawing
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +109,16 @@ def test_the_default_model_comes_with_the_package():
     upscaler = Upscaler.from_pretrained(device="cpu")
     assert next(iter(available_models().values())) == find_model()
     assert upscaler.scale == 4
+
+
+@pytest.mark.parametrize("method", ["bicubic", "bilinear", "area"])
+def test_the_default_model_beats_bicubic_and_does_not_shift(method):
+    upscaler = Upscaler.from_pretrained(device="cpu")
+    gt = drawing(3, 256)
+    small = shrink(gt, 4, method)
+    ours, bicubic = (to_tensor(image) for image in (upscaler(small), small.resize(gt.size, Image.Resampling.BICUBIC)))
+    assert psnr(ours, to_tensor(gt)) > psnr(bicubic, to_tensor(gt)) + 1
+    assert np.abs(shift(ours, to_tensor(gt), 4)).max() < 0.02
 
 
 @pytest.mark.parametrize(
