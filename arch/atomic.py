@@ -13,8 +13,11 @@ def write_aside(path: str | Path) -> Iterator[Path]:
     """Yield a path beside `path` to write to; it takes the place of `path` at the end, or is removed on an error."""
     path = Path(path)
     aside = path.with_name(f".{path.name[:100]}.{os.getpid()}.part")
+    aside.touch()
+    mode = aside.stat().st_mode  # what this user's files have; some writers leave them readable by their owner alone
     try:
         yield aside
+        aside.chmod(mode)
         os.replace(aside, path)
     finally:
         with suppress(FileNotFoundError):

@@ -159,3 +159,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         save_model(random_model(V2, seed=1), path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_written_files_have_the_rights_of_any_new_file(tmp_path):
+    (tmp_path / "plain").touch()
+    save_model(random_model(V2), tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode

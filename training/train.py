@@ -213,7 +213,8 @@ def validate_and_save(out: Path, config: TrainConfig, run: RunState, validation:
     with open(out / "validation.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"step": progress.step, "seconds": round(progress.seconds), **dataclasses.asdict(scores)}) + "\n")
     save_sheet(draw_strip(validation.watched, enlarge, config.scale), out / "strips" / f"{progress.step:07d}.png")
-    metadata = {"training": json.dumps({"step": progress.step, "validation": dataclasses.asdict(scores), **dataclasses.asdict(config)})}
+    record = {"step": progress.step, "scores": dataclasses.asdict(scores), "settings": dataclasses.asdict(config)}
+    metadata = {"training": json.dumps(record)}
     save_model(run.ema, out / "last.safetensors", metadata=metadata)
     if scores.psnr_y > progress.best_psnr:
         progress.best_psnr = scores.psnr_y
