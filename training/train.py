@@ -72,6 +72,7 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     progress = run.progress
     write_config(out / "config.json", config)
 
+    forward = torch.compile(net) if config.compile else net
     started = time.monotonic() - progress.seconds
     with stop_on_signals() as stop:
         for lq, gt in batches(crops, config, progress.step):
@@ -81,7 +82,7 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
             set_rate(run.optimizer, learning_rate(config, progress.step, done))
             lq, gt = (images.to(device, non_blocking=True).float() / 255 for images in (lq, gt))
             with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                sr = net(lq)
+                sr = forward(lq)
             loss = edge_weighted_l1(sr, gt, flat_weight=1.0 if done < config.edge_start else config.flat_weight)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm)
