@@ -143,3 +143,28 @@ def test_the_module_is_the_same_program_and_importing_the_package_is_light():
     assert "upscale" in help_text
     code = "import sys, transformersr; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_check_names_what_training_would_leave_out_or_change(folder):
+    noise = Image.effect_noise((300, 300), 80).convert("RGB")
+    noise.save(folder / "fine.png")
+    noise.resize((280, 280)).save(folder / "twin.png")
+    noise.convert("RGBA").save(folder / "clear.png")
+    (folder / "virus.png").write_bytes(b"MZ" + bytes(1000))
+    result = run("check", folder, "--crop", 200)
+    lines = {line.split(": ")[1].rsplit("/", 1)[-1]: line for line in result.stdout.splitlines() if ": " in line}
+    assert "3 pictures can be used" in result.stdout
+    assert "not a picture" in lines["virus.png"]
+    assert "smaller than a crop" in lines["a.png"]
+    assert "looks the same" in lines["twin.png"]
+    assert "transparent" in result.stdout
+
+
+def test_preview_draws_sixteen_crops(tmp_path):
+    for index in range(2):
+        Image.effect_noise((100, 100), 80).convert("RGB").save(tmp_path / f"{index}.png")
+    options = ["--size", "tiny", "--scale", "2", "--patch", "16", "--validation", "0.png"]
+    assert run("preview", tmp_path, "--out", tmp_path / "sheet.png", *options).exit_code == 0
+    with Image.open(tmp_path / "sheet.png") as image:
+        assert image.width > 1000
+        assert image.height > 2000

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import click
 
+if typing.TYPE_CHECKING:
+    from .config import TrainConfig
+
 
 class SettingsCommand(click.Command):
     """A command that also takes every field of `TrainConfig` as an option, its docstring as the help."""
@@ -27,6 +30,14 @@ class SettingsCommand(click.Command):
         return [*super().get_params(ctx), *options]
 
 
+def read_settings(recipe: Path | None, options: dict[str, typing.Any]) -> TrainConfig:
+    """The configuration from a recipe, if there is one, and the options that were given."""
+    from .config import from_values, load_recipe
+
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items() if value not in (None, ())}
+    return load_recipe(recipe, **given) if recipe else from_values(given)
+
+
 @click.command(cls=SettingsCommand)
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run: weights, log, state.")
@@ -34,16 +45,39 @@ class SettingsCommand(click.Command):
 @click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
 def train(data, out, recipe, resume, **settings) -> None:
     """Train a network on the pictures in the folder DATA."""
-    from .config import from_values, load_recipe
     from .train import train as run
 
-    given = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items() if value not in (None, ())}
-    config = load_recipe(recipe, **given) if recipe else from_values(given)
+    config = read_settings(recipe, settings)
     out.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(out / "train.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger().addHandler(file)
     click.echo(run(config, data, out, resume))
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--crop", type=int, default=192, show_default=True, help="Side of a training crop in sharp pixels: patch times scale.")
+def check(data, crop) -> None:
+    """Name the pictures in the folder DATA that training would leave out or change, and those that look the same."""
+    from .check import check_pictures
+
+    usable, findings = check_pictures(data, crop)
+    for finding in sorted(findings, key=lambda one: (one.usable, one.path)):
+        click.echo(f"{'note' if finding.usable else 'LEFT OUT'}: {finding.path}: {finding.text.removeprefix(f'{finding.path}: ')}")
+    click.echo(f"{usable} pictures can be used")
+
+
+@click.command(cls=SettingsCommand)
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), default="preview.png", show_default=True, help="Picture to write.")
+@click.option("--recipe", type=click.Path(path_type=Path), help="TOML file of settings; options given here win over it.")
+def preview(data, out, recipe, **settings) -> None:
+    """Draw 16 training crops as the network would get them, small beside sharp, with the settings of `train`."""
+    from .train import draw_crops
+
+    draw_crops(read_settings(recipe, settings), data, out)
+    click.echo(out)
 
 
 @click.command()
@@ -76,5 +110,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
 
-main.add_command(train)
-main.add_command(evaluate)
+COMMANDS = (check, preview, train, evaluate)
+
+for command in COMMANDS:
+    main.add_command(command)

@@ -56,11 +56,10 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     half = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
 
     files = split_pictures(data, config.validation, config.exclude)
-    pictures = read_pictures(files.train, smallest=config.patch * config.scale)
-    crops = CropDataset(pictures, config.patch, config.scale, config.preset, config.keep_flat, config.seed)
+    crops = training_crops(config, files.train)
     validation = Validation.of(files.validation, config)
     logger.info(
-        "%d pictures to train on, %d to validate on; %s, %s", len(pictures), len(validation.pairs), device, "bf16" if half else "fp32"
+        "%d pictures to train on, %d to validate on; %s, %s", len(crops.pictures), len(validation.pairs), device, "bf16" if half else "fp32"
     )
     logger.info("bicubic: %s", validation.bicubic)
 
@@ -122,6 +121,20 @@ def stop_on_signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def training_crops(config: TrainConfig, paths: list[Path]) -> CropDataset:
+    """The crops of a run."""
+    pictures = read_pictures(paths, smallest=config.patch * config.scale)
+    return CropDataset(pictures, config.patch, config.scale, config.preset, config.keep_flat, config.seed)
+
+
+def draw_crops(config: TrainConfig, data: str | Path, path: Path, count: int = 16) -> None:
+    """Write a sheet of the first crops of a run, what the network gets beside what it is to make of it."""
+    crops = training_crops(config, split_pictures(data, config.validation, config.exclude).train)
+    pairs = [[to_image(images[None] / 255) for images in crops[index]] for index in range(count)]
+    rows = [[*left, *right] for left, right in zip(pairs[::2], pairs[1::2], strict=True)]
+    save_sheet(contact_sheet(rows, ["given", "wanted"] * 2, cell=256), path)
 
 
 def initial_network(config: TrainConfig) -> TransformerSR:

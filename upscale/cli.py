@@ -10,7 +10,7 @@ import click
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..training.cli import evaluate, train
+from ..training.cli import COMMANDS
 
 FORMATS = {"png": ".png", "webp": ".webp", "jpg": ".jpg"}
 
@@ -127,5 +127,5 @@ def models() -> None:
         click.echo(f"{name:20}{path.stat().st_size / 2**20:6.1f} MiB  {path}")
 
 
-main.add_command(train)
-main.add_command(evaluate)
+for command in COMMANDS:
+    main.add_command(command)
