@@ -168,3 +168,11 @@ def test_preview_draws_sixteen_crops(tmp_path):
     with Image.open(tmp_path / "sheet.png") as image:
         assert image.width > 1000
         assert image.height > 2000
+
+
+def test_draw_adds_to_what_is_there(tmp_path):
+    assert run("draw", tmp_path / "drawn", "--count", "1", "--size", "96").exit_code == 0
+    first = (tmp_path / "drawn" / "drawing-0-00000.png").read_bytes()
+    assert run("draw", tmp_path / "drawn", "--count", "2", "--size", "96").exit_code == 0
+    assert tree(tmp_path / "drawn") == ["drawing-0-00000.png", "drawing-0-00001.png"]
+    assert (tmp_path / "drawn" / "drawing-0-00000.png").read_bytes() == first

@@ -81,6 +81,31 @@ def preview(data, out, recipe, **settings) -> None:
 
 
 @click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--count", type=click.IntRange(min=1), default=200, show_default=True, help="How many pictures there are to be.")
+@click.option("--size", type=click.IntRange(min=64), default=768, show_default=True, help="Their side in pixels.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Fixes what is drawn.")
+@click.option("--font", "fonts", multiple=True, help="Font file for the lettering, given once for each; default: Pillow's own.")
+def draw(out, count, size, seed, fonts) -> None:
+    """Draw synthetic anime-like pictures into the folder OUT, free of any licence, to train on beside others or alone.
+
+    Drawings that are there already are kept, so a larger --count adds to them.
+    """
+    import numpy as np
+    from PIL import Image
+    from tqdm import trange
+
+    from .drawings import draw as draw_picture
+    from .strips import save_image
+
+    for index in trange(count, unit="drawing", disable=None):
+        path = out / f"drawing-{seed}-{index:05d}.png"
+        if not path.exists():
+            save_image(Image.fromarray(draw_picture(np.random.default_rng([seed, index]), size, fonts)), path)
+    click.echo(out)
+
+
+@click.command()
 @click.argument("weights")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--scale", type=int, default=4, show_default=True, help="How much the pictures are shrunk; the model's scale.")
@@ -110,7 +135,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
 
-COMMANDS = (check, preview, train, evaluate)
+COMMANDS = (check, preview, draw, train, evaluate)
 
 for command in COMMANDS:
     main.add_command(command)

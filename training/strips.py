@@ -32,8 +32,8 @@ def to_image(tensor: Tensor) -> Image.Image:
     return Image.fromarray((tensor[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy().astype(np.uint8))
 
 
-def save_sheet(sheet: Image.Image, path: Path) -> None:
-    """Write a sheet as PNG; the file appears whole or not at all."""
+def save_image(image: Image.Image, path: Path) -> None:
+    """Write an image as PNG, its folder too where need be; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_aside(path) as aside:
-        sheet.save(aside, format="PNG")
+        image.save(aside, format="PNG")

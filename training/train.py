@@ -28,7 +28,7 @@ from .checkpoint import Progress, RunState
 from .config import TrainConfig
 from .dataset import CropDataset, read_pictures, split_pictures
 from .losses import edge_weighted_l1
-from .strips import contact_sheet, save_sheet, to_image
+from .strips import contact_sheet, save_image, to_image
 from .validate import Enlarge, Pair, Scores, mean_scores, resize_with, score, score_pair, validation_pairs
 
 logger = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def draw_crops(config: TrainConfig, data: str | Path, path: Path, count: int = 1
     crops = training_crops(config, split_pictures(data, config.validation, config.exclude).train)
     pairs = [[to_image(images[None] / 255) for images in crops[index]] for index in range(count)]
     rows = [[*left, *right] for left, right in zip(pairs[::2], pairs[1::2], strict=True)]
-    save_sheet(contact_sheet(rows, ["given", "wanted"] * 2, cell=256), path)
+    save_image(contact_sheet(rows, ["given", "wanted"] * 2, cell=256), path)
 
 
 def initial_network(config: TrainConfig) -> TransformerSR:
@@ -226,7 +226,7 @@ def validate_and_save(out: Path, config: TrainConfig, run: RunState, validation:
     logger.info("validation at step %d: %s", progress.step, scores)
     with open(out / "validation.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"step": progress.step, "seconds": round(progress.seconds), **dataclasses.asdict(scores)}) + "\n")
-    save_sheet(draw_strip(validation.watched, enlarge, config.scale), out / "strips" / f"{progress.step:07d}.png")
+    save_image(draw_strip(validation.watched, enlarge, config.scale), out / "strips" / f"{progress.step:07d}.png")
     record = {"step": progress.step, "scores": dataclasses.asdict(scores), "settings": dataclasses.asdict(config)}
     metadata = {"training": json.dumps(record)}
     save_model(run.ema, out / "last.safetensors", metadata=metadata)

@@ -1,0 +1,97 @@
+"""The source of drawn pictures: reproducible, flat where it is flat, sharp where it is not."""
+
+import numpy as np
+import pytest
+
+from transformersr.training.drawings import SCENES, coverage, draw, draw_scene, motifs
+
+SIZE = 160
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [draw(np.random.default_rng([1, seed]), SIZE) for seed in range(16)]
+
+
+@pytest.mark.parametrize("size", [64, 96, 250, 512])
+def test_shape_and_dtype(size):
+    picture = draw(np.random.default_rng(0), size)
+    assert picture.shape == (size, size, 3)
+    assert picture.dtype == np.uint8
+
+
+def test_same_generator_state_gives_same_picture():
+    first, second = (draw(np.random.default_rng(5), SIZE) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_one_generator_goes_on_to_other_pictures():
+    rng = np.random.default_rng(5)
+    assert not np.array_equal(draw(rng, SIZE), draw(rng, SIZE))
+
+
+def test_seeds_give_different_pictures(pictures):
+    assert len({picture.tobytes() for picture in pictures}) == len(pictures)
+
+
+@pytest.mark.parametrize("name", SCENES)
+def test_every_kind_of_scene_draws_something(name):
+    assert draw_scene(name, np.random.default_rng(0), 192).std() > 1
+
+
+def test_much_is_exactly_flat(pictures):
+    shares = [np.mean(np.all(picture[:, 1:] == picture[:, :-1], axis=-1)) for picture in pictures]
+    assert np.mean(shares) > 0.5
+
+
+def test_edges_are_done_within_two_pixels(pictures):
+    """Where a picture changes much over four pixels, it mostly changes as much over two of them."""
+    kept = []
+    for picture in pictures:
+        light = picture.mean(axis=-1)
+        wide = np.abs(light[:, 4:] - light[:, :-4])
+        narrow = np.max([np.abs(light[:, 2 + i : light.shape[1] - 2 + i] - light[:, i : light.shape[1] - 4 + i]) for i in range(3)], axis=0)
+        if (wide > 60).any():
+            kept.append(np.mean(narrow[wide > 60] >= 0.9 * wide[wide > 60]))
+    assert len(kept) > len(pictures) / 2
+    assert np.mean(kept) > 0.75
+
+
+def test_colours_reach_dark_and_light_and_many_hues(pictures):
+    every = np.concatenate([picture.reshape(-1, 3) for picture in pictures]).astype(int)
+    assert every.min() < 30
+    assert every.max() > 240
+    vivid = every[every.max(axis=1) - every.min(axis=1) > 60]
+    assert len(vivid) > 0.1 * len(every)
+    assert set(vivid.argmax(axis=1)) == {0, 1, 2}
+
+
+def test_coverage_is_the_exact_area():
+    start = np.array([[-3.5, 2.25], [4.5, 2.25], [4.5, 6.0], [-3.5, 6.0]])
+    expected = np.zeros((8, 8))
+    expected[2:6, :5] = np.array([0.75, 1, 1, 1])[:, None] * np.array([1, 1, 1, 1, 0.5])
+    np.testing.assert_allclose(coverage(start, np.roll(start, -1, axis=0), 8, 8), expected, atol=1e-9)
+
+
+def test_coverage_of_triangles_is_the_mean_of_a_finer_one():
+    for corners in np.random.default_rng(0).uniform(-20, 40, (20, 3, 2)):
+        after = np.roll(corners, -1, axis=0)
+        fine = coverage(corners * 8, after * 8, 160, 160).reshape(20, 8, 20, 8).mean(axis=(1, 3))
+        np.testing.assert_allclose(coverage(corners, after, 20, 20), fine, atol=1e-6)
+
+
+def test_a_file_that_is_no_font_is_named(tmp_path):
+    broken = tmp_path / "letters.ttf"
+    broken.write_bytes(b"no font")
+    for path in (broken, tmp_path / "missing.ttf"):
+        with pytest.raises(ValueError, match=path.name):
+            draw(np.random.default_rng(0), 64, [path])
+
+
+def test_without_a_scalable_font_nothing_is_written(monkeypatch):
+    monkeypatch.setattr(motifs, "load_font", lambda name, size: None)
+    motifs._alphabets.cache_clear()
+    try:
+        assert draw_scene("lettering", np.random.default_rng(0), SIZE).shape == (SIZE, SIZE, 3)
+    finally:
+        motifs._alphabets.cache_clear()
