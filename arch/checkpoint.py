@@ -119,10 +119,10 @@ def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
         head = file.read(512)
     if not head:
         raise CheckpointError(f"{path}: the file is empty; download or copy it again")
-    if head.lstrip()[:1] == b"<":
-        raise CheckpointError(f"{path}: this is a web page, not weights; the download link probably needs a log-in or a different address")
     if head[8:9] == b"{":
         return _read_safetensors(path)
+    if head.lstrip()[:1] == b"<":
+        raise CheckpointError(f"{path}: this is a web page, not weights; the download link probably needs a log-in or a different address")
     if head[:2] == b"PK" or head[:1] == b"\x80":
         return _unwrap(path, _read_pickle(path)), {}
     raise CheckpointError(
@@ -162,8 +162,9 @@ def _unwrap(path: Path, content: object) -> StateDict:
         content = inner
     if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{path}: expected a state dict of named tensors and found {type(content).__name__} of something else")
-    while all(str(name).startswith("module.") for name in content):
-        content = {str(name).removeprefix("module."): value for name, value in content.items()}
+    for prefix in ("module.", "_orig_mod.") * 2:
+        if all(str(name).startswith(prefix) for name in content):
+            content = {str(name).removeprefix(prefix): value for name, value in content.items()}
     return {str(name): value for name, value in content.items()}
 
 
@@ -171,7 +172,8 @@ def _unwrap(path: Path, content: object) -> StateDict:
 
 
 def _own_config(state: StateDict, metadata: dict[str, str]) -> TransformerSRConfig:
-    config = TransformerSRConfig.from_integers(state["architecture"].flatten().tolist())
+    config = TransformerSRConfig.from_integers([int(number) for number in state["architecture"].flatten().tolist()])
+    state["architecture"] = torch.tensor(config.as_integers(), dtype=torch.int32)  # some tools turn it into floats
     if "config" in metadata and TransformerSRConfig.from_json(metadata["config"]) != config:
         raise ValueError("the configuration in its metadata is not the one in its tensors; the file was put together wrongly")
     return config
@@ -287,8 +289,8 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
         if found.shape != tensor.shape:
             raise ValueError(f"{name} has shape {tuple(found.shape)}; expected {tuple(tensor.shape)}")
         if found.is_floating_point() != tensor.is_floating_point():
-            raise ValueError(f"{name} is {found.dtype}; expected a floating-point tensor")
-        if not found.isfinite().all():
+            raise ValueError(f"{name} is {found.dtype}; expected {'floating-point' if tensor.is_floating_point() else 'whole'} numbers")
+        if not found.float().isfinite().all():
             raise ValueError(f"{name} holds values that are not finite (NaN or infinity); the training that wrote it failed")
 
 

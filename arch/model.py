@@ -52,6 +52,8 @@ class TransformerSRConfig:
     """Width of the feed-forward layer over `embed_dim`."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.depths, (list, tuple)):
+            raise ValueError(f"depths is {self.depths!r}; expected whole numbers, one a group")
         object.__setattr__(self, "depths", tuple(self.depths))
         if self.design not in DESIGNS:
             raise ValueError(f"design is {self.design!r}; expected one of {', '.join(DESIGNS)}")

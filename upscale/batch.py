@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .image_io import READABLE, PictureError, read_picture, write_picture
+from .engine import is_out_of_memory
+from .image_io import FORMATS, READABLE, read_picture, write_picture
 from .upscaler import Upscaler
 
 logger = logging.getLogger(__name__)
@@ -43,9 +44,10 @@ def plan_jobs(inputs: Iterable[str], output: str | None, extension: str, suffix:
     jobs: list[Job] = []
     for source in sources:
         if source.is_dir():
-            root = Path(output) if output else source.with_name(source.resolve().name + suffix)
+            resolved = source.resolve()
+            root = Path(output) if output else resolved.with_name(resolved.name + suffix)
             jobs += [Job(path, (root / path.relative_to(source)).with_suffix(extension)) for path in _pictures(source, root)]
-        elif output and len(sources) == 1 and Path(output).suffix.lower() in READABLE:
+        elif output and len(sources) == 1 and Path(output).suffix.lower().removeprefix(".") in FORMATS:
             jobs.append(Job(source, Path(output)))
         elif output:
             jobs.append(Job(source, Path(output) / f"{source.stem}{extension}"))
@@ -76,6 +78,8 @@ def _pictures(folder: Path, root: Path) -> list[Path]:
 
 def _without_clashes(jobs: list[Job]) -> list[Job]:
     """Sources that differ in their ending alone keep it in the name; no target may be a source."""
+    made = {job.target.resolve() for job in jobs if job.source.resolve() != job.target.resolve()}
+    jobs = [job for job in dict.fromkeys(jobs) if not (job.source.resolve() in made and job.source.parent == job.target.parent)]
     counts: dict[Path, int] = {}
     for job in jobs:
         counts[job.target] = counts.get(job.target, 0) + 1
@@ -83,7 +87,7 @@ def _without_clashes(jobs: list[Job]) -> list[Job]:
         job
         if counts[job.target] == 1
         else Job(job.source, job.target.with_stem(f"{job.target.stem}_{job.source.suffix.removeprefix('.').lower()}"))
-        for job in dict.fromkeys(jobs)
+        for job in jobs
     ]
     sources = {job.source.resolve() for job in jobs}
     targets: dict[Path, Path] = {}
@@ -125,8 +129,11 @@ def run_jobs(
                 )
                 job.target.parent.mkdir(parents=True, exist_ok=True)
                 write_picture(large, job.target, quality=quality)
-        except (PictureError, ValueError, OSError, FloatingPointError) as error:
-            failures.append(Failure(job.source, str(error)))
-            logger.error("%s: %s", job.source, error)
+        except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+                raise
+            reason = str(error).removeprefix(f"{job.source}: ").splitlines()[0] if str(error) else "not enough memory"
+            failures.append(Failure(job.source, reason))
+            logger.error("%s: %s", job.source, reason)
         on_progress(index, 1.0)
     return failures

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -21,10 +22,10 @@ class Size(click.ParamType):
     name = "WxH"
 
     def convert(self, value, param, ctx):
-        width, _, height = str(value).lower().partition("x")
-        if not (width.isdigit() and height.isdigit()):
+        match = re.fullmatch(r"([0-9]+)x([0-9]+)", str(value).lower())
+        if not match:
             self.fail(f"{value!r} is not a size such as 3840x2160", param, ctx)
-        return int(height), int(width)
+        return int(match[2]), int(match[1])
 
 
 class Messages(click.Group):
@@ -33,7 +34,7 @@ class Messages(click.Group):
     def invoke(self, ctx: click.Context):
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, FloatingPointError) as error:
             raise click.ClickException(str(error)) from error
 
 
@@ -98,23 +99,24 @@ BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} done, {remaining} left"
 def convert(source, target, dtype, window_size, num_heads) -> None:
     """Convert weights, the original author's too, to our safetensors. IN is left as it is."""
     from ..arch.checkpoint import convert_file
-    from .upscaler import DTYPES
+    from .upscaler import DTYPES, find_model
 
     if target.suffix != ".safetensors":
         raise click.UsageError(f"{target}: expected a name ending in .safetensors")
     if target.exists():
         raise click.UsageError(f"{target} exists; choose another name")
-    convert_file(source, target, DTYPES.get(dtype), window_size=window_size, num_heads=num_heads)
+    convert_file(find_model(source), target, DTYPES.get(dtype), window_size=window_size, num_heads=num_heads)
     click.echo(target)
 
 
 @main.command()
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 def info(path) -> None:
-    """Say what a file of weights is."""
+    """Say what a model or a file of weights is."""
     from ..arch.checkpoint import describe
+    from .upscaler import find_model
 
-    for name, value in describe(path).items():
+    for name, value in describe(find_model(path)).items():
         click.echo(f"{name + ':':15}{value}")
 
 

@@ -192,7 +192,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(
-        text in str(error).lower() for text in ("out of memory", "not enough memory", "can't allocate memory")
+        text in str(error).lower() for text in ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
     )
 
 
@@ -204,6 +204,8 @@ def target_size(height: int, width: int, scale: int, factor: float | None = None
 
     Raises ValueError for both at once, or a side below 1.
     """
+    if min(height, width) < 1:
+        raise ValueError(f"picture of {width}x{height}; expected at least 1x1")
     if factor is not None and size is not None:
         raise ValueError(f"factor {factor} and size {size} were both given; give one of them")
     if size is not None:
@@ -228,10 +230,17 @@ def enlarge_to(model: TransformerSR, image: Tensor, height: int, width: int, **o
     passes = count_passes(image.shape[2], image.shape[3], model.config.scale, height, width)
     work = [model.config.scale ** (2 * index) for index in range(passes)]  # pixels of each pass
     for index in range(passes):
+        image = _no_longer_than(image, -(-height // model.config.scale), -(-width // model.config.scale)) if index else image
         image = enlarge(model, image, on_progress=_share(progress, work, index), **options)
     if image.shape[2:] == (height, width):
         return image
     return F.interpolate(image, (height, width), mode="bicubic", align_corners=False, antialias=True).clamp_(0, 1)
+
+
+def _no_longer_than(image: Tensor, height: int, width: int) -> Tensor:
+    """Shorten sides that one more pass would make longer than they have to be."""
+    size = min(image.shape[2], height), min(image.shape[3], width)
+    return image if image.shape[2:] == size else F.interpolate(image, size, mode="bicubic", align_corners=False, antialias=True)
 
 
 def count_passes(height: int, width: int, scale: int, target_height: int, target_width: int) -> int:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -43,6 +44,8 @@ def find_model(name_or_path: str | Path | None = None) -> Path:
 
 def find_device(name: str | torch.device = "auto") -> torch.device:
     """A device by name; "auto" is the first of CUDA, MPS and CPU that is there. Raises ValueError for one that is not."""
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:[0-9]+)?", str(name)):
+        raise ValueError(f"device is {str(name)!r}; expected auto, cpu, cuda, cuda:1 or mps")
     if str(name) == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -77,7 +80,9 @@ class Upscaler:
     """Enlarges pictures with a network. Every call is independent; one object may be used for any number of pictures of any size."""
 
     def __init__(self, model: TransformerSR, memory: int | None = None):
-        """Use a network as it is, on its device and in its dtype; `memory` in bytes as for `from_pretrained`."""
+        """Use a network of RGB as it is, on its device and in its dtype; `memory` in bytes as for `from_pretrained`."""
+        if model.config.channels != 3:
+            raise ValueError(f"the network takes {model.config.channels} channels; expected one that takes 3, RGB")
         self.model = model.eval()
         self.memory = memory
 
@@ -159,23 +164,33 @@ class Upscaler:
     def _enlarge_tensor(
         self, image: Tensor, factor: float | None, size: tuple[int, int] | None, on_progress: ProgressCallback | None
     ) -> Tensor:
-        if image.ndim != 4 or image.shape[1] not in (1, 3, 4) or not image.is_floating_point():
+        if image.ndim != 4 or image.shape[1] not in (1, 3, 4) or 0 in image.shape or not image.is_floating_point():
             raise ValueError(
                 f"tensor has shape {tuple(image.shape)} and is {image.dtype}; expected (b, c, h, w) with c = 1, 3 or 4, a float type"
             )
         height, width = target_size(image.shape[2], image.shape[3], self.scale, factor, size)
-        color, alpha = image[:, :3], image[:, 3:]
-        if alpha.shape[1]:
+        image = image.detach()
+        color, alpha = image[:, :3].float().expand(-1, 3, -1, -1), image[:, 3:].float()
+        varied = alpha.numel() > 0 and bool(alpha.min() < alpha.max())
+        if varied:  # transparency goes through the same network, as a grey picture
             color = torch.stack([_bled(*pair) for pair in zip(color, alpha, strict=True)])
-            color = torch.cat([color, alpha.expand(-1, 3, -1, -1)])  # transparency goes through the same network, as a grey picture
-        color = color.float().expand(-1, 3, -1, -1)
+            color = torch.cat([color, alpha.expand(-1, 3, -1, -1)])
         large = enlarge_to(self.model, color, height, width, memory=self.memory, on_progress=on_progress)
-        if alpha.shape[1]:
+        if varied:
             count = image.shape[0]
-            large = torch.cat([large[:count], large[count:].mean(1, keepdim=True)], 1)
+            large = torch.cat([large[:count], _within_range(large[count:].mean(1, keepdim=True), alpha)], 1)
+        elif alpha.numel():
+            large = torch.cat([large, alpha[:, :, :1, :1].expand(-1, -1, height, width)], 1)
         elif image.shape[1] == 1:
             large = large.mean(1, keepdim=True)
         return large.to(image.dtype)
+
+
+def _within_range(large: Tensor, small: Tensor) -> Tensor:
+    """Keep enlarged transparency within what lies around each place in the original, so that opaque stays opaque and empty stays empty."""
+    high, low = F.max_pool2d(small, 5, 1, 2), -F.max_pool2d(-small, 5, 1, 2)
+    low, high = (F.interpolate(bound, large.shape[2:], mode="nearest") for bound in (low, high))
+    return large.clamp(low, high)
 
 
 def _bled(color: Tensor, alpha: Tensor) -> Tensor:
