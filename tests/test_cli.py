@@ -176,3 +176,42 @@ def test_draw_adds_to_what_is_there(tmp_path):
     assert run("draw", tmp_path / "drawn", "--count", "2", "--size", "96").exit_code == 0
     assert tree(tmp_path / "drawn") == ["drawing-0-00000.png", "drawing-0-00001.png"]
     assert (tmp_path / "drawn" / "drawing-0-00000.png").read_bytes() == first
+
+
+def test_an_interrupted_pattern_can_be_resumed(folder, model, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert run("upscale", "*.png", "-m", model).exit_code == 0
+    assert run("upscale", "*.png", "-m", model, "--resume").exit_code == 0
+    assert tree(folder) == ["a.png", "a_x2.png", "b.jpg", "deep/c.webp"]
+
+
+def test_this_folder_and_the_same_file_twice(folder, model, monkeypatch):
+    monkeypatch.chdir(folder / "deep")
+    assert run("upscale", ".", "-m", model).exit_code == 0
+    assert tree(folder / "deep_x2") == ["c.png"]
+    assert run("upscale", "c.webp", "c.webp", "-m", model).exit_code == 0
+    assert tree(folder / "deep") == ["c.webp", "c_x2.png"]
+
+
+def test_a_run_is_resumed_with_its_own_settings(tmp_path):
+    for index in range(3):
+        Image.effect_noise((100, 100), 80).convert("RGB").save(tmp_path / f"{index}.png")
+    options = [
+        "--size",
+        "tiny",
+        "--scale",
+        "2",
+        "--patch",
+        "8",
+        "--batch",
+        "1",
+        "--steps",
+        "2",
+        "--validation",
+        "0.png",
+        "--validation-crop",
+        "64",
+    ]
+    assert run("train", tmp_path, "--out", tmp_path / "run", *options).exit_code == 0
+    assert run("train", tmp_path, "--out", tmp_path / "run", "--resume", "--steps", "3").exit_code == 0
+    assert (tmp_path / "run" / "strips" / "0000003.png").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 
 import numpy as np
@@ -17,7 +18,7 @@ from transformersr.training.degradation import FILTERS, PRESETS, Degradation, de
 from transformersr.training.losses import edge_weighted_l1, edge_weights, sobel_magnitude
 from transformersr.training.metrics import luma, psnr, shift, ssim
 from transformersr.training.train import train
-from transformersr.training.validate import make_pair, mean_scores, resize_with, score_pair, to_tensor
+from transformersr.training.validate import make_pair, mean_scores, resize_with, score_pair, to_tensor, validation_pairs
 
 from pictures import drawing
 
@@ -322,3 +323,39 @@ def test_another_scale_starts_from_the_same_body(folder, tmp_path):
     assert torch.equal(net.body[0].conv.weight, given.body[0].conv.weight)
     with pytest.raises(ValueError, match="init"):
         training.initial_network(from_values({**SETTINGS, "size": "base", "init": str(x4)}))
+
+
+def test_a_run_inside_its_data_does_not_learn_from_its_own_strips(folder, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    train(from_values({**SETTINGS, "steps": 1}), data, data / "run")
+    assert (data / "run" / "strips").is_dir()
+    split = split_pictures(data, without=data / "run")
+    assert len(split.train) + len(split.validation) == 6
+
+
+def test_a_diverged_run_stops_and_keeps_its_last_good_state(folder, tmp_path):
+    train(from_values({**SETTINGS, "steps": 3}), folder, tmp_path / "run")
+    before = (tmp_path / "run" / "state.pt").read_bytes()
+    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+        train(from_values({**SETTINGS, "learning_rate": 1e30, "clip_norm": 1e30}), folder, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "state.pt").read_bytes() == before
+
+
+def test_resuming_another_network_says_so(folder, tmp_path):
+    train(from_values({**SETTINGS, "steps": 1}), folder, tmp_path / "run")
+    with pytest.raises(ValueError, match="other settings"):
+        train(from_values({**SETTINGS, "scale": 2}), folder, tmp_path / "run", resume=True)
+
+
+def test_bad_validation_pictures_are_left_out(tmp_path, caplog):
+    drawing(0).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"no")
+    assert len(validation_pairs([tmp_path / "bad.png", tmp_path / "good.png"], 4, 0)) == 1
+    assert "bad.png" in caplog.text
+
+
+@pytest.mark.parametrize("setting", [{"warmup_steps": 0}, {"minutes": -1.0}, {"workers": -1}, {"scale": 9}, {"learning_rate": 0.0}])
+def test_impossible_settings_are_named(setting):
+    with pytest.raises(ValueError, match=next(iter(setting))):
+        from_values(setting)

@@ -83,6 +83,7 @@ def test_sizes(upscaler, options, expected):
     [
         (np.zeros((4, 4, 2), np.uint8), {}, r"\(h, w, c\)"),
         (np.zeros((4, 4, 3), np.int64), {}, "uint8"),
+        (np.zeros((0, 4, 4), np.uint8), {"size": (4, 4)}, "at least 1x1"),
         (torch.zeros(3, 4, 4), {}, r"\(b, c, h, w\)"),
         (np.zeros((4, 4, 3), np.uint8), {"factor": 2, "size": (8, 8)}, "one of them"),
         (np.zeros((4, 4, 3), np.uint8), {"factor": -1}, "above 0"),

@@ -26,6 +26,9 @@ class SettingsCommand(click.Command):
             listed = isinstance(value, tuple)
             kind = str if listed else hints[field.name]
             help_text = help_texts[field.name] + ("" if value in ("", ()) else f" [default: {value}]")
+            if kind is bool:
+                options.append(click.Option([f"--{field.name}/--no-{field.name}"], default=None, help=help_text))
+                continue
             options.append(click.Option([f"--{field.name.replace('_', '-')}"], type=kind, multiple=listed, default=None, help=help_text))
         return [*super().get_params(ctx), *options]
 
@@ -44,10 +47,15 @@ def read_settings(recipe: Path | None, options: dict[str, typing.Any]) -> TrainC
 @click.option("--recipe", type=click.Path(path_type=Path), help="TOML file of settings; options given here win over it.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
 def train(data, out, recipe, resume, **settings) -> None:
-    """Train a network on the pictures in the folder DATA."""
+    """Train a network on the pictures in the folder DATA.
+
+    --resume takes the settings of the run that it goes on with; what is given beside it wins.
+    """
+    from .dataset import find_pictures
     from .train import train as run
 
-    config = read_settings(recipe, settings)
+    config = read_settings(recipe or (out / "config.json" if resume and (out / "config.json").exists() else None), settings)
+    find_pictures(data, without=out)  # before a folder is made for a run that cannot be
     out.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(out / "train.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -76,6 +84,8 @@ def preview(data, out, recipe, **settings) -> None:
     """Draw 16 training crops as the network would get them, small beside sharp, with the settings of `train`."""
     from .train import draw_crops
 
+    if out.exists() or out.suffix != ".png":
+        raise click.UsageError(f"{out} exists or is no .png; choose another name with --out")
     draw_crops(read_settings(recipe, settings), data, out)
     click.echo(out)
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import re
 import sys
 import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 from ..arch.model import VARIANTS, TransformerSRConfig
 from .degradation import PRESETS
@@ -96,9 +92,19 @@ class TrainConfig:
             if self.minutes:
                 raise ValueError("phases count steps and minutes do not; give one of them")
             object.__setattr__(self, "steps", sum(count for count, _ in self.parsed_phases()))
-        for name in ("batch", "steps", "log_every", "save_every"):
+        if self.scale not in (1, 2, 3, 4):
+            raise ValueError(f"scale is {self.scale}; expected 1, 2, 3 or 4")
+        for name in ("batch", "steps", "log_every", "save_every", "warmup_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        for name in ("minutes", "weight_decay", "workers", "threads", "seed"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        for name in ("learning_rate", "clip_norm"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0")
+        if self.validation_crop and self.validation_crop < 16 * self.scale:
+            raise ValueError(f"validation_crop is {self.validation_crop}; expected 0 or at least {16 * self.scale}")
         for name in ("keep_flat", "ema_decay", "edge_start", "flat_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number from 0 to 1")
@@ -126,9 +132,17 @@ def field_help() -> dict[str, str]:
 
 
 def load_recipe(path: str | Path, **overrides: object) -> TrainConfig:
-    """Read a TOML recipe; keyword arguments win over it. Unknown or ill-typed settings raise ValueError naming the file."""
+    """Read a TOML recipe, or the `config.json` of a run; keyword arguments win over it.
+
+    Unknown or ill-typed settings raise ValueError naming the file.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:  # here, so that only recipes need it
+        import tomli as tomllib
     try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        values = json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
         return from_values({**values, **overrides})
     except (ValueError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error

@@ -31,25 +31,32 @@ class Split:
     validation: list[Path]
 
 
-def find_pictures(folder: str | Path) -> list[Path]:
-    """All picture files below a folder, sorted. Raises ValueError where there are none."""
+def find_pictures(folder: str | Path, without: Path | None = None) -> list[Path]:
+    """All picture files below a folder, sorted, those below `without` and hidden ones left out. Raises ValueError where there are none."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of pictures, and there is no such folder")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in READABLE and path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in READABLE and path.is_file() and path.name[0] != ".")
+    if without is not None:
+        paths = [path for path in paths if without.resolve() not in path.resolve().parents]
     if not paths:
         raise ValueError(f"{folder}: no pictures found; expected files ending in {', '.join(READABLE)}")
     return paths
 
 
-def split_pictures(folder: str | Path, validation: tuple[str, ...] = (), exclude: tuple[str, ...] = ()) -> Split:
-    """Divide a folder's pictures; patterns are relative to it. Without patterns every twentieth content hash is for validation."""
+def split_pictures(
+    folder: str | Path, validation: tuple[str, ...] = (), exclude: tuple[str, ...] = (), without: Path | None = None
+) -> Split:
+    """Divide a folder's pictures, those below `without` left out; patterns are relative to it.
+
+    Without patterns every twentieth content hash is for validation.
+    """
     folder = Path(folder)
 
     def matches(path: Path, patterns: tuple[str, ...]) -> bool:
         return any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in patterns)
 
-    paths = [path for path in find_pictures(folder) if not matches(path, exclude)]
+    paths = [path for path in find_pictures(folder, without) if not matches(path, exclude)]
     if validation:
         held = [path for path in paths if matches(path, validation)]
     else:

@@ -8,6 +8,7 @@ import itertools
 import json
 import logging
 import math
+import pickle
 import signal
 import threading
 import time
@@ -46,7 +47,6 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
         FileExistsError: where `out` holds a run and `resume` is off.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     state_file = out / "state.pt"
     if state_file.exists() and not resume:
         raise FileExistsError(f"{out} already holds a run; resume it, or choose another folder")
@@ -55,7 +55,7 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     half = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
 
-    files = split_pictures(data, config.validation, config.exclude)
+    files = split_pictures(data, config.validation, config.exclude, without=out)  # the strips of a run are no pictures to learn from
     crops = training_crops(config, files.train)
     validation = Validation.of(files.validation, config)
     logger.info(
@@ -67,8 +67,12 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     net = initial_network(config).to(device).train()
     run = RunState(net, copy.deepcopy(net).eval().requires_grad_(False), make_optimizer(net, config), Progress())
     if state_file.exists():
-        run.load(state_file)
+        try:
+            run.load(state_file)
+        except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{state_file}: damaged, or of a run with other settings ({str(error).splitlines()[0]})") from error
     progress = run.progress
+    out.mkdir(parents=True, exist_ok=True)
     write_config(out / "config.json", config)
 
     forward = torch.compile(net) if config.compile else net
@@ -223,11 +227,17 @@ def validate_and_save(out: Path, config: TrainConfig, run: RunState, validation:
             return run.ema(lq.to(device)).cpu()
 
     scores = score(validation.pairs, enlarge, config.scale)
+    if not all(parameter.isfinite().all() for parameter in run.net.parameters()) or not math.isfinite(scores.psnr_y):
+        raise FloatingPointError(
+            f"step {progress.step}: the weights are no longer finite; {out / 'state.pt'} holds the last good step, if there was one: "
+            "lower learning_rate and --resume"
+        )
     logger.info("validation at step %d: %s", progress.step, scores)
     with open(out / "validation.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps({"step": progress.step, "seconds": round(progress.seconds), **dataclasses.asdict(scores)}) + "\n")
+        figures = {name: value if math.isfinite(value) else None for name, value in dataclasses.asdict(scores).items()}
+        file.write(json.dumps({"step": progress.step, "seconds": round(progress.seconds), **figures}) + "\n")
     save_image(draw_strip(validation.watched, enlarge, config.scale), out / "strips" / f"{progress.step:07d}.png")
-    record = {"step": progress.step, "scores": dataclasses.asdict(scores), "settings": dataclasses.asdict(config)}
+    record = {"step": progress.step, "scores": figures, "settings": dataclasses.asdict(config)}
     metadata = {"training": json.dumps(record)}
     save_model(run.ema, out / "last.safetensors", metadata=metadata)
     if scores.psnr_y > progress.best_psnr:

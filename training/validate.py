@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch import Tensor
 from .dataset import read_rgb
 from .degradation import shrink
 from .metrics import edge_mask, flat_mask, luma, psnr, shift, ssim
+
+logger = logging.getLogger(__name__)
 
 METHODS = ("bicubic", "bilinear", "area")
 Enlarge = Callable[[Tensor], Tensor]
@@ -47,7 +50,7 @@ def make_pair(path: Path, scale: int, method: str, crop: int = 0) -> Pair:
     """Cut a picture to a multiple of the scale (with `crop`: to its centre of that side) and shrink it."""
     gt = Image.fromarray(read_rgb(path))
     width, height = (min(side, crop or side) // scale * scale for side in gt.size)
-    if min(width, height) < 4 * scale:
+    if min(width, height) < 11 + 2 * scale:  # what the window of SSIM needs
         raise ValueError(f"{path}: {gt.width}x{gt.height} is too small to measure at x{scale}")
     left, top = ((side - size) // 2 if crop else 0 for side, size in zip(gt.size, (width, height), strict=True))
     gt = gt.crop((left, top, left + width, top + height))
@@ -55,8 +58,16 @@ def make_pair(path: Path, scale: int, method: str, crop: int = 0) -> Pair:
 
 
 def validation_pairs(paths: list[Path], scale: int, crop: int) -> list[Pair]:
-    """One pair a picture, the ways of shrinking taken in turn."""
-    return [make_pair(path, scale, METHODS[index % len(METHODS)], crop) for index, path in enumerate(paths)]
+    """One pair a picture, the ways of shrinking taken in turn. What cannot be used is named in the log and left out."""
+    pairs = []
+    for index, path in enumerate(paths):
+        try:
+            pairs.append(make_pair(path, scale, METHODS[index % len(METHODS)], crop))
+        except (OSError, ValueError) as error:
+            logger.warning("left out of validation: %s", error)
+    if not pairs:
+        raise ValueError(f"none of {len(paths)} validation pictures can be used; expected at least one, such as {paths[0]}")
+    return pairs
 
 
 def score(pairs: Iterable[Pair], enlarge: Enlarge, scale: int) -> Scores:

@@ -138,19 +138,20 @@ class _Rows:
 
 def _enlarge_one(model: TransformerSR, image: Tensor, out: Tensor, memory: int | None, report: _Rows) -> None:
     parameter = next(model.parameters())
-    _enlarge_within(model, image.to(parameter.device, parameter.dtype), out, memory, report)
-    if not out.isfinite().all():
-        if parameter.dtype == torch.float32:
-            raise FloatingPointError(
-                "the network gave values that are not finite in float32; its weights are damaged or of a failed training"
-            )
-        logger.warning("%s gave values that are not finite; the picture is done again in float32", parameter.dtype)
-        dtype = parameter.dtype
+    device, dtype = parameter.device, parameter.dtype
+    _enlarge_within(model, image.to(device, dtype), out, memory, report)
+    if dtype != torch.float32 and not out.isfinite().all():
+        logger.warning("%s gave values that are not finite; the picture is done again in float32", dtype)
         try:
-            report.done = 0
-            _enlarge_within(model.float(), image.to(parameter.device, torch.float32), out, memory, report)
+            _enlarge_within(model.float(), image.to(device, torch.float32), out, memory, report)
+        except MemoryBudgetError as error:
+            raise MemoryBudgetError(f"{dtype} gave values that are not finite, and in float32 {error}") from error
         finally:
             model.to(dtype)
+    if not out.isfinite().all():
+        raise FloatingPointError(
+            "the network gave values that are not finite; its weights are damaged or do not fit this precision: load them in fp32"
+        )
 
 
 def _enlarge_within(model: TransformerSR, image: Tensor, out: Tensor, memory: int | None, report: _Rows) -> None:
