@@ -166,7 +166,8 @@ class Upscaler:
     ) -> Tensor:
         if image.ndim != 4 or image.shape[1] not in (1, 3, 4) or 0 in image.shape or not image.is_floating_point():
             raise ValueError(
-                f"tensor has shape {tuple(image.shape)} and is {image.dtype}; expected (b, c, h, w) with c = 1, 3 or 4, at least 1x1, a float type"
+                f"tensor has shape {tuple(image.shape)} and is {image.dtype}; "
+                "expected (b, c, h, w) with c = 1, 3 or 4, at least 1x1, a float type"
             )
         height, width = target_size(image.shape[2], image.shape[3], self.scale, factor, size)
         image = image.detach()
