@@ -53,7 +53,7 @@ def main() -> None:
 @click.option("-m", "--model", metavar="M", help="A model of `transformersr models`, or a file of weights.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32, bf16, fp16.")
-@click.option("--memory", metavar="BYTES", help="Most memory a run may take beside the weights, 2G say; the result is the same for any.")
+@click.option("--memory", metavar="BYTES", help="Most memory the network's tensors may take, 2G say; the result is the same for any.")
 @click.option("--format", "format_", type=click.Choice(list(FORMATS)), default="png", show_default=True, help="File format of the results.")
 @click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of jpg and webp; webp is lossless at 100.")
 @click.option("--resume", is_flag=True, help="Leave out pictures whose result exists.")

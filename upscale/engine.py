@@ -99,7 +99,7 @@ def enlarge(model: TransformerSR, image: Tensor, *, memory: int | None = None, o
     are replaced by black, in a half-precision result by those of a float32 run; both are logged.
 
     Args:
-        memory: bytes that the run may take beside the weights; None takes what is free.
+        memory: bytes that the network's tensors may take beside the weights; None takes what is free.
         on_progress: see `ProgressCallback`.
 
     Raises:

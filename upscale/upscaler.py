@@ -100,7 +100,7 @@ class Upscaler:
             name_or_path: a model that comes with the package (`available_models`), or a file of weights; None takes the default.
             device: "auto", "cpu", "cuda", "cuda:1", "mps".
             dtype: "auto", "fp32", "bf16", "fp16". Norms, statistics and softmax are worked out in float32 whatever it is.
-            memory: most bytes that a run may take beside the weights, also as "2G"; None takes what is free.
+            memory: most bytes that the network's tensors may take, also as "2G"; None takes what is free.
 
         Raises:
             FileNotFoundError, CheckpointError, ValueError: with one sentence on what was expected.
