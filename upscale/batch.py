@@ -77,7 +77,10 @@ def _pictures(folder: Path, root: Path) -> list[Path]:
 
 
 def _without_clashes(jobs: list[Job]) -> list[Job]:
-    """Sources that differ in their ending alone keep it in the name; no target may be a source."""
+    """Sources that differ in their ending alone keep it in the name; no target may be a source.
+
+    A source that is the result of another one, beside it, is an earlier run's and is left out.
+    """
     made = {job.target.resolve() for job in jobs if job.source.resolve() != job.target.resolve()}
     jobs = [job for job in dict.fromkeys(jobs) if not (job.source.resolve() in made and job.source.parent == job.target.parent)]
     counts: dict[Path, int] = {}

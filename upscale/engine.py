@@ -27,7 +27,7 @@ HELD_WINDOWS = 3
 """Rows of windows that the layers between two channel blocks hold back together; the last band of a picture is larger by them."""
 
 CPU_BAND_PIXELS = 2**15
-"""Pixels in a band on a CPU where memory allows more: what was fastest (benchmarks/bench_bands.py)."""
+"""Pixels in a band on a CPU where memory allows more: larger ones gained little or lost (benchmarks/bench_bands.py measures it)."""
 
 
 class MemoryBudgetError(ValueError):

@@ -126,7 +126,7 @@ class Upscaler:
             on_progress: called with (done, total) as the work goes on; it may raise to stop.
 
         Returns:
-            The same type, layout and dtype, on the same device; numpy floats come back as float32.
+            The same type, layout and dtype, on the same device; numpy floats come back as float32, PIL images with 8 bits a channel.
         """
         options = {"factor": factor, "size": size, "on_progress": on_progress}
         if isinstance(image, Image.Image):
