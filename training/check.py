@@ -1,76 +1,63 @@
-"""What `transformersr check` says about a folder of pictures before a run."""
+"""What `transformersr check` says about a folder of pictures before a run, and pictures that look the same."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from ..upscale.image_io import Picture, PictureError, read_picture
-from .dataset import find_pictures
+from .folders import split_pictures
+from .pictures import Finding, Notes, look_at
+from .store import in_order
+from .validate import look_to_measure
 
 NEAR = 3
 """Bits of 64 in which the hashes of two pictures that look the same may differ."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something to know about a picture; one that is not `usable` is left out of training."""
+def check_pictures(
+    folder: Path,
+    smallest: int,
+    scale: int = 4,
+    validation: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
+    max_pixels: int = 0,
+    workers: int = 0,
+) -> tuple[int, list[Finding]]:
+    """Look at every picture below a folder as a run would: how many can be used, and what there is to know about them and the others.
 
-    path: Path
-    usable: bool
-    text: str
-
-
-def check_pictures(folder: Path, smallest: int) -> tuple[int, list[Finding]]:
-    """Look at every picture below a folder: how many can be used, and what there is to know about the others and about these.
-
-    `smallest` is the side of a training crop in sharp pixels. Raises ValueError for a folder without pictures.
+    `smallest` is the side of a training crop in sharp pixels; `validation` and `exclude` are those of `split_pictures`. Raises ValueError
+    for a folder that cannot be trained on.
     """
-    paths, findings = find_pictures(folder), []
-    hashes: dict[Path, int] = {}
-    for path in paths:
-        try:
-            picture = read_picture(path)
-        except (OSError, PictureError) as error:
-            findings.append(Finding(path, False, str(error)))
-            continue
-        findings += [Finding(path, usable, text) for usable, text in _remarks(picture, smallest)]
-        hashes[path] = difference_hash(picture.color)
-    findings += [Finding(path, True, f"looks the same as {other}; near-duplicates weigh double") for path, other in _alike(hashes)]
-    unusable = {finding.path for finding in findings if not finding.usable}
-    return len(paths) - len(unusable), findings
+    split = split_pictures(folder, validation, exclude)
+    to_train = functools.partial(look_at, smallest=smallest, scale=scale, partners=split.partners, max_pixels=max_pixels)
+    to_measure = functools.partial(look_to_measure, scale=scale, partners=split.partners, max_pixels=max_pixels)
+    train, held = Notes(), Notes()
+    for notes, paths, look in ((train, split.train, to_train), (held, split.validation, to_measure)):
+        for _ in notes.usable(in_order(look, paths, workers)):
+            pass  # the pixels are not wanted
+    findings = [*train.findings, *held.findings, *near_duplicates(train.looks, held.looks)]
+    return len(train.looks) + len(held.looks), findings
 
 
-def _remarks(picture: Picture, smallest: int) -> Iterator[tuple[bool, str]]:
-    height, width = picture.color.shape[:2]
-    if min(height, width) < smallest:
-        yield False, f"{width}x{height} is smaller than a crop of {smallest}x{smallest}"
-    if picture.alpha is not None:
-        yield True, "has transparent parts, which are put on grey"
-    if picture.carried.bits == 16:
-        yield True, "has 16 bits a channel, which are rounded to 8"
-    if picture.carried.animated:
-        yield True, "has several frames or pages, of which the first is used"
+def near_duplicates(train: Mapping[Path, int], validation: Mapping[Path, int]) -> list[Finding]:
+    """Pictures that look like another one, from their `difference_hash`. Flat pictures, which all look alike, are passed over."""
+    paths, hashes = list(train), np.array(list(train.values()), dtype=np.uint64)
+    findings = []
+    for place, path in enumerate(paths):
+        if (other := _near(hashes[place], hashes[:place])) is not None:
+            findings.append(Finding(path, True, f"looks the same as {paths[other]}; near-duplicates weigh double"))
+    for path, value in validation.items():
+        if (other := _near(np.uint64(value), hashes)) is not None:
+            text = f"looks the same as {paths[other]}, which is trained on; what is measured on it is too good"
+            findings.append(Finding(path, True, text))
+    return findings
 
 
-def difference_hash(color: np.ndarray) -> int:
-    """64 bits that say where a picture `(h, w, 3)` in [0, 1] gets brighter from left to right at 9x8 pixels (Krawetz's dHash)."""
-    grey = Image.fromarray(np.rint(color.mean(axis=2) * 255).astype(np.uint8)).resize((9, 8), Image.Resampling.BOX)
-    values = np.asarray(grey).astype(int)
-    bits = (values[:, 1:] > values[:, :-1]).flatten()
-    return int("".join("1" if bit else "0" for bit in bits), 2)
-
-
-def _alike(hashes: dict[Path, int]) -> Iterator[tuple[Path, Path]]:
-    """Each picture that looks like an earlier one, with that one. Flat pictures, which all look alike, are passed over."""
-    seen: list[tuple[Path, int]] = []
-    for path, value in hashes.items():
-        if value:
-            other = next((earlier for earlier, known in seen if (known ^ value).bit_count() <= NEAR), None)
-            if other:
-                yield path, other
-            seen.append((path, value))
+def _near(value: np.uint64, hashes: np.ndarray) -> int | None:
+    """The place of the first hash that differs in few bits."""
+    bits = np.unpackbits((hashes ^ value).view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
+    places = np.flatnonzero((bits <= NEAR) & (hashes != 0) & (value != 0))
+    return int(places[0]) if places.size else None

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from ..arch import TransformerSR
 from ..arch.atomic import write_aside
+from .adversarial import UNetDiscriminator
+from .config import TrainConfig
+from .networks import initial_network, make_optimizer
 
 
 @dataclass
 class Progress:
-    """How far a run is: all that resuming needs besides weights and optimiser."""
+    """How far a run is: all that resuming needs besides weights and optimisers."""
 
     step: int = 0
     """Steps done. Every random draw follows from it and the seed, so no random state is kept."""
@@ -21,6 +28,18 @@ class Progress:
     """Time spent, validation included, earlier sittings included."""
     best_psnr: float = 0.0
     """Highest validation PSNR so far."""
+    skipped: int = 0
+    """Steps without effect, because their gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """The last of them, if nothing good came between."""
+    went_back: bool = False
+    """Whether the run has returned to an earlier state; it goes on at half the learning rate, and does so once."""
+    micro_batch: int = 0
+    """Crops taken at once since memory ran out; 0: it has not."""
+    gan_steps: int = 0
+    """Steps up the ramp of the adversarial loss."""
+    strong_steps: int = 0
+    """Steps for which the discriminator has been right nearly always."""
 
 
 @dataclass
@@ -31,17 +50,47 @@ class RunState:
     ema: TransformerSR
     """Moving average of the network's weights: what is validated and shipped."""
     optimizer: torch.optim.Optimizer
+    net_d: UNetDiscriminator | None
+    optimizer_d: torch.optim.Optimizer | None
     progress: Progress
+    scaler: Any = None
+    """Of gradients in fp16: anything with a state_dict, or None."""
+
+    @classmethod
+    def start(cls, config: TrainConfig, device: torch.device) -> RunState:
+        """A run at its first step, the same for the same settings."""
+        torch.manual_seed(config.seed)
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        net = initial_network(config).to(device, memory_format=layout).train()  # type: ignore[call-overload]
+        ema = copy.deepcopy(net).eval().requires_grad_(False)
+        net_d = optimizer_d = None
+        if config.gan_weight:
+            net_d = UNetDiscriminator(config.gan_width).to(device, memory_format=layout).train()  # type: ignore[call-overload]
+            optimizer_d = torch.optim.AdamW(net_d.parameters(), lr=config.gan_rate, betas=(0.9, 0.99), weight_decay=0.0)
+        return cls(net, ema, make_optimizer(net, config), net_d, optimizer_d, Progress())
 
     def save(self, path: Path) -> None:
         """Write the state; the file appears whole or not at all."""
-        parts = {name: getattr(self, name).state_dict() for name in ("net", "ema", "optimizer")}
         with write_aside(path) as aside:
-            torch.save({**parts, "progress": vars(self.progress)}, aside)
+            torch.save({**{name: part.state_dict() for name, part in self._parts().items()}, "progress": vars(self.progress)}, aside)
 
     def load(self, path: Path) -> None:
-        """Put a saved state back."""
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        for name in ("net", "ema", "optimizer"):
-            getattr(self, name).load_state_dict(saved[name])
-        self.progress = Progress(**saved["progress"])
+        """Put a saved state back. Raises ValueError for a file that is damaged or of a run with other settings."""
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            self._put(saved)
+            self.progress = Progress(**saved["progress"])
+        except (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(f"{path}: damaged, or of a run with other settings ({str(error).splitlines()[0]})") from error
+
+    def go_back(self, path: Path) -> None:
+        """Put weights and optimisers back as they were saved; the run goes on with new crops."""
+        self._put(torch.load(path, map_location="cpu", weights_only=True))
+
+    def _put(self, saved: dict[str, Any]) -> None:
+        for name, part in self._parts().items():
+            part.load_state_dict(saved[name])
+
+    def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | Any]:
+        names = ("net", "ema", "optimizer", "net_d", "optimizer_d", "scaler")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import typing
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class SettingsCommand(click.Command):
         return [*super().get_params(ctx), *options]
 
 
-def read_settings(recipe: Path | None, options: dict[str, typing.Any]) -> TrainConfig:
+def read_settings(recipe: str | Path | None, options: dict[str, typing.Any]) -> TrainConfig:
     """The configuration from a recipe, if there is one, and the options that were given."""
     from .config import from_values, load_recipe
 
@@ -44,7 +45,7 @@ def read_settings(recipe: Path | None, options: dict[str, typing.Any]) -> TrainC
 @click.command(cls=SettingsCommand)
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run: weights, log, state.")
-@click.option("--recipe", type=click.Path(path_type=Path), help="TOML file of settings; options given here win over it.")
+@click.option("--recipe", help="TOML file of settings, or the name of one that comes with it (base-x4, gan, ...); options given here win.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
 def train(data, out, recipe, resume, **settings) -> None:
     """Train a network on the pictures in the folder DATA.
@@ -56,6 +57,10 @@ def train(data, out, recipe, resume, **settings) -> None:
 
     config = read_settings(recipe or (out / "config.json" if resume and (out / "config.json").exists() else None), settings)
     find_pictures(data, without=out)  # before a folder is made for a run that cannot be
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks for all
+        logging.getLogger().setLevel(logging.WARNING)
+        run(config, data, out, resume)
+        return
     out.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(out / "train.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -79,7 +84,7 @@ def check(data, crop) -> None:
 @click.command(cls=SettingsCommand)
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default="preview.png", show_default=True, help="Picture to write.")
-@click.option("--recipe", type=click.Path(path_type=Path), help="TOML file of settings; options given here win over it.")
+@click.option("--recipe", help="TOML file of settings, or the name of one that comes with it (base-x4, gan, ...); options given here win.")
 def preview(data, out, recipe, **settings) -> None:
     """Draw 16 training crops as the network would get them, small beside sharp, with the settings of `train`."""
     from .train import draw_crops
@@ -120,7 +125,7 @@ def draw(out, count, size, seed, fonts) -> None:
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--scale", type=int, default=4, show_default=True, help="How much the pictures are shrunk; the model's scale.")
 @click.option("--files", multiple=True, metavar="PATTERN", help='Only these files, as patterns relative to DIR ("part-1/sky/*").')
-@click.option("--recipe", type=click.Path(path_type=Path), help="Only the validation files of this training recipe.")
+@click.option("--recipe", help="Only the validation files of this training recipe.")
 @click.option(
     "--method", "methods", multiple=True, help="How pictures are shrunk: bicubic, bilinear, area, lanczos. Default: the first three."
 )

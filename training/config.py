@@ -15,17 +15,23 @@ from pathlib import Path
 from ..arch.model import VARIANTS, TransformerSRConfig
 from .degradation import PRESETS
 
+RECIPES = Path(__file__).parent / "configs"
+SIZES = ("batch", "micro_batch", "steps", "minutes", "learning_rate", "weight_decay", "threads", "seed")
+SIZES += ("save_every", "save_minutes", "gan_start")
+WEIGHTS = ("filter_weight", "feature_weight", "gan_weight", "gan_r1")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of one run; saved beside its weights."""
 
-    size: str = "base"
-    """Network size: tiny, base or large; original is the first author's network."""
+    size: str = "auto"
+    """Network size: tiny, base or large; original is the first author's network. auto: base on a GPU, tiny on a CPU."""
     scale: int = 4
     """How many times larger the network makes a picture: 1, 2, 3 or 4."""
-    init: str = ""
-    """Weights to start from (a file); empty starts from nothing."""
+    init: str = "auto"
+    """Weights to start from: a file, or the name of a model that comes with the package; of another scale all but the last layer is taken.
+    none starts from nothing. auto takes the model of this scale and size that comes with the package, if there is one."""
 
     preset: str = "clean"
     """How small pictures are made from sharp ones; see `transformersr.training.degradation`."""
@@ -33,19 +39,22 @@ class TrainConfig:
     """Files kept for validation, as patterns relative to the data folder ("part-1/sky/*"). Empty: 5 % of them, by content hash."""
     exclude: tuple[str, ...] = ()
     """Files left out altogether, as patterns relative to the data folder."""
-    patch: int = 48
-    """Side of a training crop in small (input) pixels."""
+    patch: int = 0
+    """Side of a training crop in small (input) pixels. 0: 48 on a GPU, 32 on a CPU."""
     keep_flat: float = 0.15
     """Chance that a crop without detail is used; otherwise another place is tried, up to four times."""
 
-    batch: int = 16
-    """Crops per step."""
-    steps: int = 100_000
-    """Length of the run in steps; unused where `minutes` is set."""
+    batch: int = 0
+    """Crops per step, over all processes. 0: 16 on a GPU, 8 on a CPU."""
+    micro_batch: int = 0
+    """Crops that go through the network at once in each process; gradients add up to `batch`. 0: as many as memory seems to hold."""
+    steps: int = 0
+    """Length of the run in steps; unused where `minutes` is set. 0, and no `minutes`: 100,000 steps on a GPU, an hour on a CPU."""
     minutes: float = 0.0
     """Length of the run in minutes; the schedule follows the clock, resumed time included. 0: use `steps`."""
-    learning_rate: float = 5e-4
-    """Highest learning rate, reached after the warm-up; it then falls along a cosine to nothing."""
+    learning_rate: float = 0.0
+    """Highest learning rate, reached after the warm-up; it then falls along a cosine to nothing. 0: 1e-4 from given weights, else 5e-4, or
+    2e-4 for large networks."""
     warmup_steps: int = 500
     """Steps over which the learning rate rises from nothing."""
     phases: tuple[str, ...] = ()
@@ -60,47 +69,91 @@ class TrainConfig:
     """Share of the run after which the loss starts to favour edges; before, it is plain L1."""
     flat_weight: float = 0.25
     """Weight of flat regions in the edge-weighted loss: 1 is plain L1, 0 the original's pure Sobel weighting."""
+    filter_weight: float = 0.0
+    """Weight of the random-filter loss, which compares local patterns and needs no weights file."""
+    feature_weight: float = 0.0
+    """Weight of the feature loss (VGG19), which needs `feature_file`."""
+    feature_file: str = ""
+    """State dict of torchvision's VGG19 (.pth or .safetensors), for the feature loss; nothing is downloaded."""
+
+    gan_weight: float = 0.0
+    """Weight of the adversarial loss at the end of its ramp; above 0 a discriminator is trained beside the network."""
+    gan_start: int = 500
+    """Steps that the discriminator trains alone, before the network hears of it."""
+    gan_ramp: int = 2000
+    """Steps over which the adversarial loss then rises to its full weight."""
+    gan_relativistic: bool = False
+    """The discriminator tells which of a pair is real, rather than whether one picture is."""
+    gan_r1: float = 0.0
+    """Weight of the R1 penalty on the discriminator's gradient at real crops, worked out every 16 steps."""
+    gan_width: int = 32
+    """Channels of the discriminator's first layer."""
+    gan_rate: float = 1e-4
+    """Learning rate of the discriminator."""
+    gan_from_nothing: bool = False
+    """Allow an adversarial run without `init`; from random weights it rarely comes to anything."""
 
     seed: int = 0
     """Fixes every random choice."""
-    workers: int = 0
-    """Processes that prepare crops beside training; 0 prepares them in between."""
+    workers: int = -1
+    """Processes that prepare crops beside training; 0 prepares them in between. -1: none on a CPU, up to 8 for each GPU."""
+    device: str = "auto"
+    """auto, or cpu to leave a GPU alone."""
     precision: str = "auto"
-    """fp32, or bf16 for matrix products with everything else in float32; auto takes bf16 on cards that have it."""
+    """fp32, or bf16 or fp16 for matrix products with everything else in float32; auto takes bf16 on cards that have it."""
     compile: bool = False
     """Compile the network with torch.compile: a minute at the start, faster steps after it."""
+    channels_last: bool = False
+    """Keep convolutions' weights in channels-last order."""
+    checkpointing: bool = False
+    """Work out each group of blocks again in the backward pass: a third slower, a fraction of the memory."""
+    trackers: tuple[str, ...] = ("tensorboard",)
+    """Where figures go besides the run's own files: tensorboard, wandb. One that is not installed is left out."""
     threads: int = 0
     """CPU threads for the network; 0 leaves it to PyTorch."""
     log_every: int = 50
     """Steps between two log lines."""
-    save_every: int = 500
-    """Steps between two checkpoints, each validated."""
+    save_every: int = 0
+    """Steps between two checkpoints, each validated; 0: by time alone."""
+    save_minutes: float = 2.0
+    """Minutes after which a checkpoint is due whatever the steps; 0: by steps alone."""
     validation_crop: int = 256
     """Side in sharp pixels of the centre of each validation picture used during training; 0 uses whole pictures."""
 
     def __post_init__(self) -> None:
-        if self.size not in VARIANTS:
-            raise ValueError(f"size is {self.size!r}; expected one of {', '.join(VARIANTS)}")
+        if self.size not in ("auto", *VARIANTS):
+            raise ValueError(f"size is {self.size!r}; expected auto or one of {', '.join(VARIANTS)}")
         if self.preset not in PRESETS:
             raise ValueError(f"preset is {self.preset!r}; expected one of {', '.join(PRESETS)}")
         multiple = self.network().multiple
-        if self.patch < multiple or self.patch % multiple:
+        if self.patch < 0 or self.patch % multiple:
             raise ValueError(f"patch is {self.patch}; expected a multiple of {multiple}, the window of this network")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ValueError(f"precision is {self.precision!r}; expected auto, fp32 or bf16")
+        for name, known in {"precision": ("auto", "fp32", "bf16", "fp16"), "device": ("auto", "cpu")}.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+        if not set(self.trackers) <= {"tensorboard", "wandb"}:
+            raise ValueError(f"trackers is {', '.join(self.trackers)}; expected tensorboard, wandb or neither")
+        if self.gan_weight and self.init == "none" and not self.gan_from_nothing:
+            raise ValueError(
+                "gan_weight is set and init is none; start from a finished pixel model with init, or allow it by gan_from_nothing"
+            )
+        if bool(self.feature_weight) != bool(self.feature_file):
+            raise ValueError("feature_weight and feature_file go together; one of them is not set")
         if self.phases:
             if self.minutes:
                 raise ValueError("phases count steps and minutes do not; give one of them")
             object.__setattr__(self, "steps", sum(count for count, _ in self.parsed_phases()))
         if self.scale not in (1, 2, 3, 4):
             raise ValueError(f"scale is {self.scale}; expected 1, 2, 3 or 4")
-        for name in ("batch", "steps", "log_every", "save_every", "warmup_steps"):
+        for name in ("log_every", "warmup_steps", "gan_ramp", "gan_width"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        for name in ("minutes", "weight_decay", "workers", "threads", "seed"):
-            if getattr(self, name) < 0:
+        for name in (*SIZES, *WEIGHTS):
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
-        for name in ("learning_rate", "clip_norm"):
+        if self.workers < -1:
+            raise ValueError(f"workers is {self.workers}; expected -1 or more")
+        for name in ("clip_norm", "gan_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0")
         if self.validation_crop and self.validation_crop < 16 * self.scale:
@@ -121,8 +174,8 @@ class TrainConfig:
         return parsed
 
     def network(self) -> TransformerSRConfig:
-        """Configuration of the network that this run trains."""
-        return dataclasses.replace(VARIANTS[self.size], scale=self.scale)
+        """Configuration of the network that this run trains, base where its size is left open."""
+        return dataclasses.replace(VARIANTS["base" if self.size == "auto" else self.size], scale=self.scale)
 
 
 def field_help() -> dict[str, str]:
@@ -131,18 +184,29 @@ def field_help() -> dict[str, str]:
     return dict(re.findall(r'^    (\w+): [^\n]+\n    """(.+?)"""', source, re.MULTILINE | re.DOTALL))
 
 
+def find_recipe(name_or_path: str | Path) -> Path:
+    """A recipe by the name of one that comes with the package, or the path itself. Raises FileNotFoundError listing the names."""
+    own = {path.stem: path for path in sorted(RECIPES.glob("*.toml"))}
+    path = Path(name_or_path)
+    path = path if path.is_file() else own.get(str(name_or_path), path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such recipe; expected a file, or one of {', '.join(own)}")
+    return path
+
+
 def load_recipe(path: str | Path, **overrides: object) -> TrainConfig:
-    """Read a TOML recipe, or the `config.json` of a run; keyword arguments win over it.
+    """Read a TOML recipe (`find_recipe`), or the `config.json` of a run; keyword arguments win over it.
 
     Unknown or ill-typed settings raise ValueError naming the file.
     """
+    path = find_recipe(path)
     if sys.version_info >= (3, 11):
         import tomllib
     else:  # here, so that only recipes need it
         import tomli as tomllib
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        values = json.loads(text) if Path(path).suffix == ".json" else tomllib.loads(text)
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         return from_values({**values, **overrides})
     except (ValueError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error

@@ -1,12 +1,10 @@
-"""Pictures on disk, and the training crops drawn from them."""
+"""The training crops drawn from pictures."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,8 +12,12 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..upscale.image_io import READABLE, PictureError, read_picture
-from .degradation import PRESETS, degrade
+from .degradation import PRESETS, degrade, describe_video
+from .folders import find_pictures as find_pictures
+from .folders import split_pictures as split_pictures
+from .pictures import TrainingPicture
+from .pictures import read_rgb as read_rgb
+from .store import read_pictures as read_pictures
 
 logger = logging.getLogger(__name__)
 
@@ -24,114 +26,93 @@ MARGIN = 16
 
 
 @dataclass(frozen=True)
-class Split:
-    """Paths for training and for validation, sorted."""
+class Place:
+    """Where a crop is cut: its upper left corner in sharp pixels, a multiple of the scale."""
 
-    train: list[Path]
-    validation: list[Path]
+    picture: TrainingPicture
+    y: int
+    x: int
 
-
-def find_pictures(folder: str | Path, without: Path | None = None) -> list[Path]:
-    """All picture files below a folder, sorted, those below `without` and hidden ones left out. Raises ValueError where there are none."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: expected a folder of pictures, and there is no such folder")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in READABLE and path.is_file() and path.name[0] != ".")
-    if without is not None:
-        paths = [path for path in paths if without.resolve() not in path.resolve().parents]
-    if not paths:
-        raise ValueError(f"{folder}: no pictures found; expected files ending in {', '.join(READABLE)}")
-    return paths
-
-
-def split_pictures(
-    folder: str | Path, validation: tuple[str, ...] = (), exclude: tuple[str, ...] = (), without: Path | None = None
-) -> Split:
-    """Divide a folder's pictures, those below `without` left out; patterns are relative to it.
-
-    Without patterns every twentieth content hash is for validation.
-    """
-    folder = Path(folder)
-
-    def matches(path: Path, patterns: tuple[str, ...]) -> bool:
-        return any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in patterns)
-
-    paths = [path for path in find_pictures(folder, without) if not matches(path, exclude)]
-    if validation:
-        held = [path for path in paths if matches(path, validation)]
-    else:
-        hashes = {path: hashlib.sha256(path.read_bytes()).digest() for path in paths}
-        held = [path for path in paths if hashes[path][0] < 256 // 20] or [min(paths, key=hashes.__getitem__)]
-    train = [path for path in paths if path not in set(held)]
-    if not train or not held:
-        raise ValueError(f"{folder}: {len(train)} pictures for training and {len(held)} for validation; expected at least one of each")
-    return Split(train, held)
-
-
-def read_rgb(path: Path) -> np.ndarray:
-    """A picture file as `(h, w, 3)` uint8; transparent parts lie on grey. Raises PictureError, OSError."""
-    picture = read_picture(path)
-    color = picture.color
-    if picture.alpha is not None:
-        alpha = picture.alpha[..., None]
-        color = color * alpha + 0.5 * (1 - alpha)
-    return np.rint(color * 255).astype(np.uint8)
-
-
-def read_pictures(paths: list[Path], smallest: int) -> list[np.ndarray]:
-    """Read the pictures whose sides have at least `smallest` pixels; the others, and broken ones, are named in the log and left out."""
-    pictures = []
-    for path in paths:
-        try:
-            picture = read_rgb(path)
-        except (OSError, PictureError) as error:
-            logger.warning("left out: %s", error)
-            continue
-        if min(picture.shape[:2]) < smallest:
-            logger.warning("%s is left out: %dx%d, smaller than a crop (%d)", path, picture.shape[1], picture.shape[0], smallest)
-            continue
-        pictures.append(picture)
-    if not pictures:
-        raise ValueError(f"none of {len(paths)} pictures can be used; expected at least one of {smallest} pixels or more along both sides")
-    return pictures
+    def __str__(self) -> str:
+        return f"{self.picture.name} at {self.x}, {self.y}"
 
 
 class CropDataset(Dataset):
-    """Crops numbered without end. Crop `i` depends on the seed and on `i` alone, so that runs resume exactly with any number of workers."""
+    """Crops numbered without end. Crop `i` depends on the seed and on `i` alone, so that runs resume exactly with any number of workers.
 
-    def __init__(self, pictures: list[np.ndarray], patch: int, scale: int, preset: str, keep_flat: float, seed: int):
+    Pictures take turns by their area, except that drawings, where there are others too, make up `drawings_share` of the crops. `preset`
+    makes the small crops of pictures that come without a small version.
+    """
+
+    def __init__(
+        self,
+        pictures: Sequence[TrainingPicture],
+        patch: int,
+        scale: int,
+        preset: str,
+        keep_flat: float,
+        seed: int,
+        drawings_share: float = 0.3,
+    ):
         self.pictures = pictures
-        areas = np.array([picture.shape[0] * picture.shape[1] for picture in pictures], dtype=np.float64)
-        self.chances = areas / areas.sum()
+        self.turns = np.cumsum(_chances(pictures, drawings_share))
         self.size = patch * scale
         self.scale = scale
         self.preset = PRESETS[preset]
         self.keep_flat = keep_flat
         self.seed = seed
+        if self.preset.video:
+            logger.info("preset %s: %s", preset, describe_video())
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """`lq (3, patch, patch)` and `gt (3, patch * scale, patch * scale)`, uint8."""
         rng = np.random.default_rng([self.seed, index])
-        for _ in range(4):
-            picture = self.pictures[rng.choice(len(self.pictures), p=self.chances)]
-            y, x = (int(rng.integers((side - self.size) // self.scale + 1)) * self.scale for side in picture.shape[:2])
-            gt = picture[y : y + self.size, x : x + self.size]
-            if rng.random() < self.keep_flat or _has_detail(gt):
-                break
-        lq = self._small(picture, y, x, rng)
+        place = self._draw_place(rng)
+        lq, gt = self._small(place, rng), self._sharp(place)
         turn, flip = int(rng.integers(4)), bool(rng.integers(2))
         return _oriented(lq, turn, flip), _oriented(gt, turn, flip)
 
-    def _small(self, picture: np.ndarray, y: int, x: int, rng: np.random.Generator) -> np.ndarray:
-        """Degrade the crop at `y, x` with what surrounds it."""
+    def place(self, index: int) -> Place:
+        """Where a crop comes from; as text, its picture's name and the corner."""
+        return self._draw_place(np.random.default_rng([self.seed, index]))
+
+    def _draw_place(self, rng: np.random.Generator) -> Place:
+        for _ in range(4):
+            turn = np.searchsorted(self.turns, rng.random() * self.turns[-1], side="right")
+            picture = self.pictures[int(turn)]
+            y, x = (int(rng.integers((side - self.size) // self.scale + 1)) * self.scale for side in picture.gt.shape[:2])
+            place = Place(picture, y, x)
+            if rng.random() < self.keep_flat or _has_detail(self._sharp(place)):
+                break
+        return place
+
+    def _sharp(self, place: Place) -> np.ndarray:
+        return place.picture.gt[place.y : place.y + self.size, place.x : place.x + self.size]
+
+    def _small(self, place: Place, rng: np.random.Generator) -> np.ndarray:
+        """The small crop: cut from the picture's small version, or degraded with what surrounds it."""
+        patch = self.size // self.scale
+        if place.picture.lq is not None:
+            row, column = place.y // self.scale, place.x // self.scale
+            return place.picture.lq[row : row + patch, column : column + patch]
         margin = -(-MARGIN // self.scale) * self.scale
-        top, left = max(y - margin, 0), max(x - margin, 0)
+        top, left = max(place.y - margin, 0), max(place.x - margin, 0)
         bottom, right = (
-            min(start + self.size + margin, side // self.scale * self.scale) for start, side in zip((y, x), picture.shape[:2], strict=True)
+            min(start + self.size + margin, side // self.scale * self.scale)
+            for start, side in zip((place.y, place.x), place.picture.gt.shape[:2], strict=True)
         )
-        small = np.asarray(degrade(Image.fromarray(picture[top:bottom, left:right]), self.scale, self.preset, rng))
-        row, column, patch = (y - top) // self.scale, (x - left) // self.scale, self.size // self.scale
+        small = np.asarray(degrade(Image.fromarray(place.picture.gt[top:bottom, left:right]), self.scale, self.preset, rng))
+        row, column = (place.y - top) // self.scale, (place.x - left) // self.scale
         return small[row : row + patch, column : column + patch]
+
+
+def _chances(pictures: Sequence[TrainingPicture], drawings_share: float) -> np.ndarray:
+    areas = np.array([picture.gt.shape[0] * picture.gt.shape[1] for picture in pictures], dtype=np.float64)
+    drawn = np.array([picture.drawn for picture in pictures])
+    if drawn.any() and not drawn.all():
+        areas[drawn] *= drawings_share / areas[drawn].sum()
+        areas[~drawn] *= (1 - drawings_share) / areas[~drawn].sum()
+    return areas
 
 
 def _has_detail(crop: np.ndarray) -> bool:

@@ -1,17 +1,18 @@
 """From a sharp crop to the small picture that the network is given.
 
-Steps in order: blur, shrink, sharpen, decoder noise, noise, codec, each with a chance. Everything is Pillow and numpy on 8-bit RGB, as the
+Steps in order: blur, shrink, sharpen, decoder noise, noise, codec, video codec, each with a chance. Everything is 8-bit RGB, as the
 pictures that users bring have been made. All filters shrink by the exact factor around the same centre, so a small picture is never
 shifted against its sharp one.
 """
 
 from __future__ import annotations
 
-import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, ImageFilter
+
+from .video_codec import find_codec, saved
 
 FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -40,34 +41,41 @@ class Degradation:
     noise_level: tuple[float, float] = (1.0, 10.0)
     """Its standard deviation in levels."""
     codec: float = 0.0
-    """Chance of JPEG or WebP compression of the small picture."""
+    """Chance of compression of the small picture."""
+    formats: tuple[str, ...] = ("JPEG", "WEBP")
+    """With which formats, drawn uniformly; JPEG with and without subsampled colour."""
     quality: tuple[int, int] = (85, 98)
     """Its quality."""
     again: float = 0.0
-    """Chance that a compressed picture was made smaller and compressed once before."""
+    """Chance that the picture was compressed once before, 1 to 1.4 times larger than the small one."""
+    video: float = 0.0
+    """Chance that the picture is a still of a film: compressed by a video codec at the end, or strongly by JPEG where there is none."""
 
 
 CLEAN_FILTERS = ("bilinear", "bicubic", "area", "lanczos")
 
+_WEB = Degradation(CLEAN_FILTERS, blur=0.1, sharpen=0.1, codec=0.8, quality=(40, 95), again=0.2)
+
 PRESETS = {
     "author": Degradation(("bilinear", "bicubic", "area")),
     "clean": Degradation(CLEAN_FILTERS, blur=0.1, codec=0.25),
-    "web": Degradation(CLEAN_FILTERS, blur=0.1, sharpen=0.1, codec=0.8, quality=(40, 95), again=0.2),
-    "scan": Degradation(CLEAN_FILTERS, blur=0.8, blur_sigma=(0.5, 1.5), noise=0.8, codec=0.8, quality=(70, 95)),
-    "video": Degradation(CLEAN_FILTERS, blur=0.2, sharpen=0.1, codec=1.0, quality=(20, 60), again=0.3),
+    "web": _WEB,
+    "scan": Degradation(CLEAN_FILTERS, blur=0.8, blur_sigma=(0.5, 1.5), noise=0.8, codec=0.8, formats=("JPEG",), quality=(70, 95)),
+    "video": replace(_WEB, video=1.0),
     "sd": Degradation(CLEAN_FILTERS, decoder=1.0, codec=0.1),
 }
 """`author`: shrinking alone, as the original network was trained. `clean`: also slight blur and high-quality compression. `web`: pictures
-saved and resized by sites. `scan`: paper. `video`: strong compression of single frames. `sd`: pictures straight out of a latent decoder."""
+saved and resized by sites. `scan`: paper. `video`: the same as stills of films. `sd`: pictures straight out of a latent decoder."""
 
 
 def degrade(image: Image.Image, scale: int, preset: Degradation, rng: np.random.Generator) -> Image.Image:
     """Shrink an RGB image whose sides are multiples of `scale` to `1 / scale`, damaged as the preset says."""
     if rng.random() < preset.blur:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(*preset.blur_sigma)))
-    method = preset.filters[rng.integers(len(preset.filters))]
-    twice = rng.random() < preset.again
-    image = _saved_before(image, scale, method, preset, rng) if twice else shrink(image, scale, method)
+    if rng.random() < preset.again:
+        image = _saved_before(image, scale, preset, rng)
+    else:
+        image = shrink(image, scale, preset.filters[rng.integers(len(preset.filters))])
     if rng.random() < preset.sharpen:
         image = image.filter(ImageFilter.UnsharpMask(rng.uniform(0.5, 1.5), int(rng.integers(30, 100)), 2))
     if rng.random() < preset.decoder:
@@ -75,17 +83,28 @@ def degrade(image: Image.Image, scale: int, preset: Degradation, rng: np.random.
     if rng.random() < preset.noise:
         image = _noise(image, rng.uniform(*preset.noise_level), rng)
     if rng.random() < preset.codec:
-        image = _compress(image, preset.quality, rng)
+        image = _compress(image, preset, rng)
+    if rng.random() < preset.video:
+        image = find_codec().still(image, rng.random())
     return image
 
 
-def _saved_before(image: Image.Image, scale: int, method: str, preset: Degradation, rng: np.random.Generator) -> Image.Image:
-    """Shrink in two steps with a compression in between; each goes from the whole picture to the whole picture, so nothing shifts."""
+def describe_video() -> str:
+    """What compresses stills on this machine, for a log."""
+    return find_codec().name
+
+
+def _saved_before(image: Image.Image, scale: int, preset: Degradation, rng: np.random.Generator) -> Image.Image:
+    """Shrink in two steps with a compression in between; each goes from the whole picture to the whole picture, so nothing shifts.
+
+    Not by area: by a factor that is no whole number, Pillow's box takes whole pixels and moves what is between them by up to a third.
+    """
+    smooth = [name for name in preset.filters if name != "area"] or ["bilinear"]
     factor = rng.uniform(0.7, 1.0)
     size = image.width // scale, image.height // scale
     between = max(1, round(size[0] / factor)), max(1, round(size[1] / factor))
-    image = _compress(image.resize(between, FILTERS[method]), preset.quality, rng)
-    return image.resize(size, FILTERS[preset.filters[rng.integers(len(preset.filters))]])
+    first, second = (FILTERS[smooth[rng.integers(len(smooth))]] for _ in range(2))
+    return _compress(image.resize(between, first), preset, rng).resize(size, second)
 
 
 def _decoder_noise(image: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -112,11 +131,7 @@ def shrink(image: Image.Image, scale: int, method: str) -> Image.Image:
     return image if scale == 1 else image.resize((width // scale, height // scale), FILTERS[method])
 
 
-def _compress(image: Image.Image, quality: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    file, drawn = io.BytesIO(), int(rng.integers(quality[0], quality[1] + 1))
-    if rng.random() < 0.5:
-        image.save(file, "JPEG", quality=drawn, subsampling=int(rng.choice([0, 2])))
-    else:
-        image.save(file, "WEBP", quality=drawn, method=2)
-    with Image.open(file) as decoded:
-        return decoded.convert("RGB")
+def _compress(image: Image.Image, preset: Degradation, rng: np.random.Generator) -> Image.Image:
+    quality, format = int(rng.integers(preset.quality[0], preset.quality[1] + 1)), preset.formats[rng.integers(len(preset.formats))]
+    options = {"subsampling": int(rng.choice([0, 2]))} if format == "JPEG" else {"method": 2}
+    return saved(image, format, quality=quality, **options)

@@ -6,25 +6,54 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..arch.atomic import write_aside
+from .metrics import edge_mask, luma, psnr
+from .validate import Enlarge, Pair, resize_with
 
 LABEL_HEIGHT, GAP = 16, 4
+CELL = 384
+"""Side of a picture in a validation strip; a number with many divisors, so that pixels of it are whole pixels of the sheet."""
 
 
-def contact_sheet(rows: Sequence[Sequence[Image.Image]], labels: Sequence[str], cell: int) -> Image.Image:
-    """A grid of images, each scaled to `cell` pixels (whole pixels where it is smaller), with a label over every column."""
-    sheet = Image.new("RGB", (len(labels) * (cell + GAP) - GAP, LABEL_HEIGHT + len(rows) * (cell + GAP) - GAP), "white")
-    draw = ImageDraw.Draw(sheet)
+# --- sheets --------------------------------------------------------------------------------------
+
+
+def contact_sheet(
+    rows: Sequence[Sequence[Image.Image]], labels: Sequence[str], cell: int, captions: Sequence[Sequence[str]] = (), title: str = ""
+) -> Image.Image:
+    """A grid of images, each scaled to `cell` pixels (whole pixels where it is smaller), with a label over every column.
+
+    `captions`, one a cell, stand below the images; `title` stands above it all.
+    """
+    head = LABEL_HEIGHT * (2 if title else 1)
+    below = LABEL_HEIGHT if captions else 0
+    size = len(labels) * (cell + GAP) - GAP, head + len(rows) * (cell + below + GAP) - GAP
+    sheet = Image.new("RGB", size, "white")
+    draw, font = ImageDraw.Draw(sheet), _font()
+    if title:
+        draw.text((2, 1), title, fill="black", font=font)
     for column, label in enumerate(labels):
-        draw.text((column * (cell + GAP) + 2, 2), label, fill="black")
+        left = column * (cell + GAP)
+        draw.text((left + 2, head - LABEL_HEIGHT + 1), label, fill="black", font=font)
         for row, images in enumerate(rows):
-            image = images[column]
+            image, top = images[column], head + row * (cell + below + GAP)
             resample = Image.Resampling.NEAREST if image.width <= cell else Image.Resampling.LANCZOS
-            sheet.paste(image.resize((cell, cell), resample), (column * (cell + GAP), LABEL_HEIGHT + row * (cell + GAP)))
+            sheet.paste(image.resize((cell, cell), resample), (left, top))
+            if captions:
+                draw.text((left + 2, top + cell + 1), captions[row][column], fill="black", font=font)
     return sheet
+
+
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font at a size that is easily read; before 10.1 it had one size."""
+    try:
+        return ImageFont.load_default(12)
+    except TypeError:
+        return ImageFont.load_default()
 
 
 def to_image(tensor: Tensor) -> Image.Image:
@@ -37,3 +66,40 @@ def save_image(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_aside(path) as aside:
         image.save(aside, format="PNG")
+
+
+# --- strips of a run -----------------------------------------------------------------------------
+
+
+def draw_strip(pairs: Sequence[Pair], enlarge: Enlarge, scale: int, step: int) -> Image.Image:
+    """A row for every pair: the place with the most edges by bicubic, by this network, and as it truly is.
+
+    Below each stands the PSNR-Y of what is shown, and what the network gains over bicubic there.
+    """
+    bicubic = resize_with("bicubic", scale)
+    rows, captions = [], []
+    for pair in pairs:
+        place = busiest_place(pair.gt, strip_side(pair.gt), scale)
+        shown = [_rounded(image)[place] for image in (bicubic(pair.lq), enlarge(pair.lq), pair.gt)]
+        before, after = (psnr(luma(image), luma(shown[-1])) for image in shown[:2])
+        rows.append([to_image(image) for image in shown])
+        name = pair.name.encode("ascii", "replace").decode()  # the font knows no other letters
+        captions.append([f"PSNR-Y {before:.2f} dB", f"PSNR-Y {after:.2f} dB ({after - before:+.2f})", name])
+    return contact_sheet(rows, ["bicubic", "this network", "true picture"], CELL, captions, f"step {step:,}")
+
+
+def strip_side(gt: Tensor) -> int:
+    """Side of the square of `(1, 3, h, w)` that a strip shows: at most half of `CELL`, and a divisor of it that fits the picture."""
+    shortest = min(gt.shape[2:])
+    return max(side for side in range(1, CELL // 2 + 1) if CELL % side == 0 and side <= shortest)
+
+
+def busiest_place(gt: Tensor, side: int, step: int) -> tuple[slice, ...]:
+    """The square of `side` in `(1, 3, h, w)` with most edge pixels, as an index; its corner is at multiples of `step`."""
+    counts = F.avg_pool2d(edge_mask(luma(gt)).float(), side, stride=step)
+    y, x = divmod(int(counts.flatten().argmax()), counts.shape[3])
+    return (..., slice(y * step, y * step + side), slice(x * step, x * step + side))  # type: ignore[return-value]
+
+
+def _rounded(image: Tensor) -> Tensor:
+    return (image.float().clamp(0, 1) * 255).round() / 255

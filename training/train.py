@@ -2,49 +2,63 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import itertools
-import json
 import logging
 import math
-import pickle
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import gather
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..arch import TransformerSR, load_model, save_model
-from ..arch.atomic import write_aside
+from ..upscale.engine import is_out_of_memory
+from .adversarial import R1_EVERY, discriminator_loss, generator_loss, r1_penalty
 from .checkpoint import Progress, RunState
 from .config import TrainConfig
 from .dataset import CropDataset, read_pictures, split_pictures
 from .losses import edge_weighted_l1
+from .monitor import Monitor, Validation
+from .networks import checkpoint_groups, update_average
+from .perceptual import FeatureLoss, RandomFilterLoss
+from .plan import choose_precision, device_kind, fill_in, make_plan
 from .strips import contact_sheet, save_image, to_image
-from .validate import Enlarge, Pair, Scores, mean_scores, resize_with, score, score_pair, validation_pairs
 
 logger = logging.getLogger(__name__)
+
+MOST_SKIPPED = 10
+"""Steps in a row whose gradient is not finite before a run returns to its last good state."""
+
+AGREE_EVERY = 10
+"""Steps between two agreements of several processes on the time and on stopping, for which they wait for each other."""
+
+STRONG, STRONG_STEPS = 0.95, 1000
+"""A discriminator that has been right this often for this long is ahead: the adversarial loss is not raised any more."""
 
 
 def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool = False) -> Path:
     """Train a network on a folder of pictures and return the path of its best weights.
 
-    `out` receives `config.json`, `state.pt` (to resume), `last.safetensors` and `best.safetensors` (moving averages; best validation PSNR),
-    and `strips/` of pictures beside bicubic and the truth.
-    Ctrl-C ends the run after the step it is in, saved.
+    `out` receives `config.json`, `run.json`, `state.pt` (to resume), `last.safetensors` and `best.safetensors` (moving averages; best
+    validation PSNR), `train.jsonl` and `validation.jsonl` (figures), `strips/` of pictures beside bicubic and the truth, and
+    `logs/` of the trackers. Ctrl-C ends the run after the step it is in, saved.
+
+    Started by `torchrun` or `accelerate launch`, several processes share each batch and come to the same weights as one.
 
     Raises:
         ValueError: where the folder or the settings cannot be used.
         FileExistsError: where `out` holds a run and `resume` is off.
+        FloatingPointError: where gradients stay without end or number, even from the last good state at half the rate.
     """
     out = Path(out)
     state_file = out / "state.pt"
@@ -52,59 +66,270 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
         raise FileExistsError(f"{out} already holds a run; resume it, or choose another folder")
     if config.threads:
         torch.set_num_threads(config.threads)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    half = config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    config, choices = fill_in(config)
+    accelerator, precision = start_accelerator(config, out)
 
     files = split_pictures(data, config.validation, config.exclude, without=out)  # the strips of a run are no pictures to learn from
     crops = training_crops(config, files.train)
-    validation = Validation.of(files.validation, config)
-    logger.info(
-        "%d pictures to train on, %d to validate on; %s, %s", len(crops.pictures), len(validation.pairs), device, "bf16" if half else "fp32"
-    )
-    logger.info("bicubic: %s", validation.bicubic)
-
-    torch.manual_seed(config.seed)
-    net = initial_network(config).to(device).train()
-    run = RunState(net, copy.deepcopy(net).eval().requires_grad_(False), make_optimizer(net, config), Progress())
+    run = RunState.start(config, accelerator.device)
     if state_file.exists():
-        try:
-            run.load(state_file)
-        except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{state_file}: damaged, or of a run with other settings ({str(error).splitlines()[0]})") from error
+        run.load(state_file)
+    nets = Networks.prepare(run, config, accelerator)
+    plan = make_plan(config, run.net, accelerator.device, accelerator.num_processes)
     progress = run.progress
-    out.mkdir(parents=True, exist_ok=True)
-    write_config(out / "config.json", config)
+    progress.micro_batch = config.micro_batch or progress.micro_batch or plan.micro_batch  # kept, so that resuming adds up as before
+    losses = Losses(config).to(accelerator.device)
+    monitor = None
+    if accelerator.is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        monitor = Monitor(out, config, Validation.of(files.validation, config), accelerator)
+        logger.info("%d pictures to train on, %d to validate on", len(crops.pictures), len(monitor.validation.pairs))
+        logger.info("%s, %s, %d process(es)", accelerator.device, precision, accelerator.num_processes)
+        for reason in (*choices, *plan.reasons):
+            logger.info("%s", reason)
+        monitor.begin(len(crops.pictures), [], precision)
+        if not state_file.exists():
+            run.save(state_file)  # what to go back to, and a disk that cannot be written shows now
+    accelerator.init_trackers("transformersr")
+    accelerator.wait_for_everyone()
 
-    forward = torch.compile(net) if config.compile else net
-    started = time.monotonic() - progress.seconds
-    with stop_on_signals() as stop:
-        for lq, gt in batches(crops, config, progress.step):
+    begun, saved = time.monotonic() - progress.seconds, progress.seconds
+    with stop_on_signals() as stop, logging_redirect_tqdm():
+        for lq, gt in batches(crops, config, plan.workers, progress.step, accelerator):
+            progress.seconds, stopping = agree(accelerator, progress, time.monotonic() - begun, stop)
             done = schedule(config, progress)
-            if done >= 1 or stop.is_set():
+            if done >= 1 or stopping:
                 break
-            set_rate(run.optimizer, learning_rate(config, progress.step, done))
-            lq, gt = (images.to(device, non_blocking=True).float() / 255 for images in (lq, gt))
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                sr = forward(lq)
-            loss = edge_weighted_l1(sr, gt, flat_weight=1.0 if done < config.edge_start else config.flat_weight)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm)
-            run.optimizer.step()
-            run.optimizer.zero_grad(set_to_none=True)
+            rate = learning_rate(config, progress.step, done) * (0.5 if progress.went_back else 1.0)
+            set_rate(run.optimizer, rate)
+            lq, gt = (images.to(accelerator.device, non_blocking=True).float() / 255 for images in (lq, gt))
+            figures = add_gradients(accelerator, run, nets, losses, lq, gt, done)
+            norm = accelerator.clip_grad_norm_(run.net.parameters(), config.clip_norm)
+            if follow_gradients(run, nets, norm):
+                climb_ramp(run, config)
+                update_average(run.ema, run.net, config.ema_decay, progress.step + 1)
+            elif skipped_too_many(run, crops, config):
+                run.go_back(state_file)  # weights alone: time, rates and crops go on
             progress.step += 1
-            progress.seconds = time.monotonic() - started
-            update_average(run.ema, net, config.ema_decay, progress.step)
 
-            if progress.step % config.log_every == 0:  # the only place that waits for the device between validations
-                figures = progress.step, 100 * done, loss.item(), norm, progress.seconds
-                logger.info("step %d  %.0f %%  loss %.5f  gradient %.3f  %.0f s", *figures)
-            if progress.step % config.save_every == 0:
-                validate_and_save(out, config, run, validation)
-    if progress.step % config.save_every:
-        validate_and_save(out, config, run, validation)
-    if stop.is_set():
+            if progress.step % config.log_every == 0:
+                watch_discriminator(run, config)
+                if monitor:
+                    monitor.log(run, done, {**figures, "gradient_norm": norm, "learning_rate": rate})
+            if is_due(config, progress, saved):
+                if monitor:
+                    monitor.validate_and_save(run)
+                accelerator.wait_for_everyone()
+                saved = progress.seconds
+            if monitor:
+                monitor.show(done, progress.step)
+    if monitor:
+        monitor.finish(run)
+    if monitor and stop.is_set():
         logger.info("stopped at step %d; go on with --resume", progress.step)
+    accelerator.end_training()
     return out / "best.safetensors"
+
+
+# --- setting up ----------------------------------------------------------------------------------
+
+
+def start_accelerator(config: TrainConfig, out: Path) -> tuple[Accelerator, str]:
+    """Devices, processes, precision and trackers, and the name of the precision."""
+    precision = choose_precision(config)
+    if AcceleratorState._shared_state and AcceleratorState().num_processes == 1:
+        AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run of this process may have had other settings
+    trackers = [name for name in config.trackers if _is_installed(name)]
+    on_cpu = device_kind(config) == "cpu"  # has to be said, or several processes on CPUs do not find each other
+    mixed = "no" if precision == "fp32" else precision
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, log_with=trackers, project_dir=out / "logs")
+    return accelerator, precision
+
+
+def _is_installed(tracker: str) -> bool:
+    from accelerate.utils import is_tensorboard_available, is_wandb_available
+
+    return is_tensorboard_available() if tracker == "tensorboard" else is_wandb_available()
+
+
+@dataclass
+class Networks:
+    """The networks of a run as its steps call them: in mixed precision, compiled, one of several processes."""
+
+    forward: nn.Module
+    optimizer: Any
+    net_d: nn.Module | None
+
+    @classmethod
+    def prepare(cls, run: RunState, config: TrainConfig, accelerator: Accelerator) -> Networks:
+        """Hand networks and optimiser to accelerate. The discriminator's optimiser stays outside: it works in float32, without a scaler."""
+        if config.checkpointing:
+            checkpoint_groups(run.net)
+        forward, optimizer = accelerator.prepare(torch.compile(run.net) if config.compile else run.net, run.optimizer)
+        run.scaler = accelerator.scaler
+        return cls(forward, optimizer, accelerator.prepare_model(run.net_d) if run.net_d else None)
+
+
+class Losses(nn.Module):
+    """What is asked of the network."""
+
+    def __init__(self, config: TrainConfig):
+        super().__init__()
+        self.config = config
+        self.filters = RandomFilterLoss(config.seed) if config.filter_weight else None
+        self.features = FeatureLoss(config.feature_file) if config.feature_weight else None
+
+    def forward(self, sr: Tensor, gt: Tensor, run: RunState, done: float) -> dict[str, Tensor]:
+        """Weighted losses by name at this point of the run; their sum is what training lowers."""
+        config = self.config
+        terms = {"loss": edge_weighted_l1(sr, gt, flat_weight=1.0 if done < config.edge_start else config.flat_weight)}
+        if self.filters is not None:
+            terms["loss_filters"] = config.filter_weight * self.filters(sr, gt, run.progress.step)
+        if self.features is not None:
+            terms["loss_features"] = config.feature_weight * self.features(sr, gt)
+        if run.net_d is not None and run.progress.gan_steps:
+            weight = config.gan_weight * min(1.0, run.progress.gan_steps / config.gan_ramp)
+            terms["loss_gan"] = weight * generator_loss(run.net_d.requires_grad_(False), sr, gt, config.gan_relativistic)
+            run.net_d.requires_grad_(True)
+        return terms
+
+
+def training_crops(config: TrainConfig, paths: list[Path]) -> CropDataset:
+    """The crops of a run."""
+    pictures = read_pictures(paths, smallest=config.patch * config.scale)
+    return CropDataset(pictures, config.patch, config.scale, config.preset, config.keep_flat, config.seed)
+
+
+def draw_crops(config: TrainConfig, data: str | Path, path: Path, count: int = 16) -> None:
+    """Write a sheet of the first crops of a run, what the network gets beside what it is to make of it."""
+    config, _ = fill_in(config)
+    crops = training_crops(config, split_pictures(data, config.validation, config.exclude).train)
+    pairs = [[to_image(images[None] / 255) for images in crops[index]] for index in range(count)]
+    rows = [[*left, *right] for left, right in zip(pairs[::2], pairs[1::2], strict=True)]
+    save_image(contact_sheet(rows, ["given", "wanted"] * 2, cell=256), path)
+
+
+def batches(
+    crops: CropDataset, config: TrainConfig, workers: int, first_step: int, accelerator: Accelerator
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's share of `lq` and `gt` (uint8) for step `first_step` and all after it."""
+    share = config.batch // accelerator.num_processes
+    starts = itertools.count(first_step * config.batch + accelerator.process_index * share, config.batch)
+    indices: Any = (range(start, start + share) for start in starts)  # a generator, where the stubs want a Sampler
+    return iter(DataLoader(crops, batch_sampler=indices, num_workers=workers, pin_memory=accelerator.device.type == "cuda"))
+
+
+# --- one step ------------------------------------------------------------------------------------
+
+
+def add_gradients(
+    accelerator: Accelerator, run: RunState, nets: Networks, losses: Losses, lq: Tensor, gt: Tensor, done: float
+) -> dict[str, Tensor]:
+    """Work out the gradients of a batch, a micro-batch at a time; one that does not fit into memory is halved for good.
+
+    Returns mean figures, which stay on the device.
+    """
+    while True:
+        try:
+            return _add_gradients(accelerator, run, nets, losses, lq, gt, done)
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or run.progress.micro_batch == 1 or accelerator.num_processes > 1:
+                raise  # of several processes the others have gone on, and would wait for ever
+        run.progress.micro_batch = min(run.progress.micro_batch, len(lq)) // 2
+        logger.warning("out of memory: the micro-batch is %d from here on, the batch stays the same", run.progress.micro_batch)
+        forget_gradients(run, nets)
+        if accelerator.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _add_gradients(
+    accelerator: Accelerator, run: RunState, nets: Networks, losses: Losses, lq: Tensor, gt: Tensor, done: float
+) -> dict[str, Tensor]:
+    totals: dict[str, Tensor] = {}
+    pieces = list(zip(lq.split(run.progress.micro_batch), gt.split(run.progress.micro_batch), strict=True))
+    for index, piece in enumerate(pieces):
+        share = len(piece[0]) / len(lq)
+        with ExitStack() as local:
+            if index + 1 < len(pieces):  # processes exchange gradients once a step
+                local.enter_context(accelerator.no_sync(nets.forward))
+                if nets.net_d is not None:
+                    local.enter_context(accelerator.no_sync(nets.net_d))
+            sr = nets.forward(piece[0])
+            terms = losses(sr, piece[1], run, done)
+            accelerator.backward(sum(terms.values()) * share)
+            if nets.net_d is not None:
+                terms |= add_discriminator_gradients(run, nets.net_d, losses.config, sr.detach(), piece[1], share)
+        for name, value in terms.items():
+            totals[name] = totals.get(name, 0) + value.detach() * share
+    return totals
+
+
+def add_discriminator_gradients(
+    run: RunState, net_d: nn.Module, config: TrainConfig, sr: Tensor, gt: Tensor, share: float
+) -> dict[str, Tensor]:
+    """Add the discriminator's gradients for a micro-batch that is `share` of the batch, and return its figures."""
+    assert run.net_d is not None
+    if config.gan_r1 and run.progress.step % R1_EVERY == 0:  # before the pass that exchanges gradients, so that these go with it
+        (config.gan_r1 * R1_EVERY * share * r1_penalty(run.net_d, gt)).backward()
+    loss, figures = discriminator_loss(net_d, sr, gt, config.gan_relativistic)
+    (loss * share).backward()
+    run.net_d.accuracy.lerp_(figures["d_right"], 0.01 * share)
+    return {"loss_d": loss, **figures}
+
+
+def follow_gradients(run: RunState, nets: Networks, norm: Tensor) -> bool:
+    """Take the step, unless a gradient is not finite, and forget the gradients. Returns whether it was taken."""
+    progress = run.progress
+    good = bool(norm.isfinite())  # this waits for the device, once a step: nothing else keeps bad numbers out of the weights
+    if run.net_d is not None:
+        good = good and bool(nn.utils.clip_grad_norm_(run.net_d.parameters(), math.inf).isfinite())
+    if good or run.scaler is not None:  # the scaler leaves bad steps out by itself, and learns from them
+        nets.optimizer.step()
+    if good and run.optimizer_d is not None:
+        run.optimizer_d.step()
+    forget_gradients(run, nets)
+    progress.skipped_in_a_row = 0 if good else progress.skipped_in_a_row + 1
+    progress.skipped += not good
+    return good
+
+
+def climb_ramp(run: RunState, config: TrainConfig) -> None:
+    """One step up towards the full adversarial loss, unless the discriminator still trains alone, or is far ahead."""
+    if run.net_d is not None and run.progress.step >= config.gan_start and run.progress.strong_steps < STRONG_STEPS:
+        run.progress.gan_steps += 1
+
+
+def watch_discriminator(run: RunState, config: TrainConfig) -> None:
+    """Count for how long the discriminator has been right nearly always."""
+    if run.net_d is not None:
+        strong = bool(run.net_d.accuracy > STRONG)
+        run.progress.strong_steps = run.progress.strong_steps + config.log_every if strong else 0
+
+
+def forget_gradients(run: RunState, nets: Networks) -> None:
+    """Clear all gradients."""
+    nets.optimizer.zero_grad(set_to_none=True)
+    if run.optimizer_d is not None:
+        run.optimizer_d.zero_grad(set_to_none=True)
+
+
+def skipped_too_many(run: RunState, crops: CropDataset, config: TrainConfig) -> bool:
+    """Name the crops of a step without effect, and say whether to go back. That is done once; then FloatingPointError is raised."""
+    progress = run.progress
+    logger.warning("step %d is skipped, its gradient is not finite", progress.step)
+    if progress.skipped_in_a_row < MOST_SKIPPED:
+        return False
+    if progress.went_back:
+        raise FloatingPointError(
+            f"step {progress.step}: {MOST_SKIPPED} gradients in a row are not finite, at half the learning rate too; the last good state "
+            "is kept: look at the crops named above, lower learning_rate, or take precision fp32, and --resume"
+        )
+    logger.warning("%d steps in a row: back to the last good state, on at half the learning rate", MOST_SKIPPED)
+    progress.went_back, progress.skipped_in_a_row = True, 0
+    return True
+
+
+# --- the course of a run -------------------------------------------------------------------------
 
 
 @contextmanager
@@ -127,48 +352,20 @@ def stop_on_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def training_crops(config: TrainConfig, paths: list[Path]) -> CropDataset:
-    """The crops of a run."""
-    pictures = read_pictures(paths, smallest=config.patch * config.scale)
-    return CropDataset(pictures, config.patch, config.scale, config.preset, config.keep_flat, config.seed)
+def agree(accelerator: Accelerator, progress: Progress, seconds: float, stop: threading.Event) -> tuple[float, bool]:
+    """The time spent and whether to stop, the same in all processes: rates and the last step follow from them."""
+    if accelerator.num_processes == 1:
+        return seconds, stop.is_set()
+    if progress.step % AGREE_EVERY:
+        return progress.seconds, False
+    told = gather(torch.tensor([[seconds, float(stop.is_set())]], dtype=torch.float32, device=accelerator.device))
+    return float(told[0, 0]), bool(told[:, 1].any())
 
 
-def draw_crops(config: TrainConfig, data: str | Path, path: Path, count: int = 16) -> None:
-    """Write a sheet of the first crops of a run, what the network gets beside what it is to make of it."""
-    crops = training_crops(config, split_pictures(data, config.validation, config.exclude).train)
-    pairs = [[to_image(images[None] / 255) for images in crops[index]] for index in range(count)]
-    rows = [[*left, *right] for left, right in zip(pairs[::2], pairs[1::2], strict=True)]
-    save_image(contact_sheet(rows, ["given", "wanted"] * 2, cell=256), path)
-
-
-def initial_network(config: TrainConfig) -> TransformerSR:
-    """A new network, or the one in `config.init`; a different scale there keeps everything but the last layer."""
-    net = TransformerSR(config.network())
-    if config.init:
-        given = load_model(config.init)
-        if dataclasses.replace(given.config, scale=config.scale) != net.config:
-            raise ValueError(f"init: {config.init} holds {given.config}; expected {net.config} at any scale")
-        shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
-        weights = {name: tensor for name, tensor in given.state_dict().items() if name != "architecture" and tensor.shape == shapes[name]}
-        net.load_state_dict(weights, strict=False)
-    return net
-
-
-def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW; only matrices and convolutions of more than one input decay, not norms, biases, temperatures and position tables."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for name, parameter in net.named_parameters():
-        (decayed if parameter.ndim > 1 and "position_bias" not in name else free).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99))
-
-
-def batches(crops: CropDataset, config: TrainConfig, first_step: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of `lq` and `gt` (uint8) for step `first_step` and all after it."""
-    steps = itertools.count(first_step)
-    indices: Any = (range(step * config.batch, (step + 1) * config.batch) for step in steps)  # a generator, where the stubs want a Sampler
-    return iter(DataLoader(crops, batch_sampler=indices, num_workers=config.workers, pin_memory=torch.cuda.is_available()))
+def is_due(config: TrainConfig, progress: Progress, saved: float) -> bool:
+    """Whether to validate and save now, by steps or by the seconds since `saved`."""
+    by_steps = config.save_every and progress.step % config.save_every == 0
+    return bool(by_steps or (config.save_minutes and progress.seconds - saved >= 60 * config.save_minutes))
 
 
 def schedule(config: TrainConfig, progress: Progress) -> float:
@@ -190,73 +387,3 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-@torch.no_grad()
-def update_average(ema: nn.Module, net: nn.Module, decay: float, step: int) -> None:
-    """Move the averaged weights towards the current ones; the first steps weigh more, so that the start is forgotten."""
-    weight = 1 - min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), weight)
-
-
-@dataclass(frozen=True)
-class Validation:
-    """What a run is measured on."""
-
-    pairs: list[Pair]
-    watched: list[Pair]
-    """The pairs that are drawn: on which bicubic is worst, middling and best."""
-    bicubic: Scores
-
-    @classmethod
-    def of(cls, paths: list[Path], config: TrainConfig) -> Validation:
-        """Make the pairs of validation pictures, and measure bicubic on them."""
-        pairs, enlarge = validation_pairs(paths, config.scale, config.validation_crop), resize_with("bicubic", config.scale)
-        scores = [score_pair(pair, enlarge(pair.lq), config.scale) for pair in pairs]
-        order = sorted(range(len(pairs)), key=lambda index: scores[index].psnr_y)
-        watched = dict.fromkeys((order[0], order[len(order) // 2], order[-1]))
-        return cls(pairs, [pairs[index] for index in watched], mean_scores(scores))
-
-
-def validate_and_save(out: Path, config: TrainConfig, run: RunState, validation: Validation) -> None:
-    """Measure the averaged weights, draw what they make of the watched pairs, and write weights and state."""
-    device, progress = next(run.ema.parameters()).device, run.progress
-
-    def enlarge(lq: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return run.ema(lq.to(device)).cpu()
-
-    scores = score(validation.pairs, enlarge, config.scale)
-    if not all(parameter.isfinite().all() for parameter in run.net.parameters()) or not math.isfinite(scores.psnr_y):
-        raise FloatingPointError(
-            f"step {progress.step}: the weights are no longer finite; {out / 'state.pt'} holds the last good step, if there was one: "
-            "lower learning_rate and --resume"
-        )
-    logger.info("validation at step %d: %s", progress.step, scores)
-    with open(out / "validation.jsonl", "a", encoding="utf-8") as file:
-        figures = {name: value if math.isfinite(value) else None for name, value in dataclasses.asdict(scores).items()}
-        file.write(json.dumps({"step": progress.step, "seconds": round(progress.seconds), **figures}) + "\n")
-    save_image(draw_strip(validation.watched, enlarge, config.scale), out / "strips" / f"{progress.step:07d}.png")
-    record = {"step": progress.step, "scores": figures, "settings": dataclasses.asdict(config)}
-    metadata = {"training": json.dumps(record)}
-    save_model(run.ema, out / "last.safetensors", metadata=metadata)
-    if scores.psnr_y > progress.best_psnr:
-        progress.best_psnr = scores.psnr_y
-        save_model(run.ema, out / "best.safetensors", metadata=metadata)
-    run.save(out / "state.pt")
-
-
-def draw_strip(pairs: list[Pair], enlarge: Enlarge, scale: int) -> Image.Image:
-    """A sheet of pairs: bicubic, this network, the true picture."""
-    ways: list[Enlarge] = [resize_with("bicubic", scale), enlarge]
-    rows = []
-    for pair in pairs:
-        side = min(pair.gt.shape[2:])
-        rows.append([to_image(image).crop((0, 0, side, side)) for image in (*(way(pair.lq) for way in ways), pair.gt)])
-    return contact_sheet(rows, ["bicubic", "this network", "true picture"], cell=256)
-
-
-def write_config(path: Path, config: TrainConfig) -> None:
-    """Keep the settings beside the weights."""
-    with write_aside(path) as aside:
-        aside.write_text(json.dumps(dataclasses.asdict(config), indent=2) + "\n", encoding="utf-8")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import fmean, median
@@ -13,12 +14,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .dataset import read_rgb
 from .degradation import shrink
 from .metrics import edge_mask, flat_mask, luma, psnr, shift, ssim
+from .pictures import Look, TrainingPicture, look_at
+from .store import in_order
 
 logger = logging.getLogger(__name__)
 
+NO_PARTNERS: Mapping[Path, Path | None] = {}
 METHODS = ("bicubic", "bilinear", "area")
 Enlarge = Callable[[Tensor], Tensor]
 """From `(1, 3, h, w)` in [0, 1] to `(1, 3, h * scale, w * scale)`."""
@@ -31,6 +34,9 @@ class Pair:
     name: str
     lq: Tensor
     gt: Tensor
+    path: Path | None = None
+    looks: int = 0
+    """The `difference_hash` of the whole picture."""
 
 
 @dataclass(frozen=True)
@@ -46,25 +52,51 @@ class Scores:
     shift_x: float
 
 
-def make_pair(path: Path, scale: int, method: str, crop: int = 0) -> Pair:
-    """Cut a picture to a multiple of the scale (with `crop`: to its centre of that side) and shrink it."""
-    gt = Image.fromarray(read_rgb(path))
+def make_pair(path: Path, scale: int, method: str, crop: int = 0, partners: Mapping[Path, Path | None] = NO_PARTNERS) -> Pair:
+    """Cut a picture to a multiple of the scale (with `crop`: to its centre of that side) and shrink it, or take its small version.
+
+    Raises ValueError for a picture that cannot be used.
+    """
+    look = look_to_measure(path, scale, partners)
+    if look.picture is None:
+        raise ValueError(str(look.findings[0]))
+    return _pair(look, look.picture, scale, method, crop)
+
+
+def look_to_measure(path: Path, scale: int, partners: Mapping[Path, Path | None] = NO_PARTNERS, max_pixels: int = 0) -> Look:
+    """Read a validation picture; one too small for the window of SSIM cannot be used."""
+    return look_at(path, -(-(11 + 2 * scale) // scale) * scale, scale, partners, max_pixels)
+
+
+def _pair(look: Look, picture: TrainingPicture, scale: int, method: str, crop: int) -> Pair:
+    gt = Image.fromarray(picture.gt)
     width, height = (min(side, crop or side) // scale * scale for side in gt.size)
-    if min(width, height) < 11 + 2 * scale:  # what the window of SSIM needs
-        raise ValueError(f"{path}: {gt.width}x{gt.height} is too small to measure at x{scale}")
-    left, top = ((side - size) // 2 if crop else 0 for side, size in zip(gt.size, (width, height), strict=True))
+    step = 1 if picture.lq is None else scale
+    left, top = ((side - size) // 2 // step * step if crop else 0 for side, size in zip(gt.size, (width, height), strict=True))
     gt = gt.crop((left, top, left + width, top + height))
-    return Pair(path.name, to_tensor(shrink(gt, scale, method)), to_tensor(gt))
+    if picture.lq is None:
+        lq = shrink(gt, scale, method)
+    else:
+        lq = Image.fromarray(picture.lq).crop(tuple(side // scale for side in (left, top, left + width, top + height)))  # type: ignore[arg-type]
+    return Pair(look.path.name, to_tensor(lq), to_tensor(gt), look.path, look.looks)
 
 
-def validation_pairs(paths: list[Path], scale: int, crop: int) -> list[Pair]:
-    """One pair a picture, the ways of shrinking taken in turn. What cannot be used is named in the log and left out."""
+def validation_pairs(
+    paths: list[Path],
+    scale: int,
+    crop: int,
+    partners: Mapping[Path, Path | None] = NO_PARTNERS,
+    max_pixels: int = 0,
+    workers: int = 0,
+) -> list[Pair]:
+    """One pair a picture, the ways of shrinking taken in turn. What there is to say is in the log; what cannot be used is left out."""
+    read = functools.partial(look_to_measure, scale=scale, partners=partners, max_pixels=max_pixels)
     pairs = []
-    for index, path in enumerate(paths):
-        try:
-            pairs.append(make_pair(path, scale, METHODS[index % len(METHODS)], crop))
-        except (OSError, ValueError) as error:
-            logger.warning("left out of validation: %s", error)
+    for index, look in enumerate(in_order(read, paths, workers)):
+        for finding in look.findings:
+            logger.warning("for validation, %s", finding)
+        if look.picture:
+            pairs.append(_pair(look, look.picture, scale, METHODS[index % len(METHODS)], crop))
     if not pairs:
         raise ValueError(f"none of {len(paths)} validation pictures can be used; expected at least one, such as {paths[0]}")
     return pairs

@@ -1,0 +1,308 @@
+"""Whole runs: what they leave behind, and that nothing is lost whatever ends or disturbs them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from transformersr.arch import load_model
+from transformersr.training import monitor as monitoring
+from transformersr.training import networks
+from transformersr.training import train as training
+from transformersr.training.config import from_values
+from transformersr.training.dataset import find_pictures, split_pictures
+from transformersr.training.train import train
+from transformersr.training.validate import make_pair, resize_with, score_pair
+
+from pictures import drawing
+
+SETTINGS = {
+    "size": "tiny",
+    "init": "none",
+    "learning_rate": 5e-4,
+    "patch": 8,
+    "batch": 2,
+    "steps": 6,
+    "save_every": 3,
+    "log_every": 3,
+    "warmup_steps": 2,
+    "validation_crop": 64,
+    "trackers": [],
+    "workers": 0,
+}
+GAN = {"gan_weight": 0.1, "gan_start": 1, "gan_ramp": 3, "gan_width": 4, "gan_r1": 1.0, "filter_weight": 0.5, "gan_from_nothing": True}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(6):
+        drawing(index).save(folder / f"{index}.png")
+    return folder
+
+
+def state(run):
+    return torch.load(run / "state.pt", weights_only=True)
+
+
+def assert_same_state(one, other):
+    """Bytes of weights, averages and optimisers are equal."""
+    for part in set(one) - {"progress", "optimizer", "optimizer_d"}:
+        assert all(torch.equal(one[part][name], other[part][name]) for name in one[part]), part
+    for part in {"optimizer", "optimizer_d"} & set(one):
+        for index, moments in one[part]["state"].items():
+            assert all(torch.equal(moments[name], other[part]["state"][index][name]) for name in moments), part
+    assert one["progress"]["step"] == other["progress"]["step"]
+
+
+def at_step(monkeypatch, step, act):
+    """Do something when a run reaches a step."""
+    rate = training.learning_rate
+
+    def acting(config, now, done):
+        if now == step:
+            act()
+        return rate(config, now, done)
+
+    monkeypatch.setattr(training, "learning_rate", acting)
+
+
+# --- what a run leaves ---------------------------------------------------------------------------
+
+
+def test_a_run_writes_weights_that_load_and_its_figures(folder, tmp_path):
+    run = tmp_path / "run"
+    best = train(from_values(SETTINGS), folder, run)
+    assert load_model(best).config.embed_dim == 48
+    files = {"best.safetensors", "last.safetensors", "state.pt", "config.json", "run.json", "train.jsonl", "validation.jsonl", "strips"}
+    assert files <= {path.name for path in run.iterdir()}
+    lines = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [3, 6]
+    assert {"loss", "gradient_norm", "learning_rate", "skipped"} <= set(lines[0])
+    assert json.loads((run / "run.json").read_text())["bicubic"]["psnr_y"] > 10
+    with pytest.raises(FileExistsError, match="resume"):
+        train(from_values(SETTINGS), folder, run)
+
+
+def test_figures_and_strips_go_to_tensorboard(folder, tmp_path):
+    train(from_values({**SETTINGS, "steps": 3, "trackers": ["tensorboard"]}), folder, tmp_path / "run")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "logs" / "transformersr")).Reload()
+    assert {"train/loss", "validation/psnr_y", "validation/psnr_y_over_bicubic"} <= set(events.Tags()["scalars"])
+    assert events.Tags()["images"]
+
+
+def test_training_learns(folder, tmp_path):
+    """Sixty small steps bring the network above bicubic on the pictures it sees."""
+    learning = {"scale": 2, "steps": 60, "save_every": 60, "batch": 4, "learning_rate": 2e-3, "ema_decay": 0.9, "preset": "author"}
+    model = load_model(train(from_values({**SETTINGS, **learning}), folder, tmp_path / "run"))
+    pair = make_pair(find_pictures(folder)[0], 2, "bicubic")
+    with torch.inference_mode():
+        ours = score_pair(pair, model(pair.lq), 2)
+    assert ours.psnr_y > score_pair(pair, resize_with("bicubic", 2)(pair.lq), 2).psnr_y
+
+
+def test_another_scale_starts_from_the_same_body(folder, tmp_path):
+    x4 = train(from_values({**SETTINGS, "steps": 1}), folder, tmp_path / "x4")
+    net = networks.initial_network(from_values({**SETTINGS, "scale": 2, "init": str(x4)}))
+    given = load_model(x4)
+    assert net.config.scale == 2
+    assert torch.equal(net.body[0].conv.weight, given.body[0].conv.weight)
+    with pytest.raises(ValueError, match="init"):
+        networks.initial_network(from_values({**SETTINGS, "size": "base", "init": str(x4)}))
+
+
+def test_a_run_inside_its_data_does_not_learn_from_its_own_strips(folder, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    train(from_values({**SETTINGS, "steps": 1}), data, data / "run")
+    assert (data / "run" / "strips").is_dir()
+    split = split_pictures(data, without=data / "run")
+    assert len(split.train) + len(split.validation) == 6
+
+
+# --- the same weights by other ways --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("setting", [{"micro_batch": 1}, {"checkpointing": True}, {"channels_last": True}])
+def test_memory_settings_change_the_weights_by_rounding_alone(folder, tmp_path, setting):
+    one = load_file(train(from_values({**SETTINGS, "steps": 3}), folder, tmp_path / "one"))
+    other = load_file(train(from_values({**SETTINGS, "steps": 3, **setting}), folder, tmp_path / "other"))
+    assert all(torch.allclose(one[name].float(), other[name].float(), atol=2e-4) for name in one)
+
+
+def test_checkpointing_keeps_less():
+    config = from_values({**SETTINGS, "patch": 16})
+    image = torch.zeros(1, 3, 16, 16)
+    plain, forgetful = networks.initial_network(config), networks.initial_network(config)
+    networks.checkpoint_groups(forgetful)
+    assert networks.saved_bytes(forgetful, image) < 0.6 * networks.saved_bytes(plain, image)
+
+
+def test_bf16_trains(folder, tmp_path):
+    train(from_values({**SETTINGS, "steps": 3, "precision": "bf16"}), folder, tmp_path / "run")
+    assert all(tensor.dtype != torch.bfloat16 for tensor in state(tmp_path / "run")["net"].values())
+
+
+def test_two_processes_come_to_the_weights_of_one(folder, tmp_path):
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in {**SETTINGS, "batch": 4}.items() if name != "trackers"]
+    command = ["-m", "transformersr.training", "train", str(folder), *options]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    done = subprocess.run([*launch, *command, "--out", str(tmp_path / "two")], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "2 process(es)" in done.stderr + done.stdout
+    train(from_values({**SETTINGS, "batch": 4}), folder, tmp_path / "one")
+    one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(one[name].float(), two[name].float(), atol=2e-4) for name in one)
+    assert len((tmp_path / "two" / "validation.jsonl").read_text().splitlines()) == 2
+
+
+# --- stopping and going on -----------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from transformersr.training import train as training
+from transformersr.training.config import from_values
+rate = training.learning_rate
+def killed(config, step, done):
+    if step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rate(config, step, done)
+training.learning_rate = killed
+if __name__ == "__main__":
+    import json
+    import torch
+    torch.set_num_threads(1)
+    training.train(from_values(json.loads(sys.argv[1])), sys.argv[2], sys.argv[3])
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+@pytest.mark.parametrize("more", [{"workers": 0}, {"workers": 2}, GAN], ids=["alone", "workers", "gan"])
+def test_a_killed_run_resumes_to_the_same_bytes(folder, tmp_path, more):
+    config = from_values({**SETTINGS, **more})
+    train(config, folder, tmp_path / "straight")
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    command = [sys.executable, str(script), json.dumps({**SETTINGS, **more}), str(folder), str(tmp_path / "killed")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
+    assert state(tmp_path / "killed")["progress"]["step"] == 3
+    train(config, folder, tmp_path / "killed", resume=True)
+    assert_same_state(state(tmp_path / "straight"), state(tmp_path / "killed"))
+
+
+def test_an_interrupt_ends_the_run_after_its_step_and_saves(folder, tmp_path, monkeypatch):
+    at_step(monkeypatch, 4, lambda: signal.raise_signal(signal.SIGINT))
+    train(from_values({**SETTINGS, "steps": 100}), folder, tmp_path / "run")
+    assert state(tmp_path / "run")["progress"]["step"] == 5
+
+
+def test_resuming_another_network_says_so(folder, tmp_path):
+    train(from_values({**SETTINGS, "steps": 1}), folder, tmp_path / "run")
+    with pytest.raises(ValueError, match="other settings"):
+        train(from_values({**SETTINGS, "scale": 2}), folder, tmp_path / "run", resume=True)
+
+
+# --- what goes wrong -----------------------------------------------------------------------------
+
+
+def broken_at(monkeypatch, *steps):
+    """The loss is not a number at these steps."""
+    loss, seen = training.edge_weighted_l1, iter(range(10**6))
+
+    def broken(*args, **options):
+        return loss(*args, **options) * (float("nan") if next(seen) in steps else 1)
+
+    monkeypatch.setattr(training, "edge_weighted_l1", broken)
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_its_crops_named(folder, tmp_path, monkeypatch, caplog):
+    broken_at(monkeypatch, 2)
+    train(from_values(SETTINGS), folder, tmp_path / "run")
+    saved = state(tmp_path / "run")
+    assert saved["progress"]["skipped"] == 1
+    assert not saved["progress"]["went_back"]
+    assert all(tensor.isfinite().all() for tensor in saved["net"].values())
+    assert "step 2 is skipped" in caplog.text
+    assert ".png" in caplog.text
+
+
+def test_ten_in_a_row_go_back_to_the_last_good_state_at_half_the_rate_once(folder, tmp_path, monkeypatch):
+    train(from_values({**SETTINGS, "steps": 3}), folder, tmp_path / "run")
+    good = state(tmp_path / "run")["net"]
+    broken_at(monkeypatch, *range(10))
+    train(from_values({**SETTINGS, "steps": 13}), folder, tmp_path / "run", resume=True)
+    saved = state(tmp_path / "run")
+    assert saved["progress"]["went_back"]
+    assert all(torch.equal(good[name], saved["net"][name]) for name in good)
+    broken_at(monkeypatch, *range(10))
+    with pytest.raises(FloatingPointError, match="lower learning_rate"):
+        train(from_values({**SETTINGS, "steps": 50}), folder, tmp_path / "run", resume=True)
+    assert all(torch.equal(good[name], state(tmp_path / "run")["net"][name]) for name in good)
+
+
+def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(folder, tmp_path, monkeypatch, caplog):
+    config = {**SETTINGS, "batch": 4, "steps": 3}
+    one = load_file(train(from_values(config), folder, tmp_path / "one"))
+    once = training._add_gradients
+
+    def full(accelerator, run, *args):
+        if run.progress.micro_batch > 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        return once(accelerator, run, *args)
+
+    monkeypatch.setattr(training, "_add_gradients", full)
+    other = load_file(train(from_values(config), folder, tmp_path / "other"))
+    assert state(tmp_path / "other")["progress"]["micro_batch"] == 2
+    assert all(torch.allclose(one[name].float(), other[name].float(), atol=2e-4) for name in one)
+    assert "the batch stays the same" in caplog.text
+
+
+def test_a_full_disk_says_so_and_keeps_what_was_saved(folder, tmp_path, monkeypatch, caplog):
+    save, calls = monitoring.save_model, []
+
+    def full(*args, **options):
+        calls.append(args)
+        if len(calls) <= 1:
+            raise OSError(28, "No space left on device")
+        return save(*args, **options)
+
+    monkeypatch.setattr(monitoring, "save_model", full)
+    train(from_values(SETTINGS), folder, tmp_path / "run")
+    assert "disk is full" in caplog.text
+    assert state(tmp_path / "run")["progress"]["step"] == 6
+    assert load_model(tmp_path / "run" / "best.safetensors")
+
+
+# --- the adversarial stage -----------------------------------------------------------------------
+
+
+def test_an_adversarial_run_wants_something_to_start_from():
+    with pytest.raises(ValueError, match="init"):
+        from_values({**SETTINGS, **GAN, "gan_from_nothing": False})
+
+
+@pytest.mark.parametrize("relativistic", [False, True])
+def test_an_adversarial_run_trains_both_networks(folder, tmp_path, relativistic):
+    train(from_values({**SETTINGS, **GAN, "gan_relativistic": relativistic}), folder, tmp_path / "run")
+    saved = state(tmp_path / "run")
+    assert saved["progress"]["gan_steps"] == 5
+    line = json.loads((tmp_path / "run" / "train.jsonl").read_text().splitlines()[-1])
+    assert {"loss", "loss_filters", "loss_gan", "loss_d", "d_real", "d_made", "d_right"} <= set(line)
+    assert load_model(tmp_path / "run" / "last.safetensors")
+
+
+def test_a_discriminator_far_ahead_holds_the_ramp(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "STRONG_STEPS", 3)
+    monkeypatch.setattr(training, "STRONG", 0.0)
+    train(from_values({**SETTINGS, **GAN, "steps": 9}), folder, tmp_path / "run")
+    assert state(tmp_path / "run")["progress"]["gan_steps"] == 2

@@ -1,0 +1,63 @@
+"""The commands for what a run has left: `report` and `export`."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+def report(run) -> None:
+    """Write report.html into the folder RUN: figures, curves, pictures and settings of a run, finished or not."""
+    from .report import write_report
+
+    click.echo(write_report(run))
+
+
+@click.command()
+@click.argument("run")
+@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="File to write. Default: in the run's folder, named after it.")
+@click.option("--dtype", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True, help="Number format to store.")
+@click.option(
+    "--install", "host", metavar="FOLDER", type=click.Path(path_type=Path), help="Put it into ComfyUI, a WebUI or a models folder."
+)
+@click.option(
+    "--onnx", metavar="FILE", type=click.Path(path_type=Path), help="Write ONNX too, fp32, for any height and width; takes a minute."
+)
+@click.option("--last", is_flag=True, help="The last weights instead of the best.")
+def export(run, out, dtype, host, onnx, last) -> None:
+    """Write the best weights of RUN (a run's folder, or a file of weights) as one file to use or to share.
+
+    What is written is loaded again and compared with the original. No other file is replaced. With --install or --onnx alone nothing else
+    is written.
+    """
+    from ..arch import load_model
+    from .export import export_weights, find_weights, install_weights, model_folder, model_name, record_of
+    from .onnx_export import export_onnx, require_onnx
+
+    source = find_weights(run, last)
+    name, folder = model_name(source), model_folder(host) if host else None
+    if onnx:
+        require_onnx(onnx)  # before anything is written
+    if out:
+        _say(export_weights(source, out, dtype))
+    elif not (folder or onnx):
+        _say(install_weights(source, source.parent, name, dtype))
+    if folder:
+        _say(install_weights(source, folder, name, dtype))
+        click.echo("ComfyUI lists it after R is pressed, a WebUI after its next start")
+    if onnx:
+        checks = export_onnx(load_model(source), onnx, record_of(source))
+        click.echo("\n".join([_described(onnx), *checks]))
+
+
+def _say(exported) -> None:
+    click.echo(_described(exported.path))
+    click.echo(f"its result differs from the original's by at most {exported.error:.1e} (one of 256 levels is {1 / 255:.1e})")
+
+
+def _described(path: Path) -> str:
+    return f"{path}\n{path.stat().st_size:,} bytes, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"

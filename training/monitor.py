@@ -1,0 +1,170 @@
+"""What a run writes down as it goes: figures, strips, weights, its state."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import logging
+import math
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from ..arch import save_model
+from ..arch.atomic import write_aside
+from .checkpoint import RunState
+from .config import TrainConfig
+from .strips import contact_sheet, save_image, to_image
+from .validate import Enlarge, Pair, Scores, mean_scores, resize_with, score, score_pair, validation_pairs
+
+logger = logging.getLogger(__name__)
+
+BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} done, {remaining} left{postfix}"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a run is measured on."""
+
+    pairs: list[Pair]
+    watched: list[Pair]
+    """The pairs that are drawn: on which bicubic is worst, middling and best."""
+    bicubic: Scores
+
+    @classmethod
+    def of(cls, paths: list[Path], config: TrainConfig) -> Validation:
+        """Make the pairs of validation pictures, and measure bicubic on them."""
+        pairs, enlarge = validation_pairs(paths, config.scale, config.validation_crop), resize_with("bicubic", config.scale)
+        scores = [score_pair(pair, enlarge(pair.lq), config.scale) for pair in pairs]
+        order = sorted(range(len(pairs)), key=lambda index: scores[index].psnr_y)
+        watched = dict.fromkeys((order[0], order[len(order) // 2], order[-1]))
+        return cls(pairs, [pairs[index] for index in watched], mean_scores(scores))
+
+
+@dataclass
+class Monitor:
+    """The record of a run in its folder, kept by the main process alone; trackers such as TensorBoard get the same figures."""
+
+    out: Path
+    config: TrainConfig
+    validation: Validation
+    accelerator: Accelerator
+    saved_step: int = -1
+    bar: Any = field(default_factory=lambda: tqdm(total=100, unit="%", bar_format=BAR, disable=None))
+
+    def begin(self, training_pictures: int, left_out: list[str], precision: str) -> None:
+        """Write down what the run starts from."""
+        write_json(self.out / "config.json", dataclasses.asdict(self.config))
+        device = self.accelerator.device
+        versions = {"torch": torch.__version__, "python": platform.python_version(), "transformersr": version("transformersr")}
+        record = {
+            "bicubic": _plain(dataclasses.asdict(self.validation.bicubic)),
+            "pictures": {"train": training_pictures, "validation": len(self.validation.pairs)},
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})",
+            "precision": precision,
+            "processes": self.accelerator.num_processes,
+            "versions": versions,
+            "left_out": left_out,
+        }
+        write_json(self.out / "run.json", record)
+        logger.info("bicubic: %s", self.validation.bicubic)
+
+    def show(self, done: float, step: int) -> None:
+        """Move the bar to this share of the run."""
+        self.bar.n = 100 * min(done, 1.0)
+        self.bar.set_description_str(f"step {step}")
+
+    def log(self, run: RunState, done: float, figures: Mapping[str, float | Tensor]) -> None:
+        """Write one line of figures; the one place, with validation, that waits for the device."""
+        plain = _plain({name: float(value) for name, value in figures.items()})
+        progress = run.progress
+        _append(self.out / "train.jsonl", {"step": progress.step, "seconds": round(progress.seconds), **plain, "skipped": progress.skipped})
+        self.accelerator.log({f"train/{name}": value for name, value in plain.items() if value is not None}, step=progress.step)
+        text = "  ".join(f"{name} {value:.4g}" for name, value in plain.items() if value is not None)
+        logger.info("step %d  %.0f %%  %.0f s  %s", progress.step, 100 * done, progress.seconds, text)
+
+    def validate_and_save(self, run: RunState) -> None:
+        """Measure the averaged weights, draw what they make of the watched pairs, and write weights and state.
+
+        Where the disk is full, the log says so, what was saved before stays, and the run goes on.
+        """
+        try:
+            self._validate_and_save(run)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            reason = "the disk is full; free some space" if full else error
+            logger.error("step %d is not saved (%s); what was saved before it is kept, and the run goes on", run.progress.step, reason)
+
+    def finish(self, run: RunState) -> None:
+        """Save what is not saved yet, and close the bar. Raises OSError where that fails."""
+        if self.saved_step != run.progress.step:
+            self._validate_and_save(run)
+        self.bar.close()
+
+    def _validate_and_save(self, run: RunState) -> None:
+        device, progress = next(run.ema.parameters()).device, run.progress
+
+        def enlarge(lq: Tensor) -> Tensor:
+            with torch.inference_mode():
+                return run.ema(lq.to(device)).cpu()
+
+        scores = score(self.validation.pairs, enlarge, self.config.scale)
+        figures = _plain(dataclasses.asdict(scores))
+        logger.info("validation at step %d: %s", progress.step, scores)
+        _append(self.out / "validation.jsonl", {"step": progress.step, "seconds": round(progress.seconds), **figures})
+        strip = draw_strip(self.validation.watched, enlarge, self.config.scale)
+        save_image(strip, self.out / "strips" / f"{progress.step:07d}.png")
+        self._track(figures, strip, progress.step)
+        record = {"step": progress.step, "scores": figures, "settings": dataclasses.asdict(self.config)}
+        metadata = {"training": json.dumps(record)}
+        save_model(run.ema, self.out / "last.safetensors", metadata=metadata)
+        if scores.psnr_y > progress.best_psnr:
+            progress.best_psnr = scores.psnr_y
+            save_model(run.ema, self.out / "best.safetensors", metadata=metadata)
+        run.save(self.out / "state.pt")
+        self.saved_step = progress.step
+
+    def _track(self, figures: Mapping[str, float | None], strip: Image.Image, step: int) -> None:
+        bicubic = dataclasses.asdict(self.validation.bicubic)
+        values = {f"validation/{name}": value for name, value in figures.items() if value is not None}
+        self.accelerator.log({**values, "validation/psnr_y_over_bicubic": (figures["psnr_y"] or 0) - bicubic["psnr_y"]}, step=step)
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.log_images({"bicubic | this network | true picture": np.asarray(strip)[None]}, step=step, dataformats="NHWC")
+
+
+def draw_strip(pairs: list[Pair], enlarge: Enlarge, scale: int) -> Image.Image:
+    """A sheet of pairs: bicubic, this network, the true picture."""
+    ways: list[Enlarge] = [resize_with("bicubic", scale), enlarge]
+    rows = []
+    for pair in pairs:
+        side = min(pair.gt.shape[2:])
+        rows.append([to_image(image).crop((0, 0, side, side)) for image in (*(way(pair.lq) for way in ways), pair.gt)])
+    return contact_sheet(rows, ["bicubic", "this network", "true picture"], cell=256)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write an object; the file appears whole or not at all."""
+    with write_aside(path) as aside:
+        aside.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _append(path: Path, values: Mapping[str, Any]) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def _plain(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """Figures as JSON has them: None for what is not a number."""
+    return {name: value if math.isfinite(value) else None for name, value in figures.items()}

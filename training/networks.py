@@ -1,0 +1,77 @@
+"""The network of a run, its optimiser and its moving average."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..arch import TransformerSR, load_model
+from ..arch.bands import Band, Bands
+from ..upscale.upscaler import find_model
+from .config import TrainConfig
+
+
+def initial_network(config: TrainConfig) -> TransformerSR:
+    """A new network, or the one in `config.init`; a different scale there keeps everything but the last layer."""
+    net = TransformerSR(config.network())
+    if config.init != "none":
+        given = load_model(find_model(config.init))
+        if dataclasses.replace(given.config, scale=config.scale) != net.config:
+            raise ValueError(f"init: {config.init} holds {given.config}; expected {net.config} at any scale")
+        shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
+        weights = {name: tensor for name, tensor in given.state_dict().items() if name != "architecture" and tensor.shape == shapes[name]}
+        net.load_state_dict(weights, strict=False)
+    return net
+
+
+def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW; only matrices and convolutions of more than one input decay, not norms, biases, temperatures and position tables."""
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
+    for name, parameter in net.named_parameters():
+        (decayed if parameter.ndim > 1 and "position_bias" not in name else free).append(parameter)
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99))
+
+
+@torch.no_grad()
+def update_average(ema: nn.Module, net: nn.Module, decay: float, step: int) -> None:
+    """Move the averaged weights towards the current ones; the first steps weigh more, so that the start is forgotten."""
+    weight = 1 - min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), weight)
+
+
+def checkpoint_groups(net: TransformerSR) -> None:
+    """Make each group of blocks forget what it worked out and do it again in the backward pass (Chen et al. 2016, arXiv:1604.06174)."""
+    for group in net.body:
+        group.forward = partial(_forgetting, group.forward)  # type: ignore[method-assign, assignment]
+
+
+def _forgetting(forward: Callable[..., Bands], bands: Bands, band_rows: int, on_rows: Callable[[int], None]) -> Bands:
+    """A group's forward on the one band that training has."""
+    (band,) = bands
+
+    def run(rows: Tensor) -> Tensor:
+        (result,) = forward(iter([Band(rows, True, True)]), band_rows, on_rows)
+        return result.rows
+
+    yield Band(checkpoint(run, band.rows, use_reentrant=False), True, True)
+
+
+def saved_bytes(forward: Callable[[Tensor], Tensor], image: Tensor) -> int:
+    """Bytes that a forward pass keeps for the backward pass, counted as it runs; parameters, which it keeps too, are included."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward(image)
+    return sum(storages.values())

@@ -1,0 +1,92 @@
+"""A network as ONNX, for programs that run no PyTorch."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..arch import TransformerSR
+from ..arch.atomic import write_aside
+
+OPSET = 18
+INSTALL = 'pip install "transformersr[onnx]"'
+LONGEST_SIDE = 2**15
+
+
+class WholePicture(nn.Module):
+    """The network on one picture of any size.
+
+    It pads as the network would, in terms that torch.export can reason about: the padded sides are seen to be whole windows.
+    """
+
+    def __init__(self, net: TransformerSR):
+        super().__init__()
+        self.net = net
+
+    def forward(self, image: Tensor) -> Tensor:
+        """`(1, c, h, w)` in [0, 1] to `(1, c, h * scale, w * scale)`, not clamped."""
+        (height, width), config = image.shape[-2:], self.net.config
+        bottom, right = ((side + config.multiple - 1) // config.multiple * config.multiple - side for side in (height, width))
+        large = self.net(F.pad(image, (0, right, 0, bottom), mode="replicate"))
+        return large.narrow(2, 0, height * config.scale).narrow(3, 0, width * config.scale)
+
+
+def require_onnx(target: Path) -> None:
+    """Raise one sentence where ONNX cannot be written: to a file of another kind or one that exists (OSError), or for want of packages."""
+    if target.suffix != ".onnx":
+        raise ValueError(f"{target}: expected a name ending in .onnx")
+    if target.exists():
+        raise FileExistsError(f"{target} exists; choose another name")
+    if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
+        raise ValueError(f"ONNX needs {' and '.join(missing)}: {INSTALL}")
+
+
+def export_onnx(net: TransformerSR, target: Path, metadata: Mapping[str, str]) -> list[str]:
+    """Write a network in float32 with free height and width, from `image` to `enlarged`; returns lines that say how exact it is.
+
+    The picture is worked on whole, so memory grows with its size. The file appears only once onnxruntime, where installed, agrees with
+    PyTorch on three sizes. Raises as `require_onnx`, and ValueError where they do not agree.
+    """
+    require_onnx(target)
+    example = torch.rand(1, net.config.channels, net.config.multiple + 5, 2 * net.config.multiple + 3)
+    sides = {2: torch.export.Dim("height", min=1, max=LONGEST_SIDE), 3: torch.export.Dim("width", min=1, max=LONGEST_SIDE)}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the exporter's own use of PyTorch
+        program = torch.onnx.export(
+            WholePicture(net),
+            (example,),
+            input_names=["image"],
+            output_names=["enlarged"],
+            dynamic_shapes=(sides,),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    program.model.metadata_props.update({"config": net.config.to_json(), **metadata})
+    with write_aside(target) as aside:
+        program.save(aside, external_data=False)
+        checks = list(_compared(net, aside)) if find_spec("onnxruntime") else [f"not checked, for want of onnxruntime: {INSTALL}"]
+    return checks
+
+
+@torch.inference_mode()
+def _compared(net: TransformerSR, path: Path) -> Iterator[str]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    multiple = net.config.multiple
+    for height, width in ((3, multiple), (multiple * 2, multiple * 3), (multiple + 1, multiple * 4 - 1)):
+        image = torch.rand(1, net.config.channels, height, width)
+        (result,) = session.run(None, {"image": image.numpy()})
+        expected = net(image)
+        error = float((torch.from_numpy(result) - expected).abs().max()) if result.shape == tuple(expected.shape) else float("inf")
+        if not error < 1e-3:
+            raise ValueError(f"onnxruntime {onnxruntime.__version__} makes another picture of {width}x{height} (it differs by {error:.2g})")
+        yield f"{width}x{height}: differs from PyTorch by at most {error:.1e}"

@@ -1,0 +1,167 @@
+"""One picture to train on: read from its file once, and everything that there is to say about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..upscale.image_io import Picture, PictureError, read_picture
+
+
+@dataclass(frozen=True)
+class TrainingPicture:
+    """Pixels `(h, w, 3)` uint8 that crops are cut from."""
+
+    name: str
+    gt: np.ndarray
+    """The sharp picture."""
+    lq: np.ndarray | None = None
+    """Its small version, exactly `1 / scale` of it, where there is one; otherwise every crop is made small on its own."""
+    drawn: bool = False
+    """It was drawn from numbers (`transformersr.training.drawings`), and is in no file."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something to know about a picture; one that is not `usable` is left out of training."""
+
+    path: Path
+    usable: bool
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path}{'' if self.usable else ' is left out'}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What came of reading a picture's file."""
+
+    path: Path
+    picture: TrainingPicture | None
+    """None where it cannot be used."""
+    looks: int
+    """Its `difference_hash`; 0 where it could not be read."""
+    findings: tuple[Finding, ...]
+
+
+class Notes:
+    """What is said about pictures while they pass by."""
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+        self.looks: dict[Path, int] = {}
+
+    def usable(self, looks: Iterable[Look]) -> Iterator[TrainingPicture]:
+        """The pictures that can be used, in turn."""
+        for look in looks:
+            self.findings += look.findings
+            if look.picture is not None:
+                self.looks[look.path] = look.looks
+                yield look.picture
+
+
+class Unusable(ValueError):
+    """A picture that cannot be trained on; the message says why, without the picture's name."""
+
+
+def look_at(path: Path, smallest: int, scale: int, partners: Mapping[Path, Path | None], max_pixels: int = 0) -> Look:
+    """Read a picture, and its small version where `partners` has one.
+
+    Args:
+        smallest: the side of a training crop in sharp pixels, which both sides must have.
+        scale: how many times smaller a small version has to be.
+        partners: small versions of sharp pictures; None for a picture that should have one and does not.
+        max_pixels: larger pictures are made smaller than this; 0 leaves them as they are. Pictures with a small version always stay.
+    """
+    looks = 0
+    try:
+        picture = _opened(path)
+        gt = to_rgb(picture)
+        looks = difference_hash(gt)
+        if max_pixels and path not in partners:
+            gt = reduced(gt, max_pixels)
+        if min(gt.shape[:2]) < smallest:
+            raise Unusable(f"{_size(gt)} is smaller than a crop of {smallest}x{smallest}")
+        lq = read_partner(path, gt, scale, partners)
+    except Unusable as error:
+        return Look(path, None, looks, (Finding(path, False, str(error)),))
+    remarks = tuple(Finding(path, True, text) for text in _remarks(path, picture))
+    return Look(path, TrainingPicture(str(path), gt, lq), looks, remarks)
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """A picture file as `(h, w, 3)` uint8; transparent parts lie on grey. Raises PictureError, OSError."""
+    return to_rgb(read_picture(path))
+
+
+def to_rgb(picture: Picture) -> np.ndarray:
+    """A picture as `(h, w, 3)` uint8; transparent parts lie on grey."""
+    color = picture.color
+    if picture.alpha is not None:
+        alpha = picture.alpha[..., None]
+        color = color * alpha + 0.5 * (1 - alpha)
+    return np.rint(color * 255).astype(np.uint8)
+
+
+def read_partner(path: Path, gt: np.ndarray, scale: int, partners: Mapping[Path, Path | None]) -> np.ndarray | None:
+    """The small version of the picture at `path`, `(h, w, 3)` uint8; None where it has none. Raises Unusable where the two do not fit."""
+    if path not in partners:
+        return None
+    partner = partners[path]
+    if partner is None:
+        raise Unusable("expected one picture of this name in the other folder of the pairs")
+    try:
+        lq = to_rgb(_opened(partner))
+    except Unusable as error:
+        raise Unusable(f"its small version {partner}: {error}") from error
+    if gt.shape[:2] != (lq.shape[0] * scale, lq.shape[1] * scale):
+        raise Unusable(f"{_size(gt)} is not exactly {scale} times {_size(lq)}, the size of {partner}")
+    return lq
+
+
+def reduced(rgb: np.ndarray, max_pixels: int) -> np.ndarray:
+    """A picture made smaller to have at most `max_pixels`.
+
+    By a Hamming window: nearly an area filter, without the uneven steps that a box leaves on lines where the factor is no whole number.
+    """
+    height, width = rgb.shape[:2]
+    if height * width <= max_pixels:
+        return rgb
+    factor = math.sqrt(max_pixels / (height * width))
+    size = max(1, int(width * factor)), max(1, int(height * factor))
+    return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.HAMMING))
+
+
+def difference_hash(rgb: np.ndarray) -> int:
+    """64 bits that say where a picture `(h, w, 3)` uint8 gets brighter from left to right at 9x8 pixels (Krawetz's dHash)."""
+    values = np.asarray(Image.fromarray(rgb).convert("L").resize((9, 8), Image.Resampling.BOX)).astype(int)
+    return int.from_bytes(np.packbits(values[:, 1:] > values[:, :-1]).tobytes(), "big")
+
+
+def _opened(path: Path) -> Picture:
+    try:
+        return read_picture(path)
+    except (OSError, PictureError) as error:
+        raise Unusable(str(error).removeprefix(f"{path}: ")) from error
+
+
+def _size(rgb: np.ndarray) -> str:
+    return f"{rgb.shape[1]}x{rgb.shape[0]}"
+
+
+def _remarks(path: Path, picture: Picture) -> Iterator[str]:
+    if picture.alpha is not None:
+        yield "has transparent parts, which are put on grey"
+    if picture.carried.bits == 16:
+        yield "has 16 bits a channel, which are rounded to 8"
+    if picture.carried.animated:
+        yield "has several frames or pages, of which the first is used"
+    with Image.open(path) as header:  # the pixels are not read again
+        if header.mode in ("CMYK", "LAB"):
+            yield f"is stored as {header.mode}, which becomes sRGB"

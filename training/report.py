@@ -1,0 +1,428 @@
+"""What came of a run, as one HTML page that needs nothing else: `transformersr report RUN`."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import math
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, features
+
+from ..arch.atomic import write_aside
+from .charts import Chart, Point, draw
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+SCORES = {
+    "psnr_y": ("PSNR-Y (dB)", "{:.2f}"),
+    "ssim_y": ("SSIM-Y", "{:.4f}"),
+    "psnr_rgb": ("PSNR-RGB (dB)", "{:.2f}"),
+    "edge_psnr": ("PSNR on edges (dB)", "{:.2f}"),
+    "flat_psnr": ("PSNR on flats (dB)", "{:.2f}"),
+    "shift_y": ("shift down (pixels)", "{:+.3f}"),
+    "shift_x": ("shift right (pixels)", "{:+.3f}"),
+}
+"""Titles and formats of the figures of a validation."""
+DRAWN = ("psnr_y", "ssim_y", "edge_psnr", "flat_psnr")
+TRAINING = {
+    "loss": "pixel loss",
+    "loss_filters": "random-filter loss, weighted",
+    "loss_features": "feature loss, weighted",
+    "loss_gan": "adversarial loss, weighted",
+    "loss_d": "loss of the discriminator",
+    "d_right": "share that the discriminator gets right",
+    "gradient_norm": "length of the gradient, before clipping",
+    "learning_rate": "learning rate",
+}
+"""Titles of the figures of a log line; others are drawn under their own name."""
+NOT_DRAWN = ("step", "seconds", "skipped", "went_back", "d_real", "d_fake")
+MOST_ROWS = 40
+
+
+def write_report(folder: str | Path) -> Path:
+    """Write `report.html` into the folder of a run and return its path; what the run did not leave is left out.
+
+    Raises ValueError where there is no run.
+    """
+    run = read_run(folder)
+    path = run.folder / "report.html"
+    with write_aside(path) as aside:
+        aside.write_text(page(run), encoding="utf-8")
+    return path
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has written down; every part may be empty."""
+
+    folder: Path
+    settings: Record = field(default_factory=dict)
+    about: Record = field(default_factory=dict)
+    """`run.json`: pictures, device, versions, bicubic's figures, what was left out."""
+    validations: list[Record] = field(default_factory=list)
+    log: list[Record] = field(default_factory=list)
+    strips: dict[int, Path] = field(default_factory=dict)
+
+    @property
+    def bicubic(self) -> dict[str, float]:
+        """Figures of bicubic enlargement, where known."""
+        return {name: value for name, value in _object(self.about.get("bicubic")).items() if _is_number(value)}
+
+    @property
+    def best(self) -> Record | None:
+        """The validation with the highest PSNR-Y."""
+        return max((one for one in self.validations if _is_number(one.get("psnr_y"))), key=lambda one: one["psnr_y"], default=None)
+
+    @property
+    def last(self) -> Record:
+        """The latest record, of whichever kind."""
+        return max([{}, *self.log[-1:], *self.validations[-1:]], key=lambda one: one.get("step", -1))
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read what a run left, damaged and missing parts left out. Raises ValueError for a folder without any."""
+    folder = Path(folder).resolve()
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: expected the folder of a run, and there is no such folder")
+    about, settings = (_read_object(folder / name) for name in ("run.json", "config.json"))
+    strips = {int(path.stem): path for path in sorted((folder / "strips").glob("*.png")) if re.fullmatch("[0-9]+", path.stem)}
+    run = Run(folder, settings, about, read_records(folder / "validation.jsonl"), read_records(folder / "train.jsonl"), strips)
+    if not (run.settings or run.about or run.validations or run.log or run.strips):
+        raise ValueError(f"{folder}: expected the folder of a run, with config.json or validation.jsonl; there is neither")
+    return run
+
+
+def read_records(path: Path) -> list[Record]:
+    """Records of a file of JSON lines, by step. Torn lines are left out, and so is what a resumed run has done again."""
+    records: list[Record] = []
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    for line in lines:
+        record = _parsed(line)
+        if isinstance(record, dict) and _is_number(record.get("step")):
+            while records and records[-1]["step"] >= record["step"]:
+                records.pop()
+            records.append(record)
+    return records
+
+
+def _read_object(path: Path) -> Record:
+    try:
+        return _object(_parsed(path.read_text(encoding="utf-8", errors="replace")))
+    except OSError:
+        return {}
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _object(value: Any) -> Record:
+    return value if isinstance(value, dict) else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+# --- the page ------------------------------------------------------------------------------------
+
+
+def page(run: Run) -> str:
+    """The whole page."""
+    title = f"{run.folder.name}: TransformerSR training"
+    parts = {
+        "": summary(run),
+        "Warnings": warnings(run),
+        "Validation": validation_charts(run),
+        "Pictures": pictures(run),
+        "Training": training_charts(run),
+        "All validations": validation_table(run),
+        "What to do with it": uses(run),
+        "Settings": table([[escape(name), f"<code>{escape(_plain(value))}</code>"] for name, value in run.settings.items()]),
+    }
+    body = "\n".join((f"<h2>{name}</h2>\n" if name else "") + text for name, text in parts.items() if text)
+    written = time.strftime("%Y-%m-%d %H:%M")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style></head>\n<body><main>\n<h1>{escape(run.folder.name)}</h1>\n{body}\n"
+        f"<footer>Written by transformersr on {written}.</footer></main>\n<script>{SCRIPT}</script></body></html>\n"
+    )
+
+
+def summary(run: Run) -> str:
+    """The verdict in a sentence, and what was trained on what."""
+    settings, about, last = run.settings, run.about, run.last
+    versions = _object(about.get("versions"))
+    counts = _object(about.get("pictures"))
+    facts = {
+        "network": ", x".join(str(settings[name]) for name in ("size", "scale") if name in settings),
+        "preset": settings.get("preset"),
+        "started from": settings.get("init"),
+        "pictures": ", ".join(
+            f"{counts[key]:,} to {word}" for key, word in (("train", "train on"), ("validation", "measure on")) if key in counts
+        ),
+        "steps": f"{last['step']:,}{_planned(settings)}" if "step" in last else None,
+        "time": _duration(last["seconds"]) if _is_number(last.get("seconds")) else None,
+        "machine": _machine(about),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+    rows = [[name, escape(str(value))] for name, value in facts.items() if value]
+    return f'<p class="verdict">{verdict(run)}</p>\n' + table(rows)
+
+
+def verdict(run: Run) -> str:
+    """How good the best weights are, in a sentence or two."""
+    best, bicubic = run.best, run.bicubic
+    if best is None:
+        return "Nothing has been measured yet."
+    text = f"Best at step {best['step']:,}: PSNR-Y {best['psnr_y']:.2f} dB"
+    if "psnr_y" not in bicubic:
+        return f"{text}."
+    gain = best["psnr_y"] - bicubic["psnr_y"]
+    text += f", <strong>{abs(gain):.2f} dB {'over' if gain >= 0 else 'below'} bicubic</strong> ({bicubic['psnr_y']:.2f} dB)."
+    parts = {"edges": "edge_psnr", "flats": "flat_psnr"}
+    gains = [f"{best[key] - bicubic[key]:+.2f} dB on {name}" for name, key in parts.items() if key in bicubic and _is_number(best.get(key))]
+    return text + (f" Against bicubic that is {' and '.join(gains)}." if gains else "")
+
+
+def warnings(run: Run) -> str:
+    """What did not go as it should."""
+    found = [str(text) for text in run.about.get("left_out") or []]
+    skipped = run.last.get("skipped") or next((one["skipped"] for one in reversed(run.log) if one.get("skipped")), 0)
+    if skipped:
+        found.append(f"{skipped} steps had no effect, because a gradient was not finite; see train.log.")
+    if any(one.get("went_back") for one in run.log):
+        found.append("The run went back to its last good state and on at half the learning rate.")
+    return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in found)}</ul>" if found else ""
+
+
+def pictures(run: Run) -> str:
+    """The first strip, that of the best step, and the last."""
+    if not run.strips:
+        return ""
+    best = run.best
+    chosen = {min(run.strips): "first", max(run.strips): "last"}
+    if best is not None and best["step"] in run.strips:
+        chosen[best["step"]] = " and ".join(dict.fromkeys([*chosen.get(best["step"], "").split(), "best"]))
+    shown = []
+    for step, name in sorted(chosen.items()):
+        try:
+            source = _data_uri(run.strips[step])
+        except OSError:
+            logger.warning("left out of the report: %s cannot be read", run.strips[step])
+            continue
+        caption = f"step {step:,} ({name})"
+        shown.append(f'<figure class="strip"><figcaption>{caption}</figcaption><img src="{source}" alt="pictures at {caption}"></figure>')
+    return "\n".join(shown)
+
+
+def _data_uri(path: Path) -> str:
+    """A picture for the page, as WebP where Pillow has it: a fifth of the size, and no difference to be seen."""
+    with Image.open(path) as image:
+        kind, options = ("WEBP", {"quality": 88, "method": 4}) if features.check("webp") else ("PNG", {"optimize": True})
+        file = io.BytesIO()
+        image.convert("RGB").save(file, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def validation_charts(run: Run) -> str:
+    """Curves of what was measured, beside bicubic's value."""
+    best, bicubic = run.best, run.bicubic
+    marker = {"best": best["step"]} if best and len(run.validations) > 1 else {}
+    charts = [
+        Chart(SCORES[name][0], {name: points(run.validations, name)}, {"bicubic": bicubic[name]} if name in bicubic else {}, marker)
+        for name in DRAWN
+    ]
+    ways = {"down": "shift_y", "right": "shift_x"}
+    shifts = {way: points(run.validations, name) for way, name in ways.items()}
+    return _grid(
+        [*charts, Chart("shift (pixels)", shifts, {f"bicubic {way}": bicubic[name] for way, name in ways.items() if name in bicubic})]
+    )
+
+
+def training_charts(run: Run) -> str:
+    """Curves of the log lines."""
+    names = dict.fromkeys([*TRAINING, *(name for record in run.log for name in record if name not in NOT_DRAWN)])
+    change = edges_from(run)
+    charts = [
+        Chart(
+            TRAINING.get(name, name),
+            {name: points(run.log, name)},
+            markers=change if name == "loss" else {},
+            spikes=name == "learning_rate",
+        )
+        for name in names
+    ]
+    found = {name: points(run.log, name) for name in ("d_real", "d_fake")}
+    return _grid([*charts, Chart("discriminator's answers", found, spikes=False)])
+
+
+def _grid(charts: Sequence[Chart]) -> str:
+    drawn = "\n".join(filter(None, map(draw, charts)))
+    return f'<div class="charts">{drawn}</div>' if drawn else ""
+
+
+def edges_from(run: Run) -> dict[str, float]:
+    """The step from which the pixel loss favours edges, as a marker: the curve jumps there without anything being wrong."""
+    start, minutes = run.settings.get("edge_start", 0), run.settings.get("minutes")
+    key, end = ("seconds", 60 * minutes) if minutes else ("step", run.settings.get("steps", 0))
+    after = [record["step"] for record in run.log if record.get(key, 0) >= start * end]
+    return {"edges weigh more": after[0]} if 0 < start < 1 and end and after and run.settings.get("flat_weight", 1) < 1 else {}
+
+
+def points(records: Sequence[Record], name: str) -> list[Point]:
+    """Step and value wherever a record has one."""
+    return [(record["step"], record[name]) for record in records if _is_number(record.get(name))]
+
+
+def validation_table(run: Run) -> str:
+    """All figures, bicubic's first; of very many validations a part."""
+    records, best = run.validations, run.best
+    if not records:
+        return ""
+    every = -(-len(records) // MOST_ROWS)
+    kept = [one for index, one in enumerate(records) if index % every == 0 or one is best or one is records[-1]]
+    names = [name for name in SCORES if any(name in one for one in records)]
+    head = ["step", "time", *(SCORES[name][0] for name in names), "gain (dB)"]
+    rows = [[escape(text) for text in head]]
+    if run.bicubic:
+        rows.append(["bicubic", "", *(_score(run.bicubic, name) for name in names), ""])
+    for one in kept:
+        gain = f"{one['psnr_y'] - run.bicubic['psnr_y']:+.2f}" if "psnr_y" in run.bicubic and _is_number(one.get("psnr_y")) else ""
+        spent = _duration(one["seconds"]) if _is_number(one.get("seconds")) else ""
+        cells = [f"{one['step']:,}", spent, *(_score(one, name) for name in names), gain]
+        rows.append([f"<strong>{cell}</strong>" for cell in cells] if one is best else cells)
+    note = f"<p>Of {len(records)} validations every {every}th, the best and the last.</p>" if every > 1 else ""
+    return note + table(rows, head=True)
+
+
+def uses(run: Run) -> str:
+    """The commands that use the weights, where there are any."""
+    weights = run.folder / "best.safetensors"
+    commands = {
+        "enlarge pictures": f'transformersr upscale PICTURES -m "{weights}"',
+        "give it to ComfyUI or a WebUI": f'transformersr export "{run.folder}" --install FOLDER',
+        "go on with the run": f'transformersr train DATA --out "{run.folder}" --resume',
+    }
+    return table([[name, f"<code>{escape(command)}</code>"] for name, command in commands.items()]) if weights.is_file() else ""
+
+
+def table(rows: Sequence[Sequence[str]], head: bool = False) -> str:
+    """Rows of ready HTML as a table; with `head` the first of them are headings."""
+    if not rows:
+        return ""
+    lines = []
+    for index, row in enumerate(rows):
+        tag = "th" if head and index == 0 else "td"
+        lines.append("<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in row) + "</tr>")
+    return f'<div class="scroll"><table class="{"figures" if head else "facts"}">{"".join(lines)}</table></div>'
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def _score(record: Mapping[str, Any], name: str) -> str:
+    value = record.get(name)
+    return SCORES[name][1].format(value) if _is_number(value) else ""
+
+
+def _planned(settings: Record) -> str:
+    if settings.get("minutes"):
+        return f" (planned: {settings['minutes']:g} minutes)"
+    return f" of {settings['steps']:,}" if _is_number(settings.get("steps")) else ""
+
+
+def _machine(about: Record) -> str:
+    processes = about.get("processes")
+    several = f"{processes} processes" if isinstance(processes, int) and processes > 1 else None
+    parts = [about.get("device"), about.get("precision"), several]
+    return ", ".join(str(part) for part in parts if part)
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds) // 60
+    return f"{round(seconds)} s" if minutes < 2 else f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+STYLE = """
+:root { color-scheme: light dark; --ground: #fff; --ink: #1c1f24; --soft: #5c6470; --rule: #e2e5ea; --one: #1f5fc4; --two: #b4490f }
+@media (prefers-color-scheme: dark) {
+  :root { --ground: #14171b; --ink: #e6e8eb; --soft: #9aa3af; --rule: #30363d; --one: #74a9ff; --two: #ff9d5c } }
+* { box-sizing: border-box }
+body { margin: 0; background: var(--ground); color: var(--ink); font: 15px/1.5 system-ui, sans-serif }
+main { max-width: 1200px; margin: 0 auto; padding: 24px }
+h1 { font-size: 1.7em; margin: 0 0 .3em; overflow-wrap: anywhere }
+h2 { font-size: 1.2em; margin: 2em 0 .6em; border-bottom: 1px solid var(--rule); padding-bottom: .2em; break-after: avoid }
+.verdict { font-size: 1.15em; margin: 0 0 1em }
+figure { margin: 0; break-inside: avoid }
+figcaption { font-weight: 600; margin-bottom: 4px }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(420px, 100%), 1fr)); gap: 20px 28px }
+.strip { margin-bottom: 20px }
+.strip img { max-width: 100%; height: auto; display: block; border: 1px solid var(--rule) }
+svg { width: 100%; height: auto; display: block }
+svg text { font-size: 11px; fill: var(--soft) }
+svg path { fill: none }
+.grid { stroke: var(--rule) }
+path.reference { stroke: var(--soft); stroke-dasharray: 6 4; stroke-width: 1.5 }
+path.marker { stroke: var(--soft); stroke-dasharray: 2 3 }
+.line-0 path { stroke: var(--one); stroke-width: 2 } .line-0 circle { fill: var(--one) }
+.line-1 path { stroke: var(--two); stroke-width: 2 } .line-1 circle { fill: var(--two) }
+.key { font-weight: 400; color: var(--soft); margin-left: 14px; white-space: nowrap }
+.key::before { content: ""; display: inline-block; width: 18px; margin-right: 5px; vertical-align: middle }
+.key::before { border-top: 2px solid var(--one) }
+.key.line-1::before { border-color: var(--two) }
+.key.reference::before { border-top: 2px dashed var(--soft) }
+.scroll { overflow-x: auto }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums }
+td, th { padding: 3px 14px 3px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule) }
+.figures td, .figures th { text-align: right }
+.figures td { white-space: nowrap }
+.facts td:first-child { color: var(--soft); white-space: nowrap }
+code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere }
+footer { margin-top: 3em; color: var(--soft) }
+@media print {
+  :root { --ground: #fff; --ink: #000; --soft: #444; --rule: #ccc; --one: #1f5fc4; --two: #b4490f }
+  main { padding: 0; max-width: none } .charts { grid-template-columns: 1fr 1fr } tr { break-inside: avoid } }
+"""
+
+SCRIPT = """
+for (const svg of document.querySelectorAll("svg[data-hover]")) {
+  const points = JSON.parse(svg.dataset.hover), make = name => svg.appendChild(document.createElementNS(svg.namespaceURI, name));
+  const line = make("path"), text = make("text");
+  line.setAttribute("class", "marker");
+  svg.onpointermove = event => {
+    const x = new DOMPoint(event.clientX, 0).matrixTransform(svg.getScreenCTM().inverse()).x;
+    const [at, label] = points.reduce((a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a);
+    line.setAttribute("d", `M${at} 22V194`);
+    text.textContent = label;
+    text.setAttribute("x", at > 300 ? at - 6 : at + 6);
+    text.setAttribute("y", 190);
+    text.setAttribute("text-anchor", at > 300 ? "end" : "start");
+  };
+  svg.onpointerleave = () => { line.setAttribute("d", ""); text.textContent = ""; };
+}
+"""

@@ -1,0 +1,283 @@
+"""The pictures of a run: in memory, or in one file that all processes map.
+
+A picture that was read is kept as plain pixels, since cutting a crop out of a PNG would mean decoding all of it. In memory they serve one
+process and those forked from it. A file serves any number of processes and more pictures than fit into memory, and the next run with the
+same pictures and settings starts at once. It is two files in the cache folder: `pictures-KEY.rgb`, the pixels of all pictures one after
+another, and `pictures.json`, which says where each one is. The second is written last, so what it names is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import multiprocessing
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from ..arch.atomic import write_aside
+from .drawings import draw
+from .pictures import Finding, Look, Notes, TrainingPicture, look_at
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+"""Of what the files hold; another number makes them be written anew."""
+INDEX = "pictures.json"
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """Pictures drawn from numbers to train on beside those in files."""
+
+    count: int = 0
+    size: int = 768
+    """Their side in pixels."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Where pictures may be kept in a file, and when they are."""
+
+    folder: Path
+    """Made where it is missing; belongs to one run."""
+    budget: int = 4 * 2**30
+    """Bytes of pixels that may be in memory instead."""
+    shared: bool = False
+    """Several processes read the pictures, so keep them in a file whatever their size. Spawned workers need not be thought of here."""
+
+
+@dataclass(frozen=True)
+class PictureStore(Sequence[TrainingPicture]):
+    """The pictures that can be used, and what was found when they were read."""
+
+    pictures: Sequence[TrainingPicture]
+    findings: tuple[Finding, ...] = ()
+    looks: dict[Path, int] = field(default_factory=dict)
+    """`difference_hash` of every picture from a file that can be used."""
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.pictures[index]
+
+
+class MappedPictures(Sequence[TrainingPicture]):
+    """Pictures in the file that an index names. Pickled as the path of the index: a worker process maps the file itself."""
+
+    def __init__(self, index: Path):
+        self.path = index
+        content = json.loads(index.read_text(encoding="utf-8"))
+        self.entries = content["pictures"]
+        self.pixels = np.asarray(np.memmap(index.with_name(content["data"]), np.uint8, "r"))
+
+    def __reduce__(self) -> tuple:
+        return MappedPictures, (self.path,)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: Any) -> Any:
+        entry = self.entries[index]
+        lq = None if entry["lq"] is None else self._cut(*entry["lq"])
+        return TrainingPicture(entry["name"], self._cut(*entry["gt"]), lq, entry["drawn"])
+
+    def _cut(self, start: int, height: int, width: int) -> np.ndarray:
+        return self.pixels[start : start + height * width * 3].reshape(height, width, 3)
+
+
+def read_pictures(
+    paths: list[Path],
+    smallest: int,
+    scale: int = 1,
+    partners: Mapping[Path, Path | None] | None = None,
+    max_pixels: int = 0,
+    drawings: Drawings = Drawings(),
+    cache: Cache | None = None,
+    workers: int = 0,
+) -> PictureStore:
+    """Read every picture once, or find them all in the cache; what there is to say about them is in the log, line by line.
+
+    `smallest`, `scale`, `partners` and `max_pixels` are those of `look_at`; `workers` processes read and draw. Drawings come after the
+    pictures, in the order of their numbers. Pictures that cannot be used are left out. Raises ValueError where none is left.
+    """
+    partners = partners or {}
+    read = functools.partial(look_at, smallest=smallest, scale=scale, partners=partners, max_pixels=max_pixels)
+    paint = functools.partial(_drawing, size=max(drawings.size, smallest), seed=drawings.seed)
+    looks = in_order(read, paths, workers)
+    drawn = in_order(paint, range(drawings.count), workers)
+    files = [file for path in paths for file in (path, partners.get(path)) if file]
+    needed = _bytes_needed(files, max_pixels) + drawings.count * 3 * drawings.size**2
+    if cache and (_wanted_in_a_file(cache, workers) or drawings.count or needed > cache.budget):
+        store = _in_file(cache.folder, _fingerprint(files, smallest, scale, max_pixels, drawings), looks, drawn, needed)
+    else:
+        store = _in_memory(looks, drawn)
+    for finding in store.findings:
+        logger.warning("%s", finding)
+    if not store.looks:
+        raise ValueError(f"none of {len(paths)} pictures can be used; expected at least one of {smallest} pixels or more along both sides")
+    return store
+
+
+def in_order(function: Callable[[Any], Any], arguments: Sequence[Any], workers: int) -> Iterator[Any]:
+    """What `function` returns for every argument in turn, worked out by `workers` processes beside this one, or by this one."""
+    yield from DataLoader(
+        _Results(function, arguments),
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=min(workers, len(arguments)),
+        generator=torch.Generator(),  # its own, so that PyTorch's stays where it is
+    )
+
+
+@dataclass
+class _Results(Dataset):
+    function: Callable[[Any], Any]
+    arguments: Sequence[Any]
+
+    def __len__(self) -> int:
+        return len(self.arguments)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.function(self.arguments[index])
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _drawing(number: int, size: int, seed: int) -> TrainingPicture:
+    return TrainingPicture(f"drawing {seed}-{number}", draw(np.random.default_rng([seed, number]), size), drawn=True)
+
+
+def _in_memory(looks: Iterable[Look], drawn: Iterable[TrainingPicture]) -> PictureStore:
+    notes = Notes()
+    pictures = [*notes.usable(looks), *drawn]
+    return PictureStore(pictures, tuple(notes.findings), notes.looks)
+
+
+def _wanted_in_a_file(cache: Cache, workers: int) -> bool:
+    """Workers that are not forked would each be sent a copy of all pictures."""
+    method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
+    return cache.shared or (workers > 0 and method != "fork")
+
+
+def _bytes_needed(paths: Iterable[Path], max_pixels: int) -> int:
+    """From the beginnings of the files alone."""
+    total = 0
+    for path in paths:
+        with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(path) as image:
+            pixels = image.width * image.height
+            total += 3 * min(pixels, max_pixels or pixels)
+    return total
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+
+def _fingerprint(files: list[Path], smallest: int, scale: int, max_pixels: int, drawings: Drawings) -> str:
+    """Another one for every change of the files or of what is made of them."""
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    everything = [VERSION, stats, smallest, scale, max_pixels, dataclasses.astuple(drawings)]
+    return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:16]
+
+
+def _in_file(folder: Path, key: str, looks: Iterable[Look], drawn: Iterable[TrainingPicture], needed: int) -> PictureStore:
+    """The store that was kept in `folder` under this key; where there is none, or a damaged one, it is made anew."""
+    index = folder / INDEX
+    if store := _kept(index, key):
+        logger.info("%d pictures are in %s already", len(store), folder)
+        return store
+    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / f"pictures-{key}.rgb"
+    _remove(set(folder.glob("pictures-*.rgb")))
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise ValueError(
+            f"{folder}: {free / 1e9:.1f} GB are free; expected {needed / 1e9:.1f} for the pictures: free some, or set max_pixels"
+        )
+    logger.info("reading pictures into %s", folder)
+    notes, entries = Notes(), []
+    with write_aside(data) as aside, aside.open("wb") as file:
+        pixels = _Pixels(file)
+        for source in (notes.usable(looks), drawn):
+            entries += [pixels.append(picture) for picture in source]
+    content = {
+        "key": key,
+        "data": data.name,
+        "bytes": pixels.end,
+        "crc32": pixels.crc,
+        "pictures": entries,
+        "findings": [[str(finding.path), finding.usable, finding.text] for finding in notes.findings],
+        "looks": {str(path): value for path, value in notes.looks.items()},
+    }
+    with write_aside(index) as aside:
+        aside.write_text(json.dumps(content), encoding="utf-8")
+    logger.info("%d pictures, %.1f GB, are kept in %s", len(entries), pixels.end / 1e9, folder)
+    return _opened(index, content)
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for file in files:
+        with suppress(OSError):  # on Windows, where another process still has it open
+            file.unlink()
+
+
+class _Pixels:
+    """Writes pictures one after another and remembers where each one is."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.end, self.crc = file, 0, 0
+
+    def append(self, picture: TrainingPicture) -> dict[str, Any]:
+        lq = None if picture.lq is None else self._write(picture.lq)
+        return {"name": picture.name, "gt": self._write(picture.gt), "lq": lq, "drawn": picture.drawn}
+
+    def _write(self, rgb: np.ndarray) -> list[int]:
+        pixels, start = np.ascontiguousarray(rgb).reshape(-1), self.end
+        self.file.write(pixels.data)
+        self.crc = zlib.crc32(pixels.data, self.crc)
+        self.end += pixels.size
+        return [start, *rgb.shape[:2]]
+
+
+def _kept(index: Path, key: str) -> PictureStore | None:
+    """The store of an index, if it is of this key and whole."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        if content["key"] != key:
+            return None
+        data = index.with_name(content["data"])
+        if data.stat().st_size != content["bytes"] or _crc(data) != content["crc32"]:
+            logger.warning("%s is damaged; it is made anew", data)
+            return None
+        return _opened(index, content)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _crc(path: Path) -> int:
+    crc = 0
+    with path.open("rb") as file:
+        while block := file.read(2**24):
+            crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _opened(index: Path, content: dict[str, Any]) -> PictureStore:
+    findings = tuple(Finding(Path(path), usable, text) for path, usable, text in content["findings"])
+    looks = {Path(path): value for path, value in content["looks"].items()}
+    return PictureStore(MappedPictures(index), findings, looks)
