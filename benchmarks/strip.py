@@ -13,8 +13,8 @@ import argparse
 from PIL import Image
 
 from transformersr import Upscaler
-from transformersr.training.dataset import read_rgb
 from transformersr.training.degradation import FILTERS, shrink
+from transformersr.training.pictures import read_rgb
 from transformersr.training.strips import contact_sheet
 
 

@@ -151,7 +151,7 @@ def test_check_names_what_training_would_leave_out_or_change(folder):
     noise.resize((280, 280)).save(folder / "twin.png")
     noise.convert("RGBA").save(folder / "clear.png")
     (folder / "virus.png").write_bytes(b"MZ" + bytes(1000))
-    result = run("check", folder, "--crop", 200)
+    result = run("check", folder, "--patch", 48, "--scale", 4)
     lines = {line.split(": ")[1].rsplit("/", 1)[-1]: line for line in result.stdout.splitlines() if ": " in line}
     assert "3 pictures can be used" in result.stdout
     assert "not a picture" in lines["virus.png"]

@@ -11,7 +11,7 @@ from transformersr.training import train as training
 from transformersr.training.config import TrainConfig, field_help, from_values, load_recipe
 from transformersr.training.degradation import FILTERS
 from transformersr.training.losses import edge_weighted_l1, edge_weights, sobel_magnitude
-from transformersr.training.metrics import luma, psnr, shift, ssim
+from transformersr.training.metrics import color_shift, luma, psnr, sharpness, shift, ssim
 from transformersr.training.plan import fill_in
 from transformersr.training.validate import make_pair, mean_scores, resize_with, score_pair, to_tensor, validation_pairs
 
@@ -68,6 +68,15 @@ def test_shift_finds_the_shift(by):
         return torch.from_numpy(value).float().expand(1, 3, -1, -1)
 
     assert shift(waves(*by), waves(0, 0), 4) == pytest.approx(by, abs=0.02)
+
+
+def test_sharpness_and_colour_say_what_changed():
+    image = to_tensor(drawing(0))
+    soft = torch.nn.functional.avg_pool2d(image, 3, 1, 1, count_include_pad=False)
+    assert sharpness(image, image) == 1
+    assert sharpness(soft, image) < 0.9
+    assert color_shift(soft, image) < 2  # a blur moves little colour from square to square
+    assert color_shift(image + 10 / 255, image) == pytest.approx(10, abs=1e-3)
 
 
 def test_shift_of_a_flat_picture_is_unknown():

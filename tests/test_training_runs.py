@@ -17,7 +17,7 @@ from transformersr.training import monitor as monitoring
 from transformersr.training import networks
 from transformersr.training import train as training
 from transformersr.training.config import from_values
-from transformersr.training.dataset import find_pictures, split_pictures
+from transformersr.training.folders import find_pictures, split_pictures
 from transformersr.training.train import train
 from transformersr.training.validate import make_pair, resize_with, score_pair
 
@@ -158,7 +158,7 @@ def test_two_processes_come_to_the_weights_of_one(folder, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run([*launch, *command, "--out", str(tmp_path / "two")], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "2 process(es)" in done.stderr + done.stdout
+    assert "processes: 2" in done.stderr
     train(from_values({**SETTINGS, "batch": 4}), folder, tmp_path / "one")
     one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
     assert all(torch.allclose(one[name].float(), two[name].float(), atol=2e-4) for name in one)

@@ -52,7 +52,7 @@ def train(data, out, recipe, resume, **settings) -> None:
 
     --resume takes the settings of the run that it goes on with; what is given beside it wins.
     """
-    from .dataset import find_pictures
+    from .folders import find_pictures
     from .train import train as run
 
     config = read_settings(recipe or (out / "config.json" if resume and (out / "config.json").exists() else None), settings)
@@ -68,16 +68,19 @@ def train(data, out, recipe, resume, **settings) -> None:
     click.echo(run(config, data, out, resume))
 
 
-@click.command()
+@click.command(cls=SettingsCommand)
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--crop", type=int, default=192, show_default=True, help="Side of a training crop in sharp pixels: patch times scale.")
-def check(data, crop) -> None:
+@click.option("--recipe", help="TOML file of settings, or the name of one that comes with it; options given here win.")
+def check(data, recipe, **settings) -> None:
     """Name the pictures in the folder DATA that training would leave out or change, and those that look the same."""
     from .check import check_pictures
+    from .plan import fill_in
 
-    usable, findings = check_pictures(data, crop)
+    config, _ = fill_in(read_settings(recipe, settings))
+    options = config.scale, config.validation, config.exclude, config.max_pixels
+    usable, findings = check_pictures(data, config.patch * config.scale, *options)
     for finding in sorted(findings, key=lambda one: (one.usable, one.path)):
-        click.echo(f"{'note' if finding.usable else 'LEFT OUT'}: {finding.path}: {finding.text.removeprefix(f'{finding.path}: ')}")
+        click.echo(f"{'note' if finding.usable else 'LEFT OUT'}: {finding.path}: {finding.text}")
     click.echo(f"{usable} pictures can be used")
 
 
@@ -123,25 +126,24 @@ def draw(out, count, size, seed, fonts) -> None:
 @click.command()
 @click.argument("weights")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--scale", type=int, default=4, show_default=True, help="How much the pictures are shrunk; the model's scale.")
 @click.option("--files", multiple=True, metavar="PATTERN", help='Only these files, as patterns relative to DIR ("part-1/sky/*").')
 @click.option("--recipe", help="Only the validation files of this training recipe.")
 @click.option(
     "--method", "methods", multiple=True, help="How pictures are shrunk: bicubic, bilinear, area, lanczos. Default: the first three."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
-def evaluate(weights, folder, scale, files, recipe, methods, device) -> None:
+def evaluate(weights, folder, files, recipe, methods, device) -> None:
     """Print how close WEIGHTS come to the true pictures in DIR, beside bicubic and Lanczos.
 
-    Every picture is cut to a multiple of the scale, shrunk and enlarged again. PSNR and SSIM are on the luma unless named otherwise,
-    edges and flats by the Sobel magnitude of the true picture; shift is in true pixels, positive to the bottom right.
+    Every picture is cut to a multiple of the weights' scale, shrunk and enlarged again. PSNR and SSIM are on the luma unless named
+    otherwise, edges and flats by the Sobel magnitude of the true picture; shift is in true pixels, positive to the bottom right.
     """
     from .config import load_recipe
     from .evaluate import evaluate_weights, format_table
 
     if recipe:
         files = (*files, *load_recipe(recipe).validation)
-    click.echo(format_table(evaluate_weights(weights, folder, scale, files, methods, device)))
+    click.echo(format_table(evaluate_weights(weights, folder, files, methods, device)))
 
 
 @click.group()

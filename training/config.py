@@ -16,8 +16,8 @@ from ..arch.model import VARIANTS, TransformerSRConfig
 from .degradation import PRESETS
 
 RECIPES = Path(__file__).parent / "configs"
-SIZES = ("batch", "micro_batch", "steps", "minutes", "learning_rate", "weight_decay", "threads", "seed")
-SIZES += ("save_every", "save_minutes", "gan_start")
+SIZES: tuple[str, ...] = ("batch", "micro_batch", "steps", "minutes", "learning_rate", "weight_decay", "threads", "seed")
+SIZES += ("save_every", "save_minutes", "gan_start", "max_pixels", "drawings", "memory_gb")
 WEIGHTS = ("filter_weight", "feature_weight", "gan_weight", "gan_r1")
 
 
@@ -41,6 +41,16 @@ class TrainConfig:
     """Files left out altogether, as patterns relative to the data folder."""
     patch: int = 0
     """Side of a training crop in small (input) pixels. 0: 48 on a GPU, 32 on a CPU."""
+    max_pixels: int = 0
+    """Reduce larger training pictures to about this many pixels, which makes soft scans sharp; 0 leaves them as they are."""
+    drawings: int = 0
+    """Synthetic drawings to train on beside the pictures, drawn at the start."""
+    drawings_size: int = 768
+    """Side of a drawing in pixels."""
+    drawings_share: float = 0.3
+    """Share of the crops that come from drawings, where there are any."""
+    memory_gb: float = 4.0
+    """GiB of pictures kept in memory; more of them are kept in a file in the folder of the run."""
     keep_flat: float = 0.15
     """Chance that a crop without detail is used; otherwise another place is tried, up to four times."""
 
@@ -145,7 +155,7 @@ class TrainConfig:
             object.__setattr__(self, "steps", sum(count for count, _ in self.parsed_phases()))
         if self.scale not in (1, 2, 3, 4):
             raise ValueError(f"scale is {self.scale}; expected 1, 2, 3 or 4")
-        for name in ("log_every", "warmup_steps", "gan_ramp", "gan_width"):
+        for name in ("log_every", "warmup_steps", "gan_ramp", "gan_width", "drawings_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
         for name in (*SIZES, *WEIGHTS):
@@ -158,7 +168,7 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0")
         if self.validation_crop and self.validation_crop < 16 * self.scale:
             raise ValueError(f"validation_crop is {self.validation_crop}; expected 0 or at least {16 * self.scale}")
-        for name in ("keep_flat", "ema_decay", "edge_start", "flat_weight"):
+        for name in ("keep_flat", "drawings_share", "ema_decay", "edge_start", "flat_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number from 0 to 1")
 

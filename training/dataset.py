@@ -13,11 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .degradation import PRESETS, degrade, describe_video
-from .folders import find_pictures as find_pictures
-from .folders import split_pictures as split_pictures
 from .pictures import TrainingPicture
-from .pictures import read_rgb as read_rgb
-from .store import read_pictures as read_pictures
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from tqdm import tqdm
 
 from ..upscale.engine import enlarge
 from ..upscale.upscaler import Upscaler
-from .dataset import find_pictures
 from .degradation import FILTERS
+from .folders import find_partners, find_pictures
 from .validate import METHODS, Scores, make_pair, mean_scores, resize_with, score_pair
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = {
     "PSNR-Y": "{0.psnr_y:.2f}",
@@ -19,20 +22,27 @@ COLUMNS = {
     "PSNR-RGB": "{0.psnr_rgb:.2f}",
     "edge PSNR": "{0.edge_psnr:.2f}",
     "flat PSNR": "{0.flat_psnr:.2f}",
+    "sharpness": "{0.sharpness:.3f}",
+    "colour": "{0.color_shift:.2f}",
     "shift y, x": "{0.shift_y:+.3f}, {0.shift_x:+.3f}",
 }
 
 
 def evaluate_weights(
-    weights: str, folder: Path, scale: int, files: tuple[str, ...], methods: tuple[str, ...], device: str
+    weights: str, folder: Path, files: tuple[str, ...], methods: tuple[str, ...], device: str
 ) -> dict[tuple[str, str], Scores]:
-    """Mean scores by way of shrinking and way of enlarging. Raises ValueError where nothing can be measured."""
+    """Mean scores by way of shrinking and way of enlarging, at the scale of the weights; a folder of pairs is measured on its pairs.
+
+    Pictures that cannot be used are named in the log. Raises ValueError where nothing can be measured.
+    """
     upscaler = Upscaler.from_pretrained(weights, device, "fp32")
-    if upscaler.scale != scale:
-        raise ValueError(f"{weights} enlarges {upscaler.scale} times; expected {scale}: give --scale {upscaler.scale}")
+    scale = upscaler.scale
     if unknown := set(methods) - set(FILTERS):
         raise ValueError(f"method {', '.join(sorted(unknown))} is unknown; expected {', '.join(FILTERS)}")
-    paths = [path for path in find_pictures(folder) if not files or any(fnmatch(path.relative_to(folder).as_posix(), one) for one in files)]
+    everything = find_pictures(folder)
+    partners = find_partners(folder, everything)
+    sharp = [path for path in everything if path not in set(partners.values())]
+    paths = [path for path in sharp if not files or any(fnmatch(path.relative_to(folder).as_posix(), one) for one in files)]
     if not paths:
         raise ValueError(f"{folder}: no pictures match {', '.join(files)}")
     ways = {
@@ -45,10 +55,16 @@ def evaluate_weights(
     with tqdm(total=len(paths) * len(methods), unit="picture", disable=None) as bar:
         for path in paths:
             for method in methods:
-                pair = make_pair(path, scale, method)
+                bar.update()
+                try:
+                    pair = make_pair(path, scale, method, partners=partners)
+                except ValueError as error:
+                    logger.warning("%s", error)
+                    break
                 for name, way in ways.items():
                     scores.setdefault((method, name), []).append(score_pair(pair, way(pair.lq), scale))
-                bar.update()
+    if not scores:
+        raise ValueError(f"{folder}: none of {len(paths)} pictures can be measured")
     for name in ways:
         scores["all", name] = [one for method in methods for one in scores[method, name]]
     return {key: mean_scores(ones) for key, ones in scores.items()}

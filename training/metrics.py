@@ -55,6 +55,20 @@ def flat_mask(gt: Tensor) -> Tensor:
     return sobel_magnitude(gt) < 0.02
 
 
+def sharpness(sr: Tensor, gt: Tensor) -> float:
+    """Root mean square of the Sobel magnitude over the true picture's: below 1 is softer, above 1 harder (NaN for a flat truth).
+
+    (Squares, because the plain mean of an edge's slope is its height, however wide it is.)
+    """
+    truth = sobel_magnitude(gt).square().mean()
+    return float((sobel_magnitude(sr).square().mean() / truth).sqrt()) if truth > 0 else float("nan")
+
+
+def color_shift(sr: Tensor, gt: Tensor, side: int = 16) -> float:
+    """Mean absolute difference of the colours of `side` x `side` squares, in levels of 255: what detail cannot explain."""
+    return float(255 * (F.avg_pool2d(sr, side) - F.avg_pool2d(gt, side)).abs().mean())
+
+
 def shift(sr: Tensor, gt: Tensor, scale: int) -> tuple[float, float]:
     """How far `sr` lies below and right of `gt` (y, x) in pixels, good for shifts of up to a few.
 

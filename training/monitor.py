@@ -23,8 +23,11 @@ from tqdm import tqdm
 
 from ..arch import save_model
 from ..arch.atomic import write_aside
+from .check import near_duplicates
 from .checkpoint import RunState
 from .config import TrainConfig
+from .folders import Split
+from .store import PictureStore
 from .strips import contact_sheet, save_image, to_image
 from .validate import Enlarge, Pair, Scores, mean_scores, resize_with, score, score_pair, validation_pairs
 
@@ -43,9 +46,10 @@ class Validation:
     bicubic: Scores
 
     @classmethod
-    def of(cls, paths: list[Path], config: TrainConfig) -> Validation:
+    def of(cls, files: Split, config: TrainConfig, workers: int = 0) -> Validation:
         """Make the pairs of validation pictures, and measure bicubic on them."""
-        pairs, enlarge = validation_pairs(paths, config.scale, config.validation_crop), resize_with("bicubic", config.scale)
+        pairs = validation_pairs(files.validation, config.scale, config.validation_crop, files.partners, config.max_pixels, workers)
+        enlarge = resize_with("bicubic", config.scale)
         scores = [score_pair(pair, enlarge(pair.lq), config.scale) for pair in pairs]
         order = sorted(range(len(pairs)), key=lambda index: scores[index].psnr_y)
         watched = dict.fromkeys((order[0], order[len(order) // 2], order[-1]))
@@ -63,19 +67,22 @@ class Monitor:
     saved_step: int = -1
     bar: Any = field(default_factory=lambda: tqdm(total=100, unit="%", bar_format=BAR, disable=None))
 
-    def begin(self, training_pictures: int, left_out: list[str], precision: str) -> None:
+    def begin(self, pictures: PictureStore, precision: str) -> None:
         """Write down what the run starts from."""
+        doubles = near_duplicates(pictures.looks, {pair.path: pair.looks for pair in self.validation.pairs if pair.path})
+        for finding in doubles:
+            logger.warning("%s", finding)
         write_json(self.out / "config.json", dataclasses.asdict(self.config))
         device = self.accelerator.device
         versions = {"torch": torch.__version__, "python": platform.python_version(), "transformersr": version("transformersr")}
         record = {
             "bicubic": _plain(dataclasses.asdict(self.validation.bicubic)),
-            "pictures": {"train": training_pictures, "validation": len(self.validation.pairs)},
+            "pictures": {"train": len(pictures), "validation": len(self.validation.pairs)},
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})",
             "precision": precision,
             "processes": self.accelerator.num_processes,
             "versions": versions,
-            "left_out": left_out,
+            "left_out": [str(finding) for finding in (*pictures.findings, *doubles)],
         }
         write_json(self.out / "run.json", record)
         logger.info("bicubic: %s", self.validation.bicubic)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,18 +15,6 @@ from .config import TrainConfig
 from .networks import saved_bytes
 
 MOST_WORKERS = 8
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Settings of one process, filled in."""
-
-    micro_batch: int
-    """Crops that go through the network at once."""
-    workers: int
-    """Processes that prepare crops."""
-    reasons: tuple[str, ...]
-    """A line on each choice."""
 
 
 def device_kind(config: TrainConfig) -> str:
@@ -76,23 +63,22 @@ def choose_precision(config: TrainConfig) -> str:
     return config.precision
 
 
-def make_plan(config: TrainConfig, forward: Callable[[Tensor], Tensor], device: torch.device, processes: int) -> Plan:
-    """Choose micro-batch and workers. Raises ValueError where the batch cannot be shared out among the processes."""
+def choose_workers(config: TrainConfig, device: torch.device, processes: int) -> int:
+    """Processes that prepare crops beside each process that trains."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if config.workers >= 0:
+        return config.workers
+    return 0 if device.type == "cpu" else min(MOST_WORKERS, max(1, cores // processes - 1))
+
+
+def choose_micro_batch(config: TrainConfig, forward: Callable[[Tensor], Tensor], device: torch.device, processes: int) -> tuple[int, str]:
+    """How many crops each process takes at once, from what one crop keeps in memory and what is free, and why.
+
+    Raises ValueError where the batch cannot be shared out among the processes.
+    """
     if config.batch % processes:
         raise ValueError(f"batch is {config.batch}; expected a multiple of the {processes} processes")
-    micro_batch, why = choose_micro_batch(config, forward, device, config.batch // processes)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = config.workers
-    if workers < 0:
-        workers = 0 if device.type == "cpu" else min(MOST_WORKERS, max(1, cores // processes - 1))
-    in_use = f"workers: {workers}, " + (
-        "as set" if config.workers >= 0 else f"{cores} cores, {processes} process(es), training on {device.type}"
-    )
-    return Plan(micro_batch, workers, (why, in_use))
-
-
-def choose_micro_batch(config: TrainConfig, forward: Callable[[Tensor], Tensor], device: torch.device, batch: int) -> tuple[int, str]:
-    """How many crops to take at once, from what one crop keeps in memory and what is free."""
+    batch = config.batch // processes
     if config.micro_batch:
         return min(config.micro_batch, batch), f"micro-batch: {min(config.micro_batch, batch)} (as set)"
     free = free_memory(device)

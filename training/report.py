@@ -32,9 +32,11 @@ SCORES = {
     "flat_psnr": ("PSNR on flats (dB)", "{:.2f}"),
     "shift_y": ("shift down (pixels)", "{:+.3f}"),
     "shift_x": ("shift right (pixels)", "{:+.3f}"),
+    "sharpness": ("sharpness (1: as the true one)", "{:.3f}"),
+    "color_shift": ("colour shift (levels)", "{:.2f}"),
 }
 """Titles and formats of the figures of a validation."""
-DRAWN = ("psnr_y", "ssim_y", "edge_psnr", "flat_psnr")
+DRAWN = ("psnr_y", "ssim_y", "edge_psnr", "flat_psnr", "sharpness", "color_shift")
 TRAINING = {
     "loss": "pixel loss",
     "loss_filters": "random-filter loss, weighted",
@@ -385,6 +387,7 @@ figcaption { font-weight: 600; margin-bottom: 4px }
 .strip img { max-width: 100%; height: auto; display: block; border: 1px solid var(--rule) }
 svg { width: 100%; height: auto; display: block }
 svg text { font-size: 11px; fill: var(--soft) }
+svg .value { fill: var(--ink); stroke: var(--ground); stroke-width: 5px; paint-order: stroke }
 svg path { fill: none }
 .grid { stroke: var(--rule) }
 path.reference { stroke: var(--soft); stroke-dasharray: 6 4; stroke-width: 1.5 }
@@ -406,6 +409,7 @@ code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere }
 footer { margin-top: 3em; color: var(--soft) }
 @media print {
   :root { --ground: #fff; --ink: #000; --soft: #444; --rule: #ccc; --one: #1f5fc4; --two: #b4490f }
+  .strip img { max-height: 22cm }
   main { padding: 0; max-width: none } .charts { grid-template-columns: 1fr 1fr } tr { break-inside: avoid } }
 """
 
@@ -414,6 +418,7 @@ for (const svg of document.querySelectorAll("svg[data-hover]")) {
   const points = JSON.parse(svg.dataset.hover), make = name => svg.appendChild(document.createElementNS(svg.namespaceURI, name));
   const line = make("path"), text = make("text");
   line.setAttribute("class", "marker");
+  text.setAttribute("class", "value");
   svg.onpointermove = event => {
     const x = new DOMPoint(event.clientX, 0).matrixTransform(svg.getScreenCTM().inverse()).x;
     const [at, label] = points.reduce((a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a);

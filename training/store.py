@@ -215,6 +215,9 @@ def _in_file(folder: Path, key: str, looks: Iterable[Look], drawn: Iterable[Trai
         pixels = _Pixels(file)
         for source in (notes.usable(looks), drawn):
             entries += [pixels.append(picture) for picture in source]
+    if not notes.looks:
+        _remove([data])
+        return PictureStore([], tuple(notes.findings))
     content = {
         "key": key,
         "data": data.name,

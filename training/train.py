@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,14 @@ from ..upscale.engine import is_out_of_memory
 from .adversarial import R1_EVERY, discriminator_loss, generator_loss, r1_penalty
 from .checkpoint import Progress, RunState
 from .config import TrainConfig
-from .dataset import CropDataset, read_pictures, split_pictures
+from .dataset import CropDataset
+from .folders import Split, split_pictures
 from .losses import edge_weighted_l1
 from .monitor import Monitor, Validation
 from .networks import checkpoint_groups, update_average
 from .perceptual import FeatureLoss, RandomFilterLoss
-from .plan import choose_precision, device_kind, fill_in, make_plan
+from .plan import choose_micro_batch, choose_precision, choose_workers, device_kind, fill_in
+from .store import Cache, Drawings, PictureStore, read_pictures
 from .strips import contact_sheet, save_image, to_image
 
 logger = logging.getLogger(__name__)
@@ -70,24 +73,28 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     accelerator, precision = start_accelerator(config, out)
 
     files = split_pictures(data, config.validation, config.exclude, without=out)  # the strips of a run are no pictures to learn from
-    crops = training_crops(config, files.train)
+    workers = choose_workers(config, accelerator.device, accelerator.num_processes)
+    cache = Cache(out / "cache", int(config.memory_gb * 2**30), shared=accelerator.num_processes > 1)
+    with accelerator.main_process_first():  # one writes the cache, the others find it
+        pictures = find_training_pictures(config, files, cache, workers)
+    crops = training_crops(config, pictures)
     run = RunState.start(config, accelerator.device)
     if state_file.exists():
         run.load(state_file)
     nets = Networks.prepare(run, config, accelerator)
-    plan = make_plan(config, run.net, accelerator.device, accelerator.num_processes)
     progress = run.progress
-    progress.micro_batch = config.micro_batch or progress.micro_batch or plan.micro_batch  # kept, so that resuming adds up as before
+    micro_batch, why = choose_micro_batch(config, run.net, accelerator.device, accelerator.num_processes)
+    progress.micro_batch = config.micro_batch or progress.micro_batch or micro_batch  # kept, so that resuming adds up as before
     losses = Losses(config).to(accelerator.device)
     monitor = None
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
-        monitor = Monitor(out, config, Validation.of(files.validation, config), accelerator)
-        logger.info("%d pictures to train on, %d to validate on", len(crops.pictures), len(monitor.validation.pairs))
-        logger.info("%s, %s, %d process(es)", accelerator.device, precision, accelerator.num_processes)
-        for reason in (*choices, *plan.reasons):
+        monitor = Monitor(out, config, Validation.of(files, config, workers), accelerator)
+        logger.info("%d pictures to train on, %d to validate on", len(pictures), len(monitor.validation.pairs))
+        logger.info("device: %s, precision: %s, processes: %d", accelerator.device, precision, accelerator.num_processes)
+        for reason in (*choices, f"workers: {workers}", why):
             logger.info("%s", reason)
-        monitor.begin(len(crops.pictures), [], precision)
+        monitor.begin(pictures, precision)
         if not state_file.exists():
             run.save(state_file)  # what to go back to, and a disk that cannot be written shows now
     accelerator.init_trackers("transformersr")
@@ -95,7 +102,7 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
 
     begun, saved = time.monotonic() - progress.seconds, progress.seconds
     with stop_on_signals() as stop, logging_redirect_tqdm():
-        for lq, gt in batches(crops, config, plan.workers, progress.step, accelerator):
+        for lq, gt in batches(crops, config, workers, progress.step, accelerator):
             progress.seconds, stopping = agree(accelerator, progress, time.monotonic() - begun, stop)
             done = schedule(config, progress)
             if done >= 1 or stopping:
@@ -108,7 +115,7 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
             if follow_gradients(run, nets, norm):
                 climb_ramp(run, config)
                 update_average(run.ema, run.net, config.ema_decay, progress.step + 1)
-            elif skipped_too_many(run, crops, config):
+            elif skipped_too_many(run, [crops.place(index) for index in crop_numbers(config, progress.step, accelerator)]):
                 run.go_back(state_file)  # weights alone: time, rates and crops go on
             progress.step += 1
 
@@ -142,7 +149,7 @@ def start_accelerator(config: TrainConfig, out: Path) -> tuple[Accelerator, str]
     trackers = [name for name in config.trackers if _is_installed(name)]
     on_cpu = device_kind(config) == "cpu"  # has to be said, or several processes on CPUs do not find each other
     mixed = "no" if precision == "fp32" else precision
-    accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, log_with=trackers, project_dir=out / "logs")
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, log_with=trackers or None, project_dir=out / "logs")
     return accelerator, precision
 
 
@@ -194,16 +201,25 @@ class Losses(nn.Module):
         return terms
 
 
-def training_crops(config: TrainConfig, paths: list[Path]) -> CropDataset:
+def find_training_pictures(config: TrainConfig, files: Split, cache: Cache | None = None, workers: int = 0) -> PictureStore:
+    """The pictures of a run, their small versions where they have some, and drawings."""
+    drawings = Drawings(config.drawings, config.drawings_size, config.seed)
+    smallest = config.patch * config.scale
+    return read_pictures(files.train, smallest, config.scale, files.partners, config.max_pixels, drawings, cache, workers)
+
+
+def training_crops(config: TrainConfig, pictures: PictureStore) -> CropDataset:
     """The crops of a run."""
-    pictures = read_pictures(paths, smallest=config.patch * config.scale)
-    return CropDataset(pictures, config.patch, config.scale, config.preset, config.keep_flat, config.seed)
+    return CropDataset(pictures, config.patch, config.scale, config.preset, config.keep_flat, config.seed, config.drawings_share)
 
 
 def draw_crops(config: TrainConfig, data: str | Path, path: Path, count: int = 16) -> None:
-    """Write a sheet of the first crops of a run, what the network gets beside what it is to make of it."""
+    """Write a sheet of crops as a run has them, what the network gets beside what it is to make of it, from a few of the pictures."""
     config, _ = fill_in(config)
-    crops = training_crops(config, split_pictures(data, config.validation, config.exclude).train)
+    files = split_pictures(data, config.validation, config.exclude)
+    few = files.train[:: -(-len(files.train) // (2 * count))]
+    fewer = dataclasses.replace(config, drawings=min(config.drawings, count))
+    crops = training_crops(config, find_training_pictures(fewer, dataclasses.replace(files, train=few)))
     pairs = [[to_image(images[None] / 255) for images in crops[index]] for index in range(count)]
     rows = [[*left, *right] for left, right in zip(pairs[::2], pairs[1::2], strict=True)]
     save_image(contact_sheet(rows, ["given", "wanted"] * 2, cell=256), path)
@@ -213,10 +229,16 @@ def batches(
     crops: CropDataset, config: TrainConfig, workers: int, first_step: int, accelerator: Accelerator
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """This process's share of `lq` and `gt` (uint8) for step `first_step` and all after it."""
-    share = config.batch // accelerator.num_processes
-    starts = itertools.count(first_step * config.batch + accelerator.process_index * share, config.batch)
-    indices: Any = (range(start, start + share) for start in starts)  # a generator, where the stubs want a Sampler
+    steps = itertools.count(first_step)
+    indices: Any = (crop_numbers(config, step, accelerator) for step in steps)  # a generator, where the stubs want a Sampler
     return iter(DataLoader(crops, batch_sampler=indices, num_workers=workers, pin_memory=accelerator.device.type == "cuda"))
+
+
+def crop_numbers(config: TrainConfig, step: int, accelerator: Accelerator) -> range:
+    """The crops of a step that are this process's."""
+    share = config.batch // accelerator.num_processes
+    start = step * config.batch + accelerator.process_index * share
+    return range(start, start + share)
 
 
 # --- one step ------------------------------------------------------------------------------------
@@ -313,10 +335,10 @@ def forget_gradients(run: RunState, nets: Networks) -> None:
         run.optimizer_d.zero_grad(set_to_none=True)
 
 
-def skipped_too_many(run: RunState, crops: CropDataset, config: TrainConfig) -> bool:
+def skipped_too_many(run: RunState, places: Sequence[object]) -> bool:
     """Name the crops of a step without effect, and say whether to go back. That is done once; then FloatingPointError is raised."""
     progress = run.progress
-    logger.warning("step %d is skipped, its gradient is not finite", progress.step)
+    logger.warning("step %d is skipped, its gradient is not finite; its crops: %s", progress.step, "; ".join(map(str, places)))
     if progress.skipped_in_a_row < MOST_SKIPPED:
         return False
     if progress.went_back:

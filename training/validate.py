@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from .degradation import shrink
-from .metrics import edge_mask, flat_mask, luma, psnr, shift, ssim
+from .metrics import color_shift, edge_mask, flat_mask, luma, psnr, sharpness, shift, ssim
 from .pictures import Look, TrainingPicture, look_at
 from .store import in_order
 
@@ -41,7 +41,10 @@ class Pair:
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures of one picture or many; `shift` is how far the result lies below and right of the true picture, in its pixels."""
+    """Figures of one picture or many; `shift` is how far the result lies below and right of the true picture, in its pixels.
+
+    The others are those of `metrics` by their names.
+    """
 
     psnr_y: float
     ssim_y: float
@@ -50,6 +53,14 @@ class Scores:
     flat_psnr: float
     shift_y: float
     shift_x: float
+    sharpness: float = float("nan")
+    color_shift: float = float("nan")
+
+    def __str__(self) -> str:
+        return (
+            f"PSNR-Y {self.psnr_y:.2f}  SSIM-Y {self.ssim_y:.4f}  edges {self.edge_psnr:.2f}  flats {self.flat_psnr:.2f}  "
+            f"sharpness {self.sharpness:.3f}  colour {self.color_shift:.2f}  shift {self.shift_y:+.3f}, {self.shift_x:+.3f}"
+        )
 
 
 def make_pair(path: Path, scale: int, method: str, crop: int = 0, partners: Mapping[Path, Path | None] = NO_PARTNERS) -> Pair:
@@ -120,6 +131,8 @@ def score_pair(pair: Pair, sr: Tensor, scale: int) -> Scores:
         psnr(sr_y, gt_y, edge_mask(gt_y)),
         psnr(sr_y, gt_y, flat_mask(gt_y)),
         *shift(sr, gt, scale),
+        sharpness(sr_y, gt_y),
+        color_shift(sr, gt),
     )
 
 

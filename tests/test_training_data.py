@@ -1,0 +1,424 @@
+"""The data side of the trainer: which pictures there are, where they are kept, and the crops that are made of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from transformersr.training import store as stores
+from transformersr.training import video_codec
+from transformersr.training.check import check_pictures, near_duplicates
+from transformersr.training.dataset import CropDataset
+from transformersr.training.degradation import FILTERS, PRESETS, Degradation, degrade, shrink
+from transformersr.training.drawings import draw
+from transformersr.training.folders import find_pictures, split_pictures
+from transformersr.training.pictures import TrainingPicture, difference_hash
+from transformersr.training.store import Cache, Drawings, MappedPictures, read_pictures
+from transformersr.training.validate import make_pair, validation_pairs
+
+from pictures import drawing
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(6):
+        drawing(index).save(folder / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def paired(tmp_path_factory):
+    """Six good pairs, and most of what can be wrong with one."""
+    folder = tmp_path_factory.mktemp("pairs")
+    for index in range(6):
+        save_pair(folder, f"deep/{index}", drawing(index), shrink(drawing(index), 4, "area"))
+    save_pair(folder, "wrong size", drawing(7), Image.new("RGB", (23, 24)))
+    save_pair(folder, "broken small", drawing(8), Image.new("RGB", (24, 24)))
+    (folder / "lr" / "broken small.bmp").write_bytes(b"BM")
+    drawing(9).save(folder / "hr" / "without small.png")
+    drawing(10).save(folder / "lr" / "without sharp.png")
+    return folder
+
+
+def save_pair(folder, name, gt, lq):
+    for part, image, suffix in (("hr", gt, ".png"), ("lr", lq, ".bmp")):
+        path = folder / part / (name + suffix)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+
+
+def crops_of(pictures, preset="author", **others):
+    options = {"patch": 8, "scale": 4, "keep_flat": 0.15, "seed": 3, **others}
+    return CropDataset(pictures, preset=preset, **options)
+
+
+def equal(one, other):
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+# --- nothing is shifted --------------------------------------------------------------------------
+#
+# On a ramp, value and place are one: where a small pixel lies is read off its value. A ramp and its mirror image tell a shift, which has
+# opposite signs in them, from a change of brightness, which does not.
+
+SLOPE = 2
+
+
+def ramp(side):
+    return np.repeat(np.broadcast_to(np.arange(side) * SLOPE, (side, side)).astype(np.uint8)[..., None], 3, 2)
+
+
+def shifts(small_of, side, scale, border):
+    """How far a way of shrinking moves things right and down, in sharp pixels, from its results on four ramps without their borders."""
+    count = side // scale
+    value = SLOPE * ((np.arange(count) + 0.5) * scale - 0.5)
+    inner = slice(border, count - border)
+
+    def error(turns):
+        """Of a ramp turned so often, and turned back."""
+        small = np.asarray(small_of(Image.fromarray(np.ascontiguousarray(np.rot90(ramp(side), turns)))), np.float64)
+        return (np.rot90(small, -turns) - value[:, None])[inner, inner].mean()
+
+    return [(error(turns + 2) - error(turns)) / 2 / SLOPE for turns in (0, 1)]
+
+
+@pytest.mark.parametrize("method", FILTERS)
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_no_way_of_shrinking_shifts(method, scale):
+    side = 120 // scale * scale
+    assert np.abs(shifts(lambda image: shrink(image, scale, method), side, scale, 4)).max() < 0.01
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_preset_shifts(preset, scale):
+    """Blur, sharpening and every filter, one after another; noise and codecs, which are random, are left to the next test."""
+    still = replace(PRESETS[preset], decoder=0.0, noise=0.0, codec=0.0, video=0.0, again=0.0)
+    side = 120 // scale * scale
+    for method in still.filters:
+        for step in ({"blur": 0.0, "sharpen": 0.0}, {"blur": 1.0, "sharpen": 0.0}, {"blur": 0.0, "sharpen": 1.0}):
+            steps = replace(still, filters=(method,), **step)
+            moved = shifts(lambda image, steps=steps: degrade(image, scale, steps, np.random.default_rng(4)), side, scale, 6)
+            assert np.abs(moved).max() < 0.01, (method, step)
+
+
+@pytest.mark.parametrize(("step", "most"), [("again", 0.01), ("decoder", 0.01), ("noise", 0.01), ("codec", 0.1)])
+def test_no_random_step_shifts_on_average(step, most):
+    """Each alone and always, over many draws. A codec rounds every draw of one picture alike, so less of that averages out."""
+    steps = Degradation(tuple(FILTERS), quality=(98, 98), **{"formats": ("JPEG",), step: 1.0})
+
+    def mean(image):
+        return np.mean([np.asarray(degrade(image, 4, steps, np.random.default_rng(seed)), np.float64) for seed in range(48)], axis=0)
+
+    assert np.abs(shifts(mean, 120, 4, 4)).max() < most
+
+
+@pytest.mark.parametrize("size", [(120, 120), (121, 122), (122, 123), (123, 121)])
+@pytest.mark.parametrize("method", ["bicubic", "bilinear", "area"])
+def test_validation_pairs_of_any_size_are_not_shifted(size, method, tmp_path):
+    """Sizes that are no multiple of the scale are cut, never squeezed."""
+    width, height = size
+
+    def small_of(image):
+        image.crop((0, 0, width, height)).save(tmp_path / "ramp.png")
+        lq = make_pair(tmp_path / "ramp.png", 4, method).lq
+        assert lq.shape[2:] == (30, 30)
+        return (lq[0].permute(1, 2, 0) * 255).numpy()
+
+    def whole(image):
+        return small_of(Image.fromarray(np.pad(np.asarray(image), ((0, 3), (0, 3), (0, 0)), mode="edge")))
+
+    assert np.abs(shifts(whole, 120, 4, 4)).max() < 0.01
+
+
+@pytest.mark.parametrize("side", [101, 102, 103])
+def test_crops_of_pictures_of_any_size_are_not_shifted(side):
+    """Every small pixel is the mean of its sharp ones, up to the last whole one of the picture."""
+    crops = crops_of([TrainingPicture("", np.asarray(drawing(2, side)))])
+    crops.preset = Degradation(("area",))
+    for index in range(20):
+        lq, gt = crops[index]
+        assert (torch.nn.functional.avg_pool2d(gt.float(), 4) - lq).abs().max() <= 1  # rounded along rows, then columns
+
+
+# --- degradation ---------------------------------------------------------------------------------
+
+
+def test_shrinking_wants_multiples():
+    with pytest.raises(ValueError, match="crop it first"):
+        shrink(Image.new("RGB", (9, 8)), 4, "area")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_gives_the_same_picture_for_the_same_seed(preset):
+    one, other = (degrade(drawing(1), 4, PRESETS[preset], np.random.default_rng(5)) for _ in range(2))
+    assert one.size == (24, 24)
+    assert one.tobytes() == other.tobytes()
+
+
+def test_every_step_of_a_degradation_changes_the_picture():
+    plain = degrade(drawing(1), 4, Degradation(("area",)), np.random.default_rng(0))
+    for step in ("blur", "sharpen", "decoder", "noise", "codec", "again", "video"):
+        changed = degrade(drawing(1), 4, Degradation(("area",), **{step: 1.0}), np.random.default_rng(0))
+        assert changed.tobytes() != plain.tobytes()
+
+
+@pytest.mark.parametrize("way", ["still_by_pyav", "still_by_ffmpeg", "still_by_jpeg"])
+def test_stills_of_films_keep_size_and_place_and_get_worse(way):
+    """Where the codec is on this machine."""
+    still, picture = getattr(video_codec, way), drawing(1, 95)
+    try:
+        results = [still(picture, strength) for strength in (0.0, 1.0)]
+    except (ImportError, OSError) as error:
+        pytest.skip(str(error))
+    assert {result.size for result in results} == {(95, 95)}
+    errors = [np.abs(np.asarray(result).astype(int) - np.asarray(picture)).mean() for result in results]
+    assert 0 < errors[0] < errors[1] < 30
+    assert still(picture, 1.0).tobytes() == results[1].tobytes()
+    assert np.abs(shifts(lambda image: still(image, 0.0), 120, 1, 4)).max() < 0.05
+
+
+def test_without_a_video_codec_jpeg_stands_in_and_the_log_says_so(monkeypatch, caplog):
+    def missing(*_):
+        raise FileNotFoundError
+
+    for name in ("still_by_pyav", "still_by_ffmpeg"):
+        monkeypatch.setattr(video_codec, name, missing)
+    video_codec.find_codec.cache_clear()
+    try:
+        with caplog.at_level(logging.INFO):
+            crops_of([TrainingPicture("", np.asarray(drawing(0)))], "video")[0]
+        assert "JPEG of quality 20 to 60" in caplog.text
+    finally:
+        video_codec.find_codec.cache_clear()
+
+
+# --- crops ---------------------------------------------------------------------------------------
+
+
+def test_crops_depend_on_seed_and_number_alone_and_fit_together(folder):
+    crops = crops_of(read_pictures(find_pictures(folder), 32))
+    lq, gt = crops[17]
+    assert (lq.shape, gt.shape) == ((3, 8, 8), (3, 32, 32))
+    assert torch.equal(crops[17][0], lq)
+    assert not torch.equal(crops[18][1], gt)
+    box = torch.nn.functional.avg_pool2d(gt.float(), 4)
+    assert (box - lq).abs().mean() < 15  # the small crop is of the same place
+
+
+def test_small_crops_are_those_of_the_whole_picture_made_small():
+    """Filters see what lies around a crop, not its border."""
+    picture = TrainingPicture("", np.asarray(drawing(0)))
+    crops = crops_of([picture])
+    crops.preset = Degradation(("bicubic",))
+    whole = np.asarray(shrink(drawing(0), 4, "bicubic"))
+    for index in range(10):
+        place = crops.place(index)
+        small = crops._small(place, np.random.default_rng(0))
+        row, column = place.y // 4, place.x // 4
+        assert np.array_equal(small, whole[row : row + 8, column : column + 8])
+
+
+def test_a_crop_says_where_it_is_from(folder):
+    crops = crops_of(read_pictures(find_pictures(folder), 32))
+    place, (_, gt) = crops.place(5), crops[5]
+    cut = place.picture.gt[place.y : place.y + 32, place.x : place.x + 32]
+    assert torch.equal(gt.flatten(1).sort().values, torch.from_numpy(cut.copy()).permute(2, 0, 1).flatten(1).sort().values)
+    assert str(place) == f"{place.picture.name} at {place.x}, {place.y}"
+
+
+def test_places_without_detail_are_mostly_passed_over():
+    picture = np.full((256, 256, 3), 200, np.uint8)
+    picture[:, :64] = np.asarray(drawing(0, 64)).repeat(4, axis=0)
+    crops = crops_of([TrainingPicture("", picture)])
+    detailed = sum(bool(crops[index][1].float().std() > 4) for index in range(60))
+    assert 35 < detailed < 60  # of all places, about a third
+
+
+# --- files, pairs, drawings ----------------------------------------------------------------------
+
+
+def test_a_split_keeps_what_it_is_told_and_else_goes_by_content(folder):
+    named = split_pictures(folder, validation=("[01].png",), exclude=("2.*",))
+    assert [path.name for path in named.validation] == ["0.png", "1.png"]
+    assert [path.name for path in named.train] == ["3.png", "4.png", "5.png"]
+    by_hash = split_pictures(folder)
+    assert len(by_hash.train) + len(by_hash.validation) == 6
+    assert by_hash == split_pictures(folder)
+
+
+def test_bad_pictures_are_named_together_and_left_out(tmp_path, caplog):
+    drawing(0).save(tmp_path / "good.png")
+    drawing(1).convert("CMYK").save(tmp_path / "print.tif")
+    drawing(2).convert("RGBA").save(tmp_path / "clear.png")
+    Image.fromarray(np.full((64, 64), 40000, np.uint16)).save(tmp_path / "deep.png")
+    drawing(3).save(tmp_path / "moving.gif", save_all=True, append_images=[drawing(4)])
+    Image.new("RGB", (5, 5)).save(tmp_path / "small.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "good.png").read_bytes()[:1000])
+    (tmp_path / "virus.exe.png").write_bytes(b"MZ" + bytes(1000))
+    store = read_pictures(find_pictures(tmp_path), 32)
+    assert len(store) == 5
+    said = {finding.path.name: finding for finding in store.findings}
+    assert {name for name, finding in said.items() if not finding.usable} == {"broken.png", "virus.exe.png", "small.png"}
+    for name, words in {"print.tif": "CMYK", "deep.png": "16 bits", "moving.gif": "first", "clear.png": "transparent"}.items():
+        assert words in said[name].text
+    assert all(str(finding) in caplog.text for finding in store.findings)
+
+
+def test_a_folder_without_usable_pictures_is_an_error(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no pictures"):
+        find_pictures(tmp_path / "empty")
+    Image.new("RGB", (5, 5)).save(tmp_path / "small.png")
+    for drawings in (Drawings(), Drawings(1, 64)):
+        for cache in (None, Cache(tmp_path / "cache", shared=True)):
+            with pytest.raises(ValueError, match="none of 1 pictures"):
+                read_pictures(find_pictures(tmp_path), 32, drawings=drawings, cache=cache)
+
+
+def test_pairs_that_do_not_fit_are_named_together_and_the_others_used(paired):
+    split = split_pictures(paired, validation=("hr/deep/[01].png",))
+    assert not {path for path in split.train if path.parts[-2] == "lr" and path.name != "without sharp.png"}
+    store = read_pictures(split.train, 32, 4, split.partners)
+    bad = {finding.path.name: finding.text for finding in store.findings}
+    assert set(bad) == {"wrong size.png", "broken small.png", "without small.png", "without sharp.png"}
+    assert "96x96 is not exactly 4 times 23x24" in bad["wrong size.png"]
+    assert len(store) == 4
+    assert check_pictures(paired, 32, 4, ("hr/deep/[01].png",)) == (6, list(store.findings))
+
+
+def test_crops_of_pairs_are_cut_from_both_and_not_degraded(paired):
+    split = split_pictures(paired, validation=("hr/deep/0.png",))
+    crops = crops_of(read_pictures(split.train, 32, 4, split.partners), "scan")
+    for index in range(12):
+        lq, gt = crops[index]
+        assert (torch.nn.functional.avg_pool2d(gt.float(), 4) - lq).abs().max() <= 1  # rounded along rows, then columns
+
+
+def test_validation_takes_the_small_picture_of_a_pair(paired):
+    split = split_pictures(paired, validation=("hr/deep/[01].png",))
+    for crop, side in ((0, 96), (70, 68)):
+        for pair in validation_pairs(split.validation, 4, crop, split.partners):
+            assert pair.gt.shape[2:] == (side, side)
+            assert (torch.nn.functional.avg_pool2d(pair.gt, 4) - pair.lq).abs().max() <= 1.01 / 255
+
+
+def test_large_pictures_are_made_smaller_if_asked_to(folder):
+    store = read_pictures(find_pictures(folder), 32, max_pixels=70 * 70)
+    assert {picture.gt.shape for picture in store} == {(70, 70, 3)}
+
+
+def test_pictures_that_look_the_same_are_named_across_validation_too(tmp_path):
+    (tmp_path / "held").mkdir()
+    for name in ("one.png", "two.jpg", "held/three.webp"):
+        drawing(1).resize((90, 90)).save(tmp_path / name)
+    drawing(2).save(tmp_path / "other.png")
+    usable, findings = check_pictures(tmp_path, 32, validation=("held/*",))
+    assert usable == 4
+    assert [finding.path.name for finding in findings] == ["two.jpg", "three.webp"]
+    assert "too good" in findings[1].text
+    assert near_duplicates({tmp_path: 0}, {tmp_path: 0}) == []  # flat ones
+    assert difference_hash(np.zeros((9, 9, 3), np.uint8)) == 0
+
+
+def test_drawings_are_mixed_in_and_have_their_share_of_the_crops(folder):
+    store = read_pictures(find_pictures(folder), 32, drawings=Drawings(2, 80, seed=5))
+    drawn = [picture for picture in store if picture.drawn]
+    assert [picture.name for picture in drawn] == ["drawing 5-0", "drawing 5-1"]
+    assert np.array_equal(drawn[1].gt, draw(np.random.default_rng([5, 1]), 80))
+    crops = crops_of(store, drawings_share=0.5, keep_flat=1.0)
+    assert 35 < sum(crops.place(index).picture.drawn for index in range(100)) < 65
+
+
+# --- where pictures are kept ---------------------------------------------------------------------
+
+
+def test_a_file_gives_the_same_pictures_as_memory_and_is_made_once(paired, tmp_path, monkeypatch):
+    split = split_pictures(paired, validation=("hr/deep/0.png",))
+    options = {"smallest": 32, "scale": 4, "partners": split.partners, "drawings": Drawings(1, 64)}
+    memory = read_pictures(split.train, **options)
+    kept = read_pictures(split.train, **options, cache=Cache(tmp_path / "cache"))
+    monkeypatch.setattr(stores, "in_order", lambda *_: None)  # nothing is read again
+    again = read_pictures(split.train, **options, cache=Cache(tmp_path / "cache"))
+    for store in (kept, again):
+        assert isinstance(store.pictures, MappedPictures)
+        assert (store.findings, store.looks) == (memory.findings, memory.looks)
+        assert [picture.name for picture in store] == [picture.name for picture in memory]
+        for one, other in zip(store, memory, strict=True):
+            assert np.array_equal(one.gt, other.gt)
+            assert np.array_equal(one.lq, other.lq)
+    assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".json", ".rgb"}
+
+
+def test_pictures_within_the_budget_stay_in_memory(folder, tmp_path):
+    paths = find_pictures(folder)
+    assert isinstance(read_pictures(paths, 32, cache=Cache(tmp_path)).pictures, list)
+    assert isinstance(read_pictures(paths, 32, cache=Cache(tmp_path, budget=6 * 96 * 96 * 3 - 1)).pictures, MappedPictures)
+    assert isinstance(read_pictures(paths, 32, cache=Cache(tmp_path, shared=True)).pictures, MappedPictures)
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed", "index", "touched", "settings"])
+def test_a_file_that_no_longer_fits_is_made_anew(folder, tmp_path, harm):
+    data = tmp_path / "data"
+    shutil.copytree(folder, data)
+    cache, smallest = Cache(tmp_path / "cache", shared=True), 32
+    before = read_pictures(find_pictures(data), smallest, cache=cache)[0].gt.copy()
+    file = next((tmp_path / "cache").glob("*.rgb"))
+    if harm == "cut":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif harm == "changed":
+        file.write_bytes(b"\x01\x02" + file.read_bytes()[2:])
+    elif harm == "index":
+        (tmp_path / "cache" / "pictures.json").write_text("{")
+    elif harm == "touched":
+        os.utime(data / "3.png", (0, 0))
+    else:
+        smallest = 33
+    after = read_pictures(find_pictures(data), smallest, cache=cache)
+    assert np.array_equal(after[0].gt, before)
+    files = list((tmp_path / "cache").glob("*.rgb"))
+    assert [path.stat().st_size for path in files] == [6 * 96 * 96 * 3]
+    assert json.loads((tmp_path / "cache" / "pictures.json").read_text())["data"] == files[0].name
+
+
+def test_a_full_disk_is_said_before_anything_is_read(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(ValueError, match="max_pixels"):
+        read_pictures(find_pictures(folder), 32, cache=Cache(tmp_path, shared=True))
+
+
+def test_what_is_sent_to_a_worker_is_a_path(folder, tmp_path):
+    store = read_pictures(find_pictures(folder), 32, cache=Cache(tmp_path, shared=True))
+    sent = pickle.dumps(crops_of(store))
+    assert len(sent) < 4000
+    assert equal(pickle.loads(sent)[9], crops_of(store)[9])
+
+
+@pytest.mark.parametrize("method", sorted({"fork", "spawn"} & set(multiprocessing.get_all_start_methods())))
+def test_crops_are_the_same_with_workers_of_every_kind(folder, tmp_path, method):
+    workers = 2 if method == "fork" else 1  # a spawned one takes seconds to start
+    store = read_pictures(find_pictures(folder), 32, cache=Cache(tmp_path, shared=True), workers=2 if method == "fork" else 0)
+    crops = crops_of(store, "web")
+    loader = DataLoader(crops, batch_sampler=[range(4), range(4, 8)], num_workers=workers, multiprocessing_context=method)
+    for place, (lq, gt) in enumerate(loader):
+        for index in range(4):
+            assert equal((lq[index], gt[index]), crops[4 * place + index])
+
+
+def test_spawned_workers_always_get_a_file(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "in_order", lambda function, arguments, workers: map(function, arguments))
+    for method, kind in {"fork": list, "spawn": MappedPictures}.items():
+        monkeypatch.setattr(stores.multiprocessing, "get_start_method", lambda allow_none, method=method: method)
+        assert isinstance(read_pictures(find_pictures(folder), 32, cache=Cache(tmp_path), workers=2).pictures, kind)
