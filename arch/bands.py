@@ -98,9 +98,11 @@ class _Cells:
 
 def split(rows: Tensor, band_rows: int) -> Bands:
     """Cut a whole picture `b h w c` into bands of at most `band_rows` rows."""
-    height = rows.shape[1]
-    for start in range(0, height, band_rows):
-        yield Band(rows[:, start : start + band_rows], start == 0, start + band_rows >= height)
+    start, height = 0, rows.shape[1]
+    while start < height:  # not a range, which torch.export would fix to the height of its example
+        stop = start + band_rows
+        yield Band(rows[:, start:stop], start == 0, stop >= height)
+        start = stop
 
 
 class RowQueue:

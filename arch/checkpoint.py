@@ -69,15 +69,22 @@ def read_checkpoint(path: str | Path, *, window_size: int | None = None, num_hea
     path = Path(path)
     state, metadata = read_tensors(path)
     try:
-        if "architecture" in state:
-            checkpoint = Checkpoint(_own_config(state, metadata), state, "ours", metadata)
-            if window_size not in (None, checkpoint.config.window_size) or num_heads not in (None, checkpoint.config.num_heads):
-                raise ValueError("it says its own window size and heads, and they cannot be changed")
-        else:
-            checkpoint = _read_original(path, state, metadata, window_size, num_heads)
-        _check_tensors(checkpoint)
+        return recognise(state, metadata, path.name, window_size=window_size, num_heads=num_heads)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def recognise(
+    state: StateDict, metadata: dict[str, str], name: str = "", *, window_size: int | None = None, num_heads: int | None = None
+) -> Checkpoint:
+    """What named tensors are, each checked against its configuration; `name` is the file's, for an author's. Raises ValueError."""
+    if "architecture" in state:
+        checkpoint = Checkpoint(_own_config(state, metadata), state, "ours", metadata)
+        if window_size not in (None, checkpoint.config.window_size) or num_heads not in (None, checkpoint.config.num_heads):
+            raise ValueError("it says its own window size and heads, and they cannot be changed")
+    else:
+        checkpoint = _read_original(name, state, metadata, window_size, num_heads)
+    _check_tensors(checkpoint)
     return checkpoint
 
 
@@ -104,10 +111,14 @@ def convert_file(
     *,
     window_size: int | None = None,
     num_heads: int | None = None,
+    metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write any file that `load_model` reads as `.safetensors` of ours, in `dtype` (None: as in the file). The source is left as it is."""
+    """Write any file that `load_model` reads as `.safetensors` of ours, in `dtype` (None: as in the file). The source is left as it is.
+
+    `metadata` goes in beside what the source has.
+    """
     checkpoint = read_checkpoint(source, window_size=window_size, num_heads=num_heads)
-    _save(checkpoint.weights, checkpoint.config, target, dtype, checkpoint.metadata)
+    _save(checkpoint.weights, checkpoint.config, target, dtype, checkpoint.metadata | (metadata or {}))
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -139,9 +150,10 @@ def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
 
 
 def _read_pickle(path: Path) -> object:
-    with open(path, "rb") as file:  # an open file: some hosts rename a file whose path was passed when reading fails
+    # an open file, and not `torch.load`: there hosts put functions of their own, which rename a file that fails or cannot take an open one
+    with open(path, "rb") as file:
         try:
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.serialization.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             if _is_cut_short(path):
                 raise CheckpointError(f"{path}: the file is cut short or damaged; download or copy it again") from error
@@ -179,7 +191,7 @@ def _own_config(state: StateDict, metadata: dict[str, str]) -> TransformerSRConf
     return config
 
 
-def _read_original(path: Path, state: StateDict, metadata: dict[str, str], window_size: int | None, num_heads: int | None) -> Checkpoint:
+def _read_original(name: str, state: StateDict, metadata: dict[str, str], window_size: int | None, num_heads: int | None) -> Checkpoint:
     if "in_conv.weight" in state and "out_conv.0.weight" in state:
         pairs = _count(state, r"blocks\.(\d+)\.")
         head, tail, source = "in_conv.", "out_conv.0.", "original, older keys"
@@ -190,7 +202,7 @@ def _read_original(path: Path, state: StateDict, metadata: dict[str, str], windo
         convert = _from_newer
     else:
         raise ValueError(_describe_stranger(state))
-    named = {key: int(number) for key, number in re.findall(r"_([bdwh])(\d+)(?=_|\.|$)", path.name)}
+    named = {key: int(number) for key, number in re.findall(r"_([bdwh])(\d+)(?=_|\.|$)", name)}
     try:
         dim, channels = state[head + "weight"].shape[:2]
         config = TransformerSRConfig(

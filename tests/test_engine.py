@@ -19,6 +19,7 @@ from transformersr.upscale.engine import (
     enlarge_to,
     picture_bytes,
     plan_band_rows,
+    proportional_size,
     row_bytes,
     target_size,
 )
@@ -38,9 +39,42 @@ def test_a_small_budget_changes_nothing_but_the_band(config, monkeypatch):
     expected = enlarge(model, image)
     least = picture_bytes(config, 96, 40, 4) + (1 + HELD_WINDOWS) * config.window_size * row_bytes(config, 40, 4)
     assert (enlarge(model, image, memory=least) - expected).abs().max() <= 1e-5
-    assert bands == [96, 96, 4, 4]
+    assert bands == [96, 4, 4]  # both together, and each alone where they would not fit
     with pytest.raises(MemoryBudgetError, match=r"40x96.*raise the budget"):
         enlarge(model, image, memory=least - 1)
+
+
+@pytest.mark.parametrize("config", [V1, V2], ids=["v1", "v2"])
+def test_frames_together_are_as_each_alone(config):
+    model, images, shapes = random_model(config), torch.rand(5, 3, 21, 13), []
+    together = enlarge(model, images, on_progress=lambda done, total: shapes.append((done, total)))
+    alone = torch.cat([enlarge(model, image[None]) for image in images])
+    assert (together - alone).abs().max() <= 1e-5
+    assert shapes[-1] == (5 * model.total_rows(21),) * 2
+
+
+def test_frames_go_alone_where_they_do_not_fit_together(monkeypatch):
+    model, counts = random_model(V2), []
+    forward = model.forward
+
+    def full(image, **options):
+        counts.append(len(image))
+        if len(image) > 1:
+            raise RuntimeError("CUDA out of memory")
+        return forward(image, **options)
+
+    expected = enlarge(model, images := torch.rand(3, 3, 8, 8))
+    monkeypatch.setattr(model, "forward", full)
+    assert (enlarge(model, images) - expected).abs().max() <= 1e-5
+    assert counts[0] == 3
+    assert counts[-3:] == [1, 1, 1]
+
+
+def test_a_side_left_out_keeps_the_proportions():
+    assert proportional_size(100, 200, 50) == (50, 100)
+    assert proportional_size(100, 200, 0, 300) == (150, 300)
+    assert proportional_size(1, 1000, 0, 10) == (1, 10)
+    assert proportional_size(100, 200, 7, 9) == (7, 9)
 
 
 class LivePeak(TorchDispatchMode):

@@ -81,7 +81,17 @@ def test_a_run_writes_weights_that_load_and_its_figures(folder, tmp_path):
     run = tmp_path / "run"
     best = train(from_values(SETTINGS), folder, run)
     assert load_model(best).config.embed_dim == 48
-    files = {"best.safetensors", "last.safetensors", "state.pt", "config.json", "run.json", "train.jsonl", "validation.jsonl", "strips"}
+    files = {
+        "best.safetensors",
+        "last.safetensors",
+        "state.pt",
+        "config.json",
+        "run.json",
+        "train.jsonl",
+        "validation.jsonl",
+        "strips",
+        "report.html",
+    }
     assert files <= {path.name for path in run.iterdir()}
     lines = [json.loads(line) for line in (run / "train.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [3, 6]
@@ -247,7 +257,8 @@ def test_ten_in_a_row_go_back_to_the_last_good_state_at_half_the_rate_once(folde
     broken_at(monkeypatch, *range(10))
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         train(from_values({**SETTINGS, "steps": 50}), folder, tmp_path / "run", resume=True)
-    assert all(torch.equal(good[name], state(tmp_path / "run")["net"][name]) for name in good)
+    kept = state(tmp_path / "run")["net"]
+    assert all(torch.equal(good[name], kept[name]) for name in good)
 
 
 def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(folder, tmp_path, monkeypatch, caplog):

@@ -49,6 +49,29 @@ def test_tensors_keep_layout_and_dtype(upscaler, channels, dtype):
     assert result.dtype == dtype
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_long_batch_is_done_a_few_at_a_time_into_the_room_given(upscaler, monkeypatch, channels):
+    images, seen = torch.rand(5, channels, 7, 13), []
+    whole = upscaler(images)
+    monkeypatch.setattr("transformersr.upscale.upscaler.BATCH_PIXELS", 2 * 14 * 26)
+    room = torch.empty(5, 14, 26, channels, dtype=torch.float64)
+    result = upscaler.enlarge_batch(images, on_progress=lambda done, total: seen.append(done / total), out=room.movedim(-1, 1))
+    assert result.data_ptr() == room.data_ptr()
+    assert (room.movedim(-1, 1) - whole).abs().max() <= 1e-5
+    assert seen == sorted(seen)
+    assert seen[-1] == 1
+    assert len(seen) > 10
+    with pytest.raises(ValueError, match="out has shape"):
+        upscaler.enlarge_batch(images, out=room)
+
+
+def test_room_to_ask_a_host_for_is_that_of_the_largest_pass_or_the_budget(upscaler):
+    ask = upscaler.comfortable_memory
+    assert ask(1, 100, 100) < ask(1, 200, 100) < ask(1, 200, 100, factor=4) < ask(1, 200, 100, factor=8)
+    assert ask(1, 100, 100) < ask(8, 100, 100) == ask(8, 100, 100, size=(200, 200))
+    assert Upscaler(upscaler.model, memory=1234).comfortable_memory(8, 100, 100) == 1234
+
+
 def test_kinds_agree(upscaler):
     image = Image.effect_noise((16, 16), 50).convert("RGB")
     array = np.asarray(image)

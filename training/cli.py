@@ -10,6 +10,8 @@ from pathlib import Path
 
 import click
 
+from .cli_results import export, report
+
 if typing.TYPE_CHECKING:
     from .config import TrainConfig
 
@@ -47,16 +49,25 @@ def read_settings(recipe: str | Path | None, options: dict[str, typing.Any]) -> 
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run: weights, log, state.")
 @click.option("--recipe", help="TOML file of settings, or the name of one that comes with it (base-x4, gan, ...); options given here win.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
-def train(data, out, recipe, resume, **settings) -> None:
+@click.option(
+    "--install",
+    "host",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Put the best weights into this ComfyUI or WebUI at the end.",
+)
+def train(data, out, recipe, resume, host, **settings) -> None:
     """Train a network on the pictures in the folder DATA.
 
     --resume takes the settings of the run that it goes on with; what is given beside it wins.
     """
+    from .export import install_weights, model_folder, model_name
     from .folders import find_pictures
     from .train import train as run
 
     config = read_settings(recipe or (out / "config.json" if resume and (out / "config.json").exists() else None), settings)
     find_pictures(data, without=out)  # before a folder is made for a run that cannot be
+    folder = model_folder(host) if host else None
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks for all
         logging.getLogger().setLevel(logging.WARNING)
         run(config, data, out, resume)
@@ -65,7 +76,8 @@ def train(data, out, recipe, resume, **settings) -> None:
     file = logging.FileHandler(out / "train.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger().addHandler(file)
-    click.echo(run(config, data, out, resume))
+    best = run(config, data, out, resume)
+    click.echo(install_weights(best, folder, model_name(best)).path if folder else best)
 
 
 @click.command(cls=SettingsCommand)
@@ -152,7 +164,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
 
-COMMANDS = (check, preview, draw, train, evaluate)
+COMMANDS = (check, preview, draw, train, evaluate, report, export)
 
 for command in COMMANDS:
     main.add_command(command)

@@ -10,7 +10,7 @@ import sys
 import types
 import typing
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 from ..arch.model import VARIANTS, TransformerSRConfig
 from .degradation import PRESETS
@@ -239,3 +239,8 @@ def _checked(name: str, value: object, hint: object) -> object:
     if type(value) is not hint:
         raise ValueError(f"{name} is {value!r}; expected {getattr(hint, '__name__', hint)}")
     return value
+
+
+def without_paths(settings: dict[str, typing.Any]) -> dict[str, typing.Any]:
+    """Settings to show to others: of files of this machine only their names."""
+    return {name: PureWindowsPath(value).name if name in ("init", "feature_file") and value else value for name, value in settings.items()}

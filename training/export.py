@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
@@ -16,11 +16,10 @@ from ..arch.atomic import write_aside
 from ..arch.checkpoint import convert_file, read_checkpoint, read_tensors
 from ..upscale.models import SUFFIXES
 from ..upscale.upscaler import DTYPES, find_model
+from .config import without_paths
 
 MOST_ERROR = 1 / 64
 """The largest change of the result by rounding the weights that is not a fault; fp16 makes about a hundredth of it."""
-PRIVATE = ("init", "feature_file")
-"""Settings that hold a path of the machine that trained; of these only the file's name goes out."""
 MODEL_FOLDERS = ("upscale_models", "transformersr")
 """Names of folders of models, wherever they are; a host may be told to look there."""
 
@@ -90,8 +89,11 @@ def record_of(source: Path) -> dict[str, str]:
         record = json.loads(training or "")
     except ValueError:
         return {}
-    for settings in (record, record.get("settings", {})) if isinstance(record, dict) else ():
-        settings.update({name: PureWindowsPath(settings[name]).name for name in PRIVATE if settings.get(name)})
+    if not isinstance(record, dict):
+        return {}
+    record = without_paths(record)
+    if isinstance(record.get("settings"), dict):
+        record["settings"] = without_paths(record["settings"])
     return {"training": json.dumps(record)}
 
 

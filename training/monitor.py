@@ -10,7 +10,7 @@ import math
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ from ..arch import save_model
 from ..arch.atomic import write_aside
 from .check import near_duplicates
 from .checkpoint import RunState
-from .config import TrainConfig
+from .config import TrainConfig, without_paths
 from .folders import Split
+from .report import write_report
 from .store import PictureStore
-from .strips import contact_sheet, save_image, to_image
-from .validate import Enlarge, Pair, Scores, mean_scores, resize_with, score, score_pair, validation_pairs
+from .strips import draw_strip, save_image
+from .validate import Pair, Scores, mean_scores, resize_with, score, score_pair, validation_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,7 @@ class Monitor:
             logger.warning("%s", finding)
         write_json(self.out / "config.json", dataclasses.asdict(self.config))
         device = self.accelerator.device
-        versions = {"torch": torch.__version__, "python": platform.python_version(), "transformersr": version("transformersr")}
+        versions = {"torch": torch.__version__, "python": platform.python_version(), "transformersr": _own_version()}
         record = {
             "bicubic": _plain(dataclasses.asdict(self.validation.bicubic)),
             "pictures": {"train": len(pictures), "validation": len(self.validation.pairs)},
@@ -96,7 +97,16 @@ class Monitor:
         """Write one line of figures; the one place, with validation, that waits for the device."""
         plain = _plain({name: float(value) for name, value in figures.items()})
         progress = run.progress
-        _append(self.out / "train.jsonl", {"step": progress.step, "seconds": round(progress.seconds), **plain, "skipped": progress.skipped})
+        _append(
+            self.out / "train.jsonl",
+            {
+                "step": progress.step,
+                "seconds": round(progress.seconds),
+                **plain,
+                "skipped": progress.skipped,
+                "went_back": progress.went_back,
+            },
+        )
         self.accelerator.log({f"train/{name}": value for name, value in plain.items() if value is not None}, step=progress.step)
         text = "  ".join(f"{name} {value:.4g}" for name, value in plain.items() if value is not None)
         logger.info("step %d  %.0f %%  %.0f s  %s", progress.step, 100 * done, progress.seconds, text)
@@ -114,10 +124,11 @@ class Monitor:
             logger.error("step %d is not saved (%s); what was saved before it is kept, and the run goes on", run.progress.step, reason)
 
     def finish(self, run: RunState) -> None:
-        """Save what is not saved yet, and close the bar. Raises OSError where that fails."""
+        """Save what is not saved yet, and write the report. Raises OSError where that fails."""
         if self.saved_step != run.progress.step:
             self._validate_and_save(run)
         self.bar.close()
+        logger.info("report: %s", write_report(self.out))
 
     def _validate_and_save(self, run: RunState) -> None:
         device, progress = next(run.ema.parameters()).device, run.progress
@@ -130,10 +141,10 @@ class Monitor:
         figures = _plain(dataclasses.asdict(scores))
         logger.info("validation at step %d: %s", progress.step, scores)
         _append(self.out / "validation.jsonl", {"step": progress.step, "seconds": round(progress.seconds), **figures})
-        strip = draw_strip(self.validation.watched, enlarge, self.config.scale)
+        strip = draw_strip(self.validation.watched, enlarge, self.config.scale, progress.step)
         save_image(strip, self.out / "strips" / f"{progress.step:07d}.png")
         self._track(figures, strip, progress.step)
-        record = {"step": progress.step, "scores": figures, "settings": dataclasses.asdict(self.config)}
+        record = {"step": progress.step, "scores": figures, "settings": without_paths(dataclasses.asdict(self.config))}
         metadata = {"training": json.dumps(record)}
         save_model(run.ema, self.out / "last.safetensors", metadata=metadata)
         if scores.psnr_y > progress.best_psnr:
@@ -151,14 +162,11 @@ class Monitor:
                 tracker.log_images({"bicubic | this network | true picture": np.asarray(strip)[None]}, step=step, dataformats="NHWC")
 
 
-def draw_strip(pairs: list[Pair], enlarge: Enlarge, scale: int) -> Image.Image:
-    """A sheet of pairs: bicubic, this network, the true picture."""
-    ways: list[Enlarge] = [resize_with("bicubic", scale), enlarge]
-    rows = []
-    for pair in pairs:
-        side = min(pair.gt.shape[2:])
-        rows.append([to_image(image).crop((0, 0, side, side)) for image in (*(way(pair.lq) for way in ways), pair.gt)])
-    return contact_sheet(rows, ["bicubic", "this network", "true picture"], cell=256)
+def _own_version() -> str:
+    try:
+        return version("transformersr")
+    except PackageNotFoundError:  # run from a folder, without an install
+        return "not installed"
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -29,6 +29,12 @@ HELD_WINDOWS = 3
 CPU_BAND_PIXELS = 2**15
 """Pixels in a band on a CPU where memory allows more: larger ones gained little or lost (benchmarks/bench_bands.py measures it)."""
 
+PASS_PIXELS = 2**20
+"""Pixels that frames run together have at most; a larger picture alone keeps any device busy."""
+
+CPU_PASS_PIXELS = 2**13
+"""The same on a CPU, where frames of 24x24 gain a quarter from company, of 64x64 little, and still more of them lose."""
+
 
 class MemoryBudgetError(ValueError):
     """A picture does not fit the given memory even one row of windows at a time; the message says what to change."""
@@ -73,6 +79,22 @@ def plan_band_rows(
     return min(rows, (budget - fixed) // per_row // step * step)
 
 
+def plan_frames(config: TransformerSRConfig, count: int, height: int, width: int, element_size: int, budget: int | None, most: int) -> int:
+    """Frames of a batch to run together: as many whole ones as `budget` bytes (None: any) and `most` pixels allow, at least one."""
+    frames = max(1, min(count, most // (height * width)))
+    if budget is None:
+        return frames
+    return max(1, min(frames, budget // comfortable_bytes(config, 1, height, width, element_size)))
+
+
+def comfortable_bytes(config: TransformerSRConfig, count: int, height: int, width: int, element_size: int) -> int:
+    """What a batch takes where memory does not limit it, in bands and frames of `PASS_PIXELS` together: more would not make it faster."""
+    width *= max(1, min(count, PASS_PIXELS // (height * width)))  # frames together cost what one as wide as all of them does
+    whole = -(-height // config.multiple) * config.window_size
+    rows = min(whole, max(config.window_size, PASS_PIXELS // width)) + HELD_WINDOWS * config.window_size
+    return picture_bytes(config, height, width, element_size) + rows * row_bytes(config, width, element_size)
+
+
 def _readable(count: int) -> str:
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
@@ -115,28 +137,44 @@ def enlarge(model: TransformerSR, image: Tensor, *, memory: int | None = None, o
 
     count, _, height, width = image.shape
     out = image.new_empty(count, config.channels, height * config.scale, width * config.scale, dtype=torch.float32)
-    rows_per_image = model.total_rows(height)
+    rows, start, frames = model.total_rows(height), 0, _frames_together(model, image, memory)
     with torch.inference_mode():
-        for index in range(count):
-            report = _Rows(on_progress, index * rows_per_image, count * rows_per_image)
-            _enlarge_one(model, image[index : index + 1], out[index : index + 1], memory, report)
+        while start < count:
+            part = slice(start, start + frames)
+            report = _Rows(on_progress, start * rows, count * rows, min(frames, count - start))
+            try:
+                _enlarge_pass(model, image[part], out[part], memory, report)
+            except MemoryBudgetError:
+                if frames == 1:
+                    raise
+                frames = 1
+                continue
+            start += frames
     return out.clamp_(0, 1)
 
 
 class _Rows:
-    """Turns counts of rows into calls of a `ProgressCallback`."""
+    """Turns counts of rows, of several frames at once, into calls of a `ProgressCallback`."""
 
-    def __init__(self, callback: ProgressCallback | None, start: int, total: int):
-        self.callback, self.start, self.total = callback, start, total
+    def __init__(self, callback: ProgressCallback | None, start: int, total: int, frames: int):
+        self.callback, self.start, self.total, self.frames = callback, start, total, frames
         self.done = 0
 
     def __call__(self, count: int) -> None:
-        self.done += count
+        self.done += count * self.frames
         if self.callback:
             self.callback(self.start + self.done, self.total)
 
 
-def _enlarge_one(model: TransformerSR, image: Tensor, out: Tensor, memory: int | None, report: _Rows) -> None:
+def _frames_together(model: TransformerSR, image: Tensor, memory: int | None) -> int:
+    parameter = next(model.parameters())
+    budget = free_memory(parameter.device) if memory is None else memory
+    most = CPU_PASS_PIXELS if parameter.device.type == "cpu" else PASS_PIXELS
+    height, width = image.shape[2:]
+    return plan_frames(model.config, len(image), height, width, parameter.element_size(), budget, most)
+
+
+def _enlarge_pass(model: TransformerSR, image: Tensor, out: Tensor, memory: int | None, report: _Rows) -> None:
     parameter = next(model.parameters())
     device, dtype = parameter.device, parameter.dtype
     _enlarge_within(model, image.to(device, dtype), out, memory, report)
@@ -157,7 +195,7 @@ def _enlarge_one(model: TransformerSR, image: Tensor, out: Tensor, memory: int |
 def _enlarge_within(model: TransformerSR, image: Tensor, out: Tensor, memory: int | None, report: _Rows) -> None:
     """Run with the band that the memory allows, and with half of it for as long as the device says that it is full."""
     config, device = model.config, image.device
-    height, width = image.shape[2:]
+    height, width = image.shape[2], image.shape[3] * len(image)  # see `comfortable_bytes`
     most = max(1, CPU_BAND_PIXELS // -(-width // config.unshuffle)) if device.type == "cpu" else None
     try:
         budget = free_memory(device) if memory is None else memory
@@ -177,8 +215,8 @@ def _enlarge_within(model: TransformerSR, image: Tensor, out: Tensor, memory: in
                 raise
             if band_rows <= config.window_size:
                 raise MemoryBudgetError(
-                    f"{device} is out of memory for a picture of {width}x{height} even {band_rows} rows at a time; free memory, take half "
-                    "precision, a smaller model or the CPU, or upscale the picture in parts"
+                    f"{device} is out of memory for a picture of {image.shape[3]}x{height} even {band_rows} rows at a time; free memory, "
+                    "take half precision, a smaller model or the CPU, or upscale the picture in parts"
                 ) from error
         band_rows = max(config.window_size, band_rows // 2 // config.window_size * config.window_size)
         if device.type == "cuda":
@@ -220,6 +258,14 @@ def target_size(height: int, width: int, scale: int, factor: float | None = None
     if min(target) < 1:
         raise ValueError(f"size is {target[1]}x{target[0]}; expected at least 1x1")
     return target
+
+
+def proportional_size(height: int, width: int, to_height: int = 0, to_width: int = 0) -> tuple[int, int]:
+    """Height and width to make of a picture, where one of 0 follows from the other so that the proportions stay."""
+    return (
+        to_height or max(1, round(height * to_width / width)),
+        to_width or max(1, round(width * to_height / height)),
+    )
 
 
 def enlarge_to(model: TransformerSR, image: Tensor, height: int, width: int, **options) -> Tensor:

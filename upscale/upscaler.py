@@ -13,12 +13,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..arch import TransformerSR, load_model
-from .engine import ProgressCallback, enlarge_to, target_size
+from .engine import ProgressCallback, comfortable_bytes, count_passes, enlarge_to, target_size
 from .image_io import Picture, from_pil, to_pil
 from .transparency import bleed
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 DEFAULT_MODEL = "x4-tiny"
+BATCH_PIXELS = 2**24
+"""Enlarged pixels of a batch that exist in float32 at once, beside its result; a single picture may have more."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 AnyImage = TypeVar("AnyImage", Image.Image, np.ndarray, Tensor)
@@ -132,7 +134,7 @@ class Upscaler:
         if isinstance(image, Image.Image):
             return to_pil(self.enlarge_picture(from_pil(image), **options))  # type: ignore[return-value, arg-type]
         if isinstance(image, Tensor):
-            return self._enlarge_tensor(image, **options)  # type: ignore[return-value, arg-type]
+            return self.enlarge_batch(image, **options)  # type: ignore[return-value, arg-type]
         if isinstance(image, np.ndarray):
             return self._enlarge_array(image, **options)  # type: ignore[return-value, arg-type]
         raise TypeError(f"image is a {type(image).__name__}; expected a PIL image, a numpy array or a torch tensor")
@@ -143,6 +145,48 @@ class Upscaler:
         enlarged = self._enlarge_channels(channels, **options)
         alpha = None if picture.alpha is None else enlarged[..., 3]
         return Picture(enlarged[..., :3], alpha, picture.carried)
+
+    def enlarge_batch(
+        self,
+        images: Tensor,
+        factor: float | None = None,
+        size: tuple[int, int] | None = None,
+        on_progress: ProgressCallback | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Enlarge pictures of one size, a whole video say, a few at a time: `(b, c, h, w)` as for a call, into `out` where given.
+
+        `out` is `(b, c, height, width)` of any float dtype, on any device, in any layout. Without it the result is like `images`.
+        """
+        if images.ndim != 4 or images.shape[1] not in (1, 3, 4) or 0 in images.shape or not images.is_floating_point():
+            raise ValueError(
+                f"tensor has shape {tuple(images.shape)} and is {images.dtype}; "
+                "expected (b, c, h, w) with c = 1, 3 or 4, at least 1x1, a float type"
+            )
+        count = len(images)
+        height, width = target_size(images.shape[2], images.shape[3], self.scale, factor, size)
+        expected = (*images.shape[:2], height, width)
+        step = max(1, BATCH_PIXELS // max(height * width, images[0, 0].numel() * self.scale**2))
+        if out is None and count <= step:
+            return self._enlarge_some(images.detach(), height, width, on_progress).to(images.dtype)
+        out = images.new_empty(expected) if out is None else out
+        if out.shape != expected:
+            raise ValueError(f"out has shape {tuple(out.shape)}; expected {expected}")
+        for start in range(0, count, step):
+            some = images[start : start + step].detach()
+            out[start : start + step] = self._enlarge_some(some, height, width, _share(on_progress, start, len(some), count))
+        return out
+
+    def comfortable_memory(
+        self, count: int, height: int, width: int, factor: float | None = None, size: tuple[int, int] | None = None
+    ) -> int:
+        """Bytes that enlarging `count` pictures of a size takes where it is not short of them, for a host that makes room."""
+        if self.memory is not None:
+            return self.memory
+        target, scale = target_size(height, width, self.scale, factor, size), self.scale
+        if count_passes(height, width, scale, *target) > 1:  # the last one has the most to do
+            height, width = -(-target[0] // scale), -(-target[1] // scale)
+        return comfortable_bytes(self.model.config, count, height, width, next(self.model.parameters()).element_size())
 
     def _enlarge_array(self, image: np.ndarray, **options) -> np.ndarray:
         channels = image[..., None] if image.ndim == 2 else image
@@ -159,18 +203,10 @@ class Upscaler:
     def _enlarge_channels(self, channels: np.ndarray, **options) -> np.ndarray:
         """`(h, w, c)` float32 to the same enlarged, c = 1, 3 or 4."""
         tensor = torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1)))[None]
-        return self._enlarge_tensor(tensor, **options)[0].permute(1, 2, 0).numpy()
+        return self.enlarge_batch(tensor, **options)[0].permute(1, 2, 0).numpy()
 
-    def _enlarge_tensor(
-        self, image: Tensor, factor: float | None, size: tuple[int, int] | None, on_progress: ProgressCallback | None
-    ) -> Tensor:
-        if image.ndim != 4 or image.shape[1] not in (1, 3, 4) or 0 in image.shape or not image.is_floating_point():
-            raise ValueError(
-                f"tensor has shape {tuple(image.shape)} and is {image.dtype}; "
-                "expected (b, c, h, w) with c = 1, 3 or 4, at least 1x1, a float type"
-            )
-        height, width = target_size(image.shape[2], image.shape[3], self.scale, factor, size)
-        image = image.detach()
+    def _enlarge_some(self, image: Tensor, height: int, width: int, on_progress: ProgressCallback | None) -> Tensor:
+        """`(b, c, h, w)` to `(b, c, height, width)`, float32."""
         color, alpha = image[:, :3].float().expand(-1, 3, -1, -1), image[:, 3:].float()
         varied = alpha.numel() > 0 and bool(alpha.min() < alpha.max())
         if varied:  # transparency goes through the same network, as a grey picture
@@ -184,7 +220,14 @@ class Upscaler:
             large = torch.cat([large, alpha[:, :, :1, :1].expand(-1, -1, height, width)], 1)
         elif image.shape[1] == 1:
             large = large.mean(1, keepdim=True)
-        return large.to(image.dtype)
+        return large
+
+
+def _share(progress: ProgressCallback | None, start: int, some: int, count: int) -> ProgressCallback | None:
+    """Progress of `some` pictures as progress of `count`, of which `start` are done."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(start * total + some * done, count * total)
 
 
 def _within_range(large: Tensor, small: Tensor) -> Tensor:

@@ -1,0 +1,163 @@
+"""A run's weights for others: as safetensors, in a host's folders, as ONNX."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from transformersr.arch import TransformerSRConfig, load_model, save_model
+from transformersr.arch.checkpoint import read_checkpoint
+from transformersr.training.cli_results import export
+from transformersr.training.export import export_weights, find_weights, install_weights, model_folder, model_name
+from transformersr.training.onnx_export import export_onnx, require_onnx
+from transformersr.upscale.models import list_models
+
+from models import V2, random_model
+
+SETTINGS = {"size": "tiny", "init": "/home/someone/secret/x4-tiny.safetensors", "feature_file": "C:\\me\\vgg19.pth", "preset": "clean"}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run that has saved its weights."""
+    run = tmp_path / "runs" / "anime lines"
+    run.mkdir(parents=True)
+    record = {"training": json.dumps({"step": 500, "scores": {"psnr_y": 30.0}, "settings": SETTINGS})}
+    save_model(random_model(V2), run / "best.safetensors", metadata=record)
+    save_model(random_model(V2, seed=1), run / "last.safetensors")
+    (run / "config.json").write_text(json.dumps(SETTINGS))
+    return run
+
+
+def training_of(path):
+    return json.loads(read_checkpoint(path).metadata["training"])
+
+
+def test_export_writes_half_precision_with_its_record_and_says_what_it_is(run):
+    result = CliRunner().invoke(export, [str(run)], catch_exceptions=False)
+    target = run / "x2-anime-lines.safetensors"
+    size, error = target.stat().st_size, result.output.splitlines()[-1]
+    assert result.output.startswith(f"{target}\n{size:,} bytes, sha256 {hashlib.sha256(target.read_bytes()).hexdigest()}\n")
+    assert "at most" in error
+    assert read_checkpoint(target).weights["conv_first.weight"].dtype == torch.float16
+    assert load_model(target).config == V2
+    assert training_of(target)["scores"] == {"psnr_y": 30.0}
+
+
+def test_an_exported_file_tells_no_paths(run):
+    exported = export_weights(run / "best.safetensors", run / "one.safetensors").path
+    assert training_of(exported)["settings"] == {**SETTINGS, "init": "x4-tiny.safetensors", "feature_file": "vgg19.pth"}
+    older = export_weights(run / "last.safetensors", run / "other.safetensors").path  # has no record of its own
+    assert training_of(older)["settings"]["preset"] == "clean"
+    assert b"secret" not in older.read_bytes()
+
+
+def test_in_full_precision_nothing_changes(run):
+    exported = export_weights(find_weights(run, last=True), run / "exact.safetensors", "fp32")
+    assert exported.error == 0
+    original = load_model(run / "last.safetensors").state_dict()
+    assert all(torch.equal(tensor, original[name]) for name, tensor in load_model(exported.path).state_dict().items())
+
+
+def test_weights_that_do_not_fit_are_refused_and_nothing_is_left(run):
+    model = random_model(V2)
+    with torch.no_grad():
+        model.conv_first.bias[0] = 70_000
+    save_model(model, run / "best.safetensors")
+    with pytest.raises(ValueError, match="--dtype fp32"):
+        export_weights(run / "best.safetensors", run / "large.safetensors")
+    assert {path.name for path in run.iterdir()} == {"best.safetensors", "last.safetensors", "config.json"}
+
+
+def test_no_file_is_replaced(run):
+    (run / "mine.safetensors").write_bytes(b"mine")
+    result = CliRunner().invoke(export, [str(run), "--out", str(run / "mine.safetensors")])
+    assert isinstance(result.exception, FileExistsError)
+    assert (run / "mine.safetensors").read_bytes() == b"mine"
+
+
+def test_names_come_from_the_run_and_say_the_scale(run):
+    assert model_name(run / "best.safetensors") == "x2-anime-lines"
+    save_model(random_model(V2), run / "webtoon_x2.safetensors")
+    assert model_name(run / "webtoon_x2.safetensors") == "webtoon_x2"
+    with pytest.raises(FileNotFoundError, match="saved weights"):
+        find_weights(run.parent)
+
+
+# --- hosts ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hosts(tmp_path):
+    """Folders as ComfyUI and a WebUI have them."""
+    for folder in ("ComfyUI/comfy", "ComfyUI/models/upscale_models", "ComfyUI/output", "webui/modules", "webui/models/ESRGAN", "Pictures"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "webui" / "webui.py").touch()
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    {
+        "ComfyUI": "ComfyUI/models/upscale_models",
+        ".": "ComfyUI/models/upscale_models",
+        "ComfyUI/models": "ComfyUI/models/upscale_models",
+        "ComfyUI/models/upscale_models": "ComfyUI/models/upscale_models",
+        "webui": "webui/models/TransformerSR",
+        "webui/models/ESRGAN": "webui/models/TransformerSR",
+    }.items(),
+)
+def test_hosts_are_recognised(hosts, given, expected):
+    assert model_folder(hosts / given) == (hosts / expected).resolve()
+
+
+@pytest.mark.parametrize("given", ["Pictures", "ComfyUI/output", "none"])
+def test_another_folder_is_refused_in_a_sentence(hosts, run, given):
+    result = CliRunner().invoke(export, [str(run), "--install", str(hosts / given)])
+    assert isinstance(result.exception, ValueError)
+    assert "expected the folder of ComfyUI" in str(result.exception)
+
+
+def test_an_installed_model_is_in_the_list_at_once(hosts, run):
+    CliRunner().invoke(export, [str(run), "--install", str(hosts / "webui")], catch_exceptions=False)
+    assert "x2-anime-lines.safetensors" in list_models([hosts / "webui" / "models" / "TransformerSR"])
+    assert {path.name for path in run.iterdir()} == {"best.safetensors", "last.safetensors", "config.json"}
+
+
+def test_installing_leaves_other_files_and_does_nothing_twice(hosts, run):
+    folder = hosts / "ComfyUI" / "models" / "upscale_models"
+    (folder / "x2-anime-lines.safetensors").write_bytes(b"another's")
+    names = [install_weights(run / f"{one}.safetensors", folder, "x2-anime-lines").path.name for one in ("best", "best", "last", "best")]
+    assert names == [f"x2-anime-lines-{number}.safetensors" for number in (2, 2, 3, 2)]
+    assert (folder / "x2-anime-lines.safetensors").read_bytes() == b"another's"
+    assert len(list(folder.iterdir())) == 3
+
+
+# --- ONNX ----------------------------------------------------------------------------------------
+
+
+def test_without_the_packages_a_sentence_says_what_to_install(run, monkeypatch):
+    monkeypatch.setattr("transformersr.training.onnx_export.find_spec", lambda name: None)
+    result = CliRunner().invoke(export, [str(run), "--onnx", str(run / "a.onnx")])
+    assert 'pip install "transformersr[onnx]"' in str(result.exception)
+    with pytest.raises(ValueError, match=r"\.onnx"):
+        require_onnx(run / "a.zip")
+
+
+def test_onnx_makes_the_same_picture_at_every_size(tmp_path):
+    """With plain and shifted windows, and two pixels of the picture seen as one."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason="ONNX is an extra")
+    import onnx
+
+    config = TransformerSRConfig("v2", 1, 3, 8, 2, (2,), 4, 2)
+    checks = export_onnx(random_model(config), tmp_path / "net.onnx", {"training": "{}"})
+    assert len(checks) == 3
+    model = onnx.load(tmp_path / "net.onnx")
+    onnx.checker.check_model(model)
+    assert [side.dim_param for side in model.graph.input[0].type.tensor_type.shape.dim][2:] == ["height", "width"]
+    assert TransformerSRConfig.from_json({one.key: one.value for one in model.metadata_props}["config"]) == config

@@ -1,0 +1,161 @@
+"""What a run is looked at by: its report and its strips."""
+
+from __future__ import annotations
+
+import json
+import re
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from transformersr.training.charts import Chart, draw
+from transformersr.training.cli_results import report
+from transformersr.training.report import read_records, read_run, write_report
+from transformersr.training.strips import CELL, busiest_place, draw_strip, save_image, strip_side
+from transformersr.training.validate import Pair, resize_with, to_tensor
+
+from pictures import drawing
+
+SCORES = {"ssim_y": 0.9, "psnr_rgb": 28.0, "edge_psnr": 24.0, "flat_psnr": 42.0, "shift_y": 0.001, "shift_x": None}
+BICUBIC = {**SCORES, "psnr_y": 26.78, "edge_psnr": 20.0, "shift_x": 0.0}
+
+
+def lines(records):
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """The folder of a run of 6 log lines and 3 validations, the second the best, killed while it wrote."""
+    run = tmp_path / "x4 <mine>"
+    run.mkdir()
+    settings = {"size": "tiny", "scale": 4, "preset": "clean", "steps": 60, "edge_start": 0.5, "flat_weight": 0.25, "init": "a&b"}
+    about = {
+        "bicubic": BICUBIC,
+        "pictures": {"train": 1206, "validation": 31},
+        "device": "cpu (x86_64)",
+        "precision": "fp32",
+        "processes": 1,
+    }
+    (run / "config.json").write_text(json.dumps(settings))
+    (run / "run.json").write_text(json.dumps({**about, "versions": {"torch": "2.13.0"}, "left_out": ["<b>.png: too small"]}))
+    figures = {"learning_rate": 1e-4, "gradient_norm": 0.1, "d_real": 0.5, "d_fake": -0.5, "skipped": 2}
+    log = [{"step": 10 * step, "seconds": step, "loss": 0.1 / step, **figures} for step in range(1, 7)]
+    validations = [{"step": 20 * (index + 1), "seconds": 200, "psnr_y": psnr, **SCORES} for index, psnr in enumerate((29.0, 30.28, 30.0))]
+    (run / "train.jsonl").write_text(lines(log) + '{"step": 70, "lo')
+    (run / "validation.jsonl").write_text(lines(validations) + "{")
+    for step in (20, 40, 60):
+        save_image(drawing(step), run / "strips" / f"{step:07d}.png")
+    return run
+
+
+def test_a_report_says_how_good_the_best_weights_are(run):
+    result = CliRunner().invoke(report, [str(run)])
+    assert result.output.strip() == str(run / "report.html")
+    page = (run / "report.html").read_text()
+    assert "Best at step 40: PSNR-Y 30.28 dB, <strong>3.50 dB over bicubic</strong> (26.78 dB)." in page
+    assert "+4.00 dB on edges" in page
+    for text in (
+        "tiny, x4",
+        "1,206 to train on, 31 to measure on",
+        "60 of 60",
+        "&lt;b&gt;.png: too small",
+        "2 steps had no effect",
+        "a&amp;b",
+    ):
+        assert text in page, text
+    assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_report_needs_nothing_else(run):
+    page = write_report(run).read_text()
+    sources = re.findall(r'(?:src|href)="(.{10})', page)
+    assert len(sources) == 3
+    assert all(source.startswith("data:image") for source in sources)
+    assert "http" not in page
+    charts = re.findall("<svg.*?</svg>", page, re.DOTALL)
+    assert len(charts) == 9  # five of validation; loss, gradient, rate, discriminator
+    for chart in charts:
+        ElementTree.fromstring(chart)
+
+
+@pytest.mark.parametrize("name", ["config.json", "run.json", "validation.jsonl", "train.jsonl", "strips"])
+@pytest.mark.parametrize("damage", ["missing", "torn", "of another kind"])
+def test_what_is_missing_or_torn_is_left_out(run, name, damage):
+    path = run / name
+    if name == "strips":
+        path = path / "0000060.png"
+    text = path.read_bytes()
+    path.unlink()
+    if damage != "missing":
+        path.write_bytes(text[: len(text) // 2] if damage == "torn" else b'["no", 1]\n')
+    assert write_report(run).read_text().endswith("</html>\n")
+
+
+def test_a_run_that_has_only_begun_has_a_report(tmp_path):
+    (tmp_path / "config.json").write_text('{"size": "tiny"}')
+    assert "Nothing has been measured yet" in write_report(tmp_path).read_text()
+
+
+def test_no_run_is_said_so(tmp_path):
+    with pytest.raises(ValueError, match=r"config\.json"):
+        write_report(tmp_path)
+    with pytest.raises(ValueError, match="no such folder"):
+        write_report(tmp_path / "none")
+
+
+def test_what_a_resumed_run_did_again_counts_once(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text(lines([{"step": step, "loss": loss} for step, loss in ((1, 1), (2, 2), (3, 3), (2, 20), (3, 30))]))
+    assert [(record["step"], record["loss"]) for record in read_records(path)] == [(1, 1), (2, 20), (3, 30)]
+
+
+def test_the_step_where_the_loss_changes_is_marked(run):
+    assert "edges weigh more" in write_report(run).read_text()
+    assert read_run(run).last["step"] == 60
+
+
+@pytest.mark.parametrize("values", [[5.0], [0.0, 0.0], [1e-9, 2e-9], [float(value) for value in range(5000)]])
+def test_charts_of_any_values_are_drawn_within_their_frame(values):
+    svg = re.search("<svg.*</svg>", draw(Chart("a & b", {"one": list(enumerate(values))}, {"c<d": 3.0})))[0]
+    places = re.findall(r"[ML]([0-9.-]+) ([0-9.-]+)", ElementTree.fromstring(svg).find("g/path").get("d"))
+    assert 1 <= len(places) <= 300
+    assert all(58 <= float(x) <= 536 and 22 <= float(y) <= 194 for x, y in places)
+
+
+def test_a_chart_without_points_is_not_drawn():
+    assert draw(Chart("empty", {"one": []})) == ""
+
+
+# --- strips --------------------------------------------------------------------------------------
+
+
+def pair(size, scale=4):
+    gt = drawing(1, size)
+    return Pair("Zeichnung-ö.png", to_tensor(gt.resize((size // scale, size // scale))), to_tensor(gt))
+
+
+def test_a_strip_shows_the_place_with_most_edges():
+    gt = torch.full((1, 3, 256, 200), 0.5)
+    gt[..., 150:180:4, 90:130] = 0
+    place = busiest_place(gt, 64, 4)
+    assert gt[place].shape == (1, 3, 64, 64)
+    assert (gt[place] == 0).sum() == (gt == 0).sum()
+    assert [part.start % 4 for part in place[1:]] == [0, 0]
+
+
+@pytest.mark.parametrize(("size", "side"), [(256, 192), (100, 96), (64, 64), (20, 16)])
+def test_pixels_of_a_strip_are_whole_pixels_of_its_sheet(size, side):
+    assert strip_side(torch.zeros(1, 3, size, size + 50)) == side
+    assert CELL % side == 0
+
+
+def test_a_strip_has_a_row_for_every_picture_and_figures_below():
+    watched = [pair(256), pair(96)]
+    strip = draw_strip(watched, resize_with("lanczos", 4), 4, 12000)
+    assert strip.width == 3 * CELL + 8
+    assert strip.height > 2 * (CELL + 16)
+    captions = strip.crop((0, strip.height - 15, strip.width, strip.height)).convert("L")
+    assert all(captions.crop((left, 0, left + CELL, 15)).getextrema()[0] < 128 for left in (0, CELL + 4, 2 * CELL + 8))

@@ -1,0 +1,177 @@
+"""Files of weights in a host's folders: which of them are ours, what they are called in a list, and safetensors in place of pickled ones.
+
+Nothing here reads a whole file, or runs anything in it, to make a list: the names of the tensors stand in clear in the header of a
+safetensors file and in the index of a PyTorch one, and they say whose network it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from ..arch.checkpoint import convert_file
+from .upscaler import available_models
+
+SUFFIXES = (".safetensors", ".sft", ".pt", ".pth", ".ckpt")
+"""Endings of files that may hold weights."""
+INDEX_BYTES = 2**25
+"""The most that is read of a file to recognise it; the index of the largest networks there are is smaller."""
+CONVERTED = "converted_from"
+"""Metadata key of a file that `as_safetensors` made: the name, size and time of its source."""
+
+
+# --- lists ---------------------------------------------------------------------------------------
+
+
+def list_models(folders: Iterable[str | Path]) -> dict[str, Path]:
+    """Every TransformerSR model a user can choose: label to file, those that come with the package first.
+
+    Labels are for saved workflows and settings, and so do not change: the name for a shipped model (`x4-tiny`), the path below its
+    folder with "/" and ending for a file (`anime/mine.pth`). Of two files with one label the earlier folder's counts. Left out are
+    other networks, and what `as_safetensors` made of a file that is still there. Folders need not exist. Cheap: a file is looked into
+    again only when its size or time changes.
+    """
+    models = available_models()
+    for folder in folders:
+        for label, path in sorted(_files(Path(folder)), key=lambda item: item[0].lower()):
+            if label not in models and is_transformersr(path) and not _is_copy(path):
+                models[label] = path
+    return models
+
+
+def find_in_list(label: str, models: dict[str, Path]) -> Path:
+    """The file of a label. Forgives a "\\\\" for "/", and a pickled file of which only the converted one is left.
+
+    Raises FileNotFoundError naming the label and the first of those there are.
+    """
+    label = label.replace("\\", "/")
+    path = models.get(label) or models.get(str(Path(label).with_suffix(".safetensors").as_posix()))
+    if path is None or not path.is_file():
+        raise FileNotFoundError(f"{label}: no TransformerSR model of this name; there are {', '.join(list(models)[:8]) or 'none'}")
+    return path
+
+
+def stamp(path: Path) -> str:
+    """What changes when a file is replaced: its size and time."""
+    status = path.stat()
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def _files(folder: Path) -> list[tuple[str, Path]]:
+    """Label and path of what may be weights, at any depth, through links but not in circles."""
+    found, seen = [], set()
+    for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        folders[:] = [] if real in seen else [name for name in folders if not name.startswith(".")]
+        names = [] if real in seen else [name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
+        seen.add(real)
+        found += [((path := Path(root, name)).relative_to(folder).as_posix(), path) for name in names]
+    return found
+
+
+# --- recognising ---------------------------------------------------------------------------------
+
+NAMES = (
+    ("architecture", "conv_first.weight", "upsample.weight"),
+    ("in_conv.weight", "out_conv.0.weight", "blocks.0.0.window_attention.qkv.weight"),
+    ("layers.0.weight", "layers.1.0.window_attention.project_q.weight"),
+)
+"""Tensors that only our files, the author's older and the author's newer ones have."""
+
+
+def is_transformersr(path: Path) -> bool:
+    """Whether a file is, by the names in its index, a network of ours or the original author's.
+
+    A file that calls itself transformersr passes too: if it is none, or damaged, the user gets to hear why when it is loaded.
+    """
+    return "transformersr" in path.name.lower() or _probe(path).ours
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """What the index of a file says."""
+
+    ours: bool = False
+    converted_from: str | None = None
+
+
+def _probe(path: Path) -> _Probe:
+    """Look into a file, once for each of its versions; one that cannot be read says nothing."""
+    try:
+        return _look_into(str(path), stamp(path))
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError):
+        return _Probe()
+
+
+@lru_cache(maxsize=4096)
+def _look_into(path: str, stamp: str) -> _Probe:
+    with open(path, "rb") as file:
+        head = file.read(9)
+        if head[8:9] == b"{":
+            size = min(int.from_bytes(head[:8], "little"), INDEX_BYTES)
+            header = json.loads(b"{" + file.read(size - 1))
+            ours = any(header.keys() >= set(names) for names in NAMES)
+            return _Probe(ours, (header.get("__metadata__") or {}).get(CONVERTED))
+        index = _index_of_zip(path) if head[:2] == b"PK" else file.read(2**20) if head[:1] == b"\x80" else b""
+    return _Probe(any(all(name.encode() in index for name in names) for names in NAMES))
+
+
+def _index_of_zip(path: str) -> bytes:
+    """The pickle that names the tensors of a `torch.save` file; the tensors are in files of their own."""
+    with zipfile.ZipFile(path) as archive:
+        name = next((name for name in archive.namelist() if re.search(r"(^|/)data\.pkl$", name)), None)
+        if name is None:
+            return b""
+        with archive.open(name) as file:
+            return file.read(INDEX_BYTES)
+
+
+# --- converting ----------------------------------------------------------------------------------
+
+
+def as_safetensors(path: str | Path, cache: str | Path | None = None) -> Path:
+    """The file itself if it is safetensors, else a safetensors of it, made when it is first asked for and after every change of the file.
+
+    It lies beside the file, under its name, or in the folder `cache` where that place is taken or cannot be written to. Where neither
+    can be, the file itself is returned, which `load_model` reads as well. The file is never changed, nor any other of the user's.
+
+    Raises CheckpointError if the file is not a TransformerSR network, OSError if it cannot be read.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        if file.read(9)[8:] == b"{":
+            return path
+    source = f"{path.name} {stamp(path)}"
+    targets = [target for target in _targets(path, cache) if target != path]
+    for target in targets:
+        if _probe(target).converted_from == source:
+            return target
+    for target in targets:
+        if target.exists() and (_probe(target).converted_from or "").rpartition(" ")[0] != path.name:
+            continue  # somebody else's
+        with suppress(OSError):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            convert_file(path, target, metadata={CONVERTED: source})
+            return target
+    return path
+
+
+def _targets(path: Path, cache: str | Path | None) -> list[Path]:
+    beside = path.with_suffix(".safetensors")
+    if cache is None:
+        return [beside]
+    return [beside, Path(cache) / f"{path.stem}-{zlib.crc32(os.fsencode(path.resolve())):08x}.safetensors"]
+
+
+def _is_copy(path: Path) -> bool:
+    """Whether `as_safetensors` made a file from one beside it."""
+    source = _probe(path).converted_from
+    return source is not None and path.with_name(source.rpartition(" ")[0]).is_file()
