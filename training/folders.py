@@ -70,8 +70,8 @@ def split_pictures(
 ) -> Split:
     """Divide a folder's pictures, those below `without` left out; patterns are relative to it.
 
-    Without patterns every twentieth content hash is for validation. Of pairs the sharp picture counts. Pictures that lack their partner are
-    among those for training, where reading will name them.
+    Without patterns every twentieth content hash is for validation, and three of twenty pictures at least. Of pairs the sharp picture
+    counts. Pictures that lack their partner are among those for training, where reading will name them.
     """
     folder = Path(folder)
 
@@ -87,7 +87,9 @@ def split_pictures(
         held = [path for path in whole if matches(path, validation)]
     else:
         hashes = {path: hashlib.sha256(path.read_bytes()).digest() for path in whole}
-        held = [path for path in whole if hashes[path][0] < 256 // 20] or sorted(whole, key=hashes.__getitem__)[:1]
+        least = max(1, min(3, len(whole) // 6))
+        held = [path for path in whole if hashes[path][0] < 256 // 20]
+        held = held if len(held) >= least else sorted(sorted(whole, key=hashes.__getitem__)[:least])
     train = [path for path in paths if path not in set(held)]
     if not train or not held:
         raise ValueError(f"{folder}: {len(train)} pictures for training and {len(held)} for validation; expected at least one of each")
