@@ -1,0 +1,71 @@
+"""Make the folder of free pictures that training never saw, by artists whose work it never saw, out of public repositories.
+
+    python benchmarks/foreign_pictures.py OUT --repositories CLONES
+
+`foreign-pictures.csv` beside this file names for each picture its repository and commit, author and licence, and what is done to it: files
+laid over each other on a plain colour, a box cut out, reduced by Lanczos. Repositories that CLONES lacks are cloned there with git. The
+pictures are not part of this project: they are for measuring and stay where they are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import io
+import subprocess
+from pathlib import Path
+
+from PIL import Image
+
+from transformersr.training.strips import save_image
+
+MANIFEST = Path(__file__).with_name("foreign-pictures.csv")
+
+
+def read_manifest() -> list[dict[str, str]]:
+    with open(MANIFEST, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def repository(clones: Path, source: str) -> Path:
+    """The clone of "owner/name", made if it is not there."""
+    path = clones / source.replace("/", "+")
+    if not path.exists():
+        command = ["git", "clone", "--no-checkout", "--filter=blob:none", f"https://github.com/{source}", str(path)]
+        subprocess.run(command, check=True)
+    return path
+
+
+def make_picture(row: dict[str, str], clones: Path) -> Image.Image:
+    """One picture as its row says."""
+    source = repository(clones, row["repository"])
+    left, top, width, height = map(int, row["box"].split())
+    picture = Image.new("RGBA", (width, height), row["background"])
+    for file in row["files"].split(" + "):
+        data = subprocess.run(["git", "-C", str(source), "show", f"{row['commit']}:{file}"], check=True, capture_output=True).stdout
+        with Image.open(io.BytesIO(data)) as layer:
+            picture.alpha_composite(layer.convert("RGBA").crop((left, top, left + width, top + height)))
+    size = int(row["width"]), round(int(row["width"]) * height / width)
+    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def pixels_sha256(picture: Image.Image) -> str:
+    """A checksum of what a picture shows, whatever compressed its file."""
+    return hashlib.sha256(f"{picture.width}x{picture.height} ".encode() + picture.tobytes()).hexdigest()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--repositories", type=Path, required=True, help="folder of clones; what is missing is cloned into it")
+    options = parser.parse_args()
+    for row in read_manifest():
+        picture = make_picture(row, options.repositories)
+        save_image(picture, options.out / row["file"])
+        note = "" if pixels_sha256(picture) == row["sha256"] else f", not as expected: its pixels give {pixels_sha256(picture)}"
+        print(f"{row['file']}: {picture.width}x{picture.height}{note}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

