@@ -1,0 +1,223 @@
+"""TransformerSR in the WebUI (AUTOMATIC1111, Forge, reForge): every model an upscaler that the host lists wherever it lists upscalers.
+
+The host executes this file alone, at its start and at each "Reload UI"; all that happens here may happen again. What makes a picture
+larger is in `upscale/`; this file turns the host's images, settings, progress and interruptions into what is expected there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+import tqdm
+from modules import devices, errors, script_callbacks, scripts, scripts_postprocessing, shared
+from modules.paths_internal import data_path
+from modules.upscaler import LANCZOS, Upscaler, UpscalerData
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def load_package() -> str:
+    """Load the extension's folder as a package, anew each time so that an update takes effect with "Reload UI"; return its name.
+
+    The name is `transformersr`, unless something of that name from elsewhere is loaded. `sys.path` is neither used, because in some
+    hosts it holds every extension's folder and in others none, nor changed.
+    """
+    name = "transformersr"
+    if name in sys.modules and Path(getattr(sys.modules[name], "__file__", None) or "/").resolve().parent != ROOT:
+        name = "transformersr_webui"
+    for loaded in [module for module in sys.modules if module == name or module.startswith(f"{name}.")]:
+        del sys.modules[loaded]
+    spec = importlib.util.spec_from_file_location(name, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+    return name
+
+
+PACKAGE = load_package()
+arch = importlib.import_module(f"{PACKAGE}.arch")
+engine = importlib.import_module(f"{PACKAGE}.upscale.engine")
+models = importlib.import_module(f"{PACKAGE}.upscale.models")
+upscaling = importlib.import_module(f"{PACKAGE}.upscale.upscaler")
+with suppress(ImportError, RuntimeError):  # a spandrel of early 2024 is too old, and none loads beside a wrong torchvision
+    importlib.import_module(f"{PACKAGE}.upscale.spandrel_arch").register()
+
+
+# --- the upscaler --------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    """The user has interrupted or skipped what is being made."""
+
+
+class UpscalerTransformerSR(Upscaler):
+    """All our models; the host makes one object of this class whenever it loads its upscalers.
+
+    A picture that cannot be enlarged comes back as it is, and the reason is shown: an error must not cost the user the rest of a batch.
+    """
+
+    failed = False
+    """Whether the host may have kept a picture that came back as it was (see `ForgetFailures`)."""
+
+    def __init__(self, dirname: str | None = None):
+        self.name = "TransformerSR"
+        self.user_path = dirname
+        super().__init__(create_dirs=True)
+        files = models.list_models(folder for folder in (self.model_path, dirname) if folder)
+        self.scalers = [UpscalerData(f"{self.name} {label}", str(path), self, scale_of(path)) for label, path in files.items()]
+        self._key: tuple | None = None
+        self._upscaler: upscaling.Upscaler | None = None
+
+    def upscale(self, img: Image.Image, scale: float, selected_model: str | None = None) -> Image.Image:
+        """Enlarge each side by `scale` and drop the fraction, as the host announces it; its own method cuts to multiples of 8."""
+        width, height = (max(1, int(side * scale + 1e-6)) for side in img.size)  # 683 * (1000 / 683) is 999.99...
+        if scale < 1:
+            return img.resize((width, height), LANCZOS)
+        return self._enlarge(img, selected_model, size=(height, width))
+
+    def do_upscale(self, img: Image.Image, selected_model: str | None = None) -> Image.Image:
+        """Enlarge by the model's own scale. The host does not call this, other extensions do."""
+        return self._enlarge(img, selected_model)
+
+    def load_model(self, path: str) -> upscaling.Upscaler:
+        """The model of a file, in the precision set, kept until the file or the precision changes."""
+        file = upscaling.find_model(path)
+        precision = "fp32" if shared.cmd_opts.no_half else getattr(shared.opts, "transformersr_precision", "auto")
+        dtype = upscaling.find_dtype(precision, devices.get_device_for("transformersr"))
+        key = (file, models.stamp(file), dtype)
+        if key != self._key:
+            self._key = self._upscaler = None  # the old one is gone before the new one comes
+            weights = models.as_safetensors(file, cache=Path(data_path, "cache", "transformersr"))
+            self._upscaler, self._key = upscaling.Upscaler(arch.load_model(weights).to(dtype)), key
+        gibibytes = getattr(shared.opts, "transformersr_memory", 0)
+        self._upscaler.memory = int(gibibytes * 2**30) or None
+        return self._upscaler
+
+    def _enlarge(self, img: Image.Image, selected_model: str | None, **target) -> Image.Image:
+        label = next((entry.name for entry in self.scalers if entry.data_path == selected_model), self.name)
+        try:
+            with self._on_device(selected_model) as upscaler, progress_shown(label) as on_progress, devices.without_autocast():
+                return to_image(upscaler(to_pixels(img), on_progress=on_progress, **target), img)
+        except Stopped:
+            pass
+        except Exception as error:
+            tell(f"{label} did not enlarge the picture: {error}", error)
+        UpscalerTransformerSR.failed = True
+        return img
+
+    @contextmanager
+    def _on_device(self, selected_model: str | None) -> Iterator[upscaling.Upscaler]:
+        """A model on the host's device, for as long as it works and not a moment longer: the host does not know of this memory."""
+        upscaler = self.load_model(selected_model)
+        device = devices.get_device_for("transformersr")
+        if device.type != "cpu":
+            free_hosts_memory()
+        try:
+            upscaler.model.to(device)
+            yield upscaler
+        finally:
+            upscaler.model.to("cpu")
+            devices.torch_gc()
+
+
+def scale_of(path: Path) -> int:
+    """The scale for the host's list: the model's, or 4 for a pickled or damaged file, which would have to be read for it."""
+    with suppress(OSError, SafetensorError, KeyError, TypeError, ValueError), safe_open(path, framework="pt") as file:
+        return arch.TransformerSRConfig.from_json(file.metadata()["config"]).scale
+    return UpscalerData.scale
+
+
+def to_pixels(img: Image.Image) -> np.ndarray:
+    """`(h, w, 3)` or, where anything is transparent, `(h, w, 4)` uint8. Pixels alone: the host has seen to a file's orientation."""
+    if "A" in img.getbands() or "transparency" in img.info:
+        pixels = np.asarray(img.convert("RGBA"))
+        return pixels if pixels[..., 3].min() < 255 else pixels[..., :3]  # Forge's Extras tab makes every picture RGBA
+    return np.asarray(img.convert("RGB"))
+
+
+def to_image(pixels: np.ndarray, source: Image.Image) -> Image.Image:
+    """Pixels as the host's kind of image, in the source's colours."""
+    image = Image.fromarray(pixels)
+    image.info = {key: source.info[key] for key in ("icc_profile",) if key in source.info}
+    return image
+
+
+@contextmanager
+def progress_shown(label: str) -> Iterator[engine.ProgressCallback]:
+    """A callback that moves the console's bar and the page's text, and raises Stopped once the user wants an end."""
+    before = shared.state.textinfo
+    with tqdm.tqdm(total=100, desc=label, unit="%", disable=not shared.opts.enable_upscale_progressbar) as bar:
+
+        def show(done: int, total: int) -> None:
+            # `stopping_generation` is not asked: it means an end after this picture, whole
+            if shared.state.interrupted or shared.state.skipped:
+                raise Stopped
+            bar.update(100 * done // total - bar.n)
+            shared.state.textinfo = f"{label}: {100 * done // total}%"
+
+        try:
+            show(0, 1)
+            yield show
+        finally:
+            shared.state.textinfo = before
+
+
+def tell(message: str, error: Exception) -> None:
+    """Say on the console and, where the page that asked is known, on the page what went wrong."""
+    explained = isinstance(error, (arch.CheckpointError, engine.MemoryBudgetError, OSError))
+    errors.report(message, exc_info=not explained)
+    with suppress(Exception):
+        gr.Warning(message)
+
+
+def free_hosts_memory() -> None:
+    """Have Forge or reForge take its models off the device. AUTOMATIC1111 has no such thing."""
+    for home in ("modules_forge.utils", "modules_forge.forge_util"):
+        with suppress(ImportError, AttributeError):
+            importlib.import_module(home).prepare_free_memory()
+            return
+
+
+# --- what the host is told -----------------------------------------------------------------------
+
+
+class ForgetFailures(scripts_postprocessing.ScriptPostprocessing):
+    """Without controls: lets the Extras tab forget what we failed at. It keeps every result, and would show it again on a second try."""
+
+    name = "TransformerSR clean-up"
+    order = 1001
+
+    def ui(self) -> dict:
+        return {}
+
+    def process_firstpass(self, pp, **args) -> None:
+        if UpscalerTransformerSR.failed:
+            UpscalerTransformerSR.failed = False
+            scripts.scripts_postproc.image_changed()
+
+
+def add_settings() -> None:
+    """Add ours to Settings, Upscaling."""
+    section = ("upscaling", "Upscaling")
+    memory = shared.OptionInfo(0, "TransformerSR: memory in GiB", gr.Slider, {"minimum": 0, "maximum": 24, "step": 0.25}, section=section)
+    precision = shared.OptionInfo("auto", "TransformerSR: precision", gr.Radio, {"choices": ["auto", *upscaling.DTYPES]}, section=section)
+    shared.opts.add_option("transformersr_memory", memory.info("at most; 0 takes what is free. Less is slower, the picture is the same"))
+    shared.opts.add_option("transformersr_precision", precision.info("auto is fp16 on NVIDIA cards that compute in it, else fp32"))
+
+
+def add_where_missing() -> None:
+    """Add our upscalers where the host looked for none (reForge of 2026 has a fixed list of classes)."""
+    if not any(isinstance(entry.scaler, UpscalerTransformerSR) for entry in shared.sd_upscalers):
+        shared.sd_upscalers += UpscalerTransformerSR(getattr(shared.cmd_opts, "transformersr_models_path", None)).scalers
+
+
+script_callbacks.on_ui_settings(add_settings)
+script_callbacks.on_before_ui(add_where_missing)

@@ -1,0 +1,355 @@
+"""The WebUI adapter: by itself, and inside a real Forge (or reForge, or AUTOMATIC1111) where there is one.
+
+    TRANSFORMERSR_FORGE=/path/to/stable-diffusion-webui-forge TRANSFORMERSR_FORGE_PYTHON=/path/to/its/python pytest tests/test_webui.py
+
+The host runs in processes of its own, on the CPU, with a folder of data of its own; nothing is written into its installation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import io
+import json
+import os
+import runpy
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from transformersr import Upscaler
+from transformersr.arch import save_model
+
+from models import V2, random_model
+
+ROOT = Path(__file__).resolve().parent.parent
+FORGE = os.environ.get("TRANSFORMERSR_FORGE")
+PYTHON = os.environ.get("TRANSFORMERSR_FORGE_PYTHON", sys.executable)
+CPU = ("--always-cpu",) if Path(FORGE or "", "modules_forge").is_dir() else ("--use-cpu", "all", "--no-half")
+ARGUMENTS = ("--skip-prepare-environment", *CPU, "--skip-torch-cuda-test", "--no-download-sd-model", "--data-dir")
+NAME = "TransformerSR x4-tiny"
+
+needs_forge = pytest.mark.skipif(FORGE is None, reason="TRANSFORMERSR_FORGE does not name the folder of a Forge")
+
+
+def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    """Noise, the same each time."""
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)).convert(mode)
+
+
+# --- without a host ------------------------------------------------------------------------------
+
+
+def test_preload_adds_the_option_that_the_loader_derives_from_the_class(tmp_path):
+    parser = argparse.ArgumentParser()
+    runpy.run_path(str(ROOT / "preload.py"))["preload"](parser)
+    assert parser.parse_args([]).transformersr_models_path is None
+    assert parser.parse_args(["--transformersr-models-path", str(tmp_path)]).transformersr_models_path == str(tmp_path)
+
+
+STAND_IN = """
+import contextlib, json, os, runpy, sys, types
+from PIL import Image
+
+def module(name, **content):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__dict__.update(content)
+    return sys.modules[name]
+
+class Upscaler:
+    def __init__(self, create_dirs=False):
+        self.model_path = os.path.join(sys.argv[2], self.name)
+
+class UpscalerData:
+    scale = 4
+    def __init__(self, name, path, upscaler=None, scale=4):
+        self.name, self.data_path, self.scaler, self.scale = name, path, upscaler, scale
+
+class Option:
+    def __init__(self, *args, **kwargs): pass
+    def info(self, text): return self
+
+import torch
+reports, callbacks = [], []
+state = types.SimpleNamespace(interrupted=False, skipped=False, textinfo="before")
+opts = types.SimpleNamespace(enable_upscale_progressbar=False, add_option=lambda key, info: setattr(opts, key, 0))
+parts = {
+    "devices": {"get_device_for": lambda task: torch.device("cpu"), "torch_gc": lambda: None, "without_autocast": contextlib.nullcontext},
+    "errors": {"report": lambda message, exc_info: reports.append(message)},
+    "script_callbacks": {"on_ui_settings": callbacks.append, "on_before_ui": callbacks.append},
+    "scripts": {},
+    "scripts_postprocessing": {"ScriptPostprocessing": object},
+    "shared": {"state": state, "opts": opts, "cmd_opts": types.SimpleNamespace(no_half=True), "OptionInfo": Option, "sd_upscalers": []},
+    "paths_internal": {"data_path": sys.argv[2]},
+    "upscaler": {"LANCZOS": Image.Resampling.LANCZOS, "Upscaler": Upscaler, "UpscalerData": UpscalerData},
+}
+module("modules", **{name: module(f"modules.{name}", **content) for name, content in parts.items()})
+module("gradio", Slider=None, Radio=None, Warning=lambda message: None)
+module("transformersr", __file__=os.path.join(sys.argv[2], "another", "__init__.py"))
+
+script = runpy.run_path(sys.argv[1])
+for callback in callbacks * 2:
+    callback()
+upscaler = script["UpscalerTransformerSR"](None)
+image = Image.new("RGB", (23, 17), (10, 200, 30))
+sizes = [upscaler.upscale(image, scale, upscaler.scalers[0].data_path).size for scale in (1, 2.5, 3, 0.5)]
+missing = upscaler.upscale(image, 2, "missing.safetensors")
+state.interrupted = True
+stopped = upscaler.upscale(image, 2, upscaler.scalers[0].data_path)
+json.dump({
+    "names": [entry.name for entry in upscaler.scalers], "listed": len(sys.modules["modules.shared"].sd_upscalers), "sizes": sizes,
+    "unchanged": [missing == image, stopped == image], "reports": reports, "package": script["PACKAGE"], "text": state.textinfo,
+    "path": sys.argv[3] in sys.path,
+}, sys.stdout)
+"""
+
+
+def test_script_alone_in_a_stand_in_for_a_host(tmp_path):
+    """What can be told without the real one: it is loaded by file, sizes, failures, and a package of the same name from elsewhere."""
+    arguments = [sys.executable, "-c", STAND_IN, str(ROOT / "scripts" / "transformersr_upscaler.py"), str(tmp_path), str(ROOT)]
+    found = json.loads(subprocess.run(arguments, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=120).stdout)
+    assert found["names"][0] == NAME
+    assert found["listed"] == len(found["names"])  # callbacks run twice list everything once
+    assert found["sizes"] == [[23, 17], [57, 42], [69, 51], [11, 8]]
+    assert found["unchanged"] == [True, True]
+    assert "missing.safetensors" in found["reports"][0]
+    assert len(found["reports"]) == 1
+    assert found["package"] == "transformersr_webui"
+    assert found["text"] == "before"
+    assert not found["path"]
+
+
+# --- inside the host -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A folder of data for the host: this extension under another name, models of the user's, and damaged ones."""
+    data = tmp_path_factory.mktemp("webui data")
+    (data / "extensions").mkdir()
+    (data / "extensions" / "Transformer-SR main").symlink_to(ROOT, target_is_directory=True)
+    own = data / "models" / "TransformerSR"
+    (own / "mine").mkdir(parents=True)
+    save_model(random_model(V2), own / "mine" / "x2.safetensors")
+    torch.save({"params": random_model(V2).state_dict()}, own / "mine" / "pickled.pth")
+    (data / "elsewhere").mkdir()
+    save_model(random_model(V2), data / "elsewhere" / "far.safetensors")
+    (own / "transformersr broken.safetensors").write_bytes((ROOT / "weights" / "x4-tiny.safetensors").read_bytes()[:400_000])
+    (own / "transformersr broken.pth").write_bytes(b"PK\x03\x04 and no more")
+    return data
+
+
+INSIDE = """
+import contextlib, json, os, sys
+sys.argv = ["webui.py", *sys.argv[1:]]
+sys.path.insert(0, os.getcwd())
+result = os.environ["RESULT"]
+from modules import timer  # from here on as the host's webui.py does it
+with contextlib.suppress(ImportError):  # AUTOMATIC1111
+    from modules_forge.initialization import initialize_forge
+    initialize_forge()
+from modules import initialize
+initialize.imports()
+from modules import errors, images, script_callbacks, scripts, shared
+from PIL import Image
+reports, found = [], {}
+errors_report = errors.report
+errors.report = lambda message, **options: (reports.append(message), errors_report(message, **options))
+
+def load(start):
+    start()
+    script_callbacks.before_ui_callback()
+    script_callbacks.ui_settings_callback()
+    return [entry.name for entry in shared.sd_upscalers if entry.name.startswith("TransformerSR")]
+
+found["names"] = load(initialize.initialize)
+found["names_after_reload"] = load(lambda: initialize.initialize_rest(reload_script_modules=True))
+found["scales"] = [entry.scale for entry in shared.sd_upscalers if entry.name.startswith("TransformerSR")]
+found["clean_ups"] = [one.script_class.name for one in scripts.postprocessing_scripts_data].count("TransformerSR clean-up")
+found["settings"] = [key for key in shared.opts.data_labels if key.startswith("transformersr")]
+found["package"] = sys.modules["transformersr"].__file__
+
+image = Image.open(os.environ["PICTURE"])
+tiny = next(entry for entry in shared.sd_upscalers if entry.name == "TransformerSR x4-tiny")
+enlarge = tiny.scaler.upscale
+found["hires"] = images.resize_image(0, image, 152, 104, upscaler_name="TransformerSR x4-tiny").size
+images.resize_image(0, image, 152, 104, upscaler_name="TransformerSR x4-tiny").save(result + ".png")
+found["cropped"] = images.resize_image(1, image, 101, 103, upscaler_name="TransformerSR mine/x2.safetensors").size
+mine, pickled = (next(one.data_path for one in shared.sd_upscalers if one.name.endswith(end)) for end in ("x2.safetensors", "pickled.pth"))
+found["own"] = tiny.scaler.do_upscale(image, mine).size
+found["pickled"] = enlarge(image, 2, pickled).tobytes() == enlarge(image, 2, mine).tobytes(), sorted(os.listdir(os.path.dirname(mine)))
+found["odd"] = enlarge(image, 3.1, tiny.data_path).size
+enlarge(image, 1, mine)
+loaded = tiny.scaler._upscaler
+enlarge(image, 1, mine)
+found["kept"] = tiny.scaler._upscaler is loaded
+os.utime(mine)
+enlarge(image, 1, mine)
+found["loaded_anew"] = tiny.scaler._upscaler is not loaded
+
+class Interrupting:
+    '''Interrupts at the second look at it.'''
+    looks = 0
+    def __get__(self, state, kind):
+        Interrupting.looks += 1
+        return Interrupting.looks > 2
+before = reports.copy()
+kind = type(shared.state)
+kind.interrupted, kept = Interrupting(), shared.state.__dict__.pop("interrupted", False)
+found["interrupted"] = [enlarge(image, 4, tiny.data_path) is image, Interrupting.looks, reports == before]
+kind.interrupted = False
+
+broken = [entry for entry in shared.sd_upscalers if "broken" in entry.name]
+found["broken"] = [[one.name, one.scaler.upscale(image, 2, one.data_path) is image, os.path.exists(one.data_path)] for one in broken]
+found["reports"] = reports
+found["corrupted"] = [name for name in os.listdir(os.path.dirname(broken[0].data_path)) if "corrupted" in name]
+json.dump(found, open(result, "w"))
+os._exit(0)
+"""
+
+
+@pytest.fixture(scope="module")
+def inside(data, tmp_path_factory) -> dict:
+    """What the host's own functions did with our upscalers, in one process."""
+    folder = tmp_path_factory.mktemp("result")
+    picture(38, 26).save(folder / "picture.png")
+    environment = os.environ | {"RESULT": str(folder / "result"), "PICTURE": str(folder / "picture.png"), "HF_HUB_OFFLINE": "1"}
+    command = [PYTHON, "-c", INSIDE, *ARGUMENTS, str(data), "--transformersr-models-path", str(data / "elsewhere")]
+    done = subprocess.run(command, cwd=FORGE, env=environment, capture_output=True, text=True, timeout=600)
+    assert (folder / "result").is_file(), done.stdout[-2000:] + done.stderr[-4000:]
+    return json.loads((folder / "result").read_text()) | {"picture": str(folder / "result.png"), "source": str(folder / "picture.png")}
+
+
+@needs_forge
+def test_every_model_is_listed_once_before_and_after_a_reload(inside):
+    assert inside["names"] == inside["names_after_reload"]
+    assert sorted(inside["names"]) == sorted({*inside["names"]})
+    expected = {NAME, *(f"TransformerSR {label}" for label in ("mine/x2.safetensors", "mine/pickled.pth", "far.safetensors"))}
+    assert expected <= {*inside["names"]}
+    assert inside["clean_ups"] == 1
+    assert inside["settings"] == ["transformersr_memory", "transformersr_precision"]
+    assert dict(zip(inside["names"], inside["scales"], strict=True))["TransformerSR mine/x2.safetensors"] == 2
+    assert Path(inside["package"]).resolve() == ROOT / "__init__.py"
+
+
+@needs_forge
+def test_sizes_are_those_asked_for(inside):
+    assert inside["hires"] == [152, 104]
+    assert inside["cropped"] == [101, 103]
+    assert inside["odd"] == [117, 80]  # 38 * 3.1 and 26 * 3.1, without their fractions
+    assert inside["own"] == [76, 52]
+
+
+@needs_forge
+def test_hires_pass_gives_what_the_python_api_gives(inside):
+    expected = Upscaler.from_pretrained(device="cpu")(Image.open(inside["source"]))
+    difference = np.abs(np.asarray(expected, int) - np.asarray(Image.open(inside["picture"]), int))
+    assert difference.max() <= 1  # other versions of PyTorch round otherwise
+
+
+@needs_forge
+def test_pickled_model_is_read_and_becomes_safetensors_beside_it(inside):
+    assert inside["pickled"] == [True, ["pickled.pth", "pickled.safetensors", "x2.safetensors"]]
+
+
+@needs_forge
+def test_model_is_kept_until_its_file_changes(inside):
+    assert inside["kept"]
+    assert inside["loaded_anew"]
+
+
+@needs_forge
+def test_interruption_ends_it_within_a_band_and_is_no_error(inside):
+    unchanged, looks, silent = inside["interrupted"]
+    assert unchanged
+    assert silent
+    assert looks == 3
+
+
+@needs_forge
+def test_damaged_weights_give_the_picture_and_a_reason_and_stay_where_they_are(inside):
+    assert [*map(tuple, inside["broken"])] == [
+        ("TransformerSR transformersr broken.pth", True, True),
+        ("TransformerSR transformersr broken.safetensors", True, True),
+    ]
+    assert inside["corrupted"] == []
+    for ending in (".pth", ".safetensors"):
+        assert any(f"broken{ending}" in report and "download or copy it again" in report for report in inside["reports"])
+
+
+# --- the running server --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def served(data: Path, log: Path):
+    """The host's address, while it runs."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [PYTHON, "launch.py", *ARGUMENTS, str(data), "--api", "--port", str(port)]
+    with log.open("w") as output:
+        server = subprocess.Popen(command, cwd=FORGE, env=os.environ | {"HF_HUB_OFFLINE": "1"}, stdout=output, stderr=output)
+    try:
+        wait_for(f"http://127.0.0.1:{port}/sdapi/v1/upscalers", server, log)
+        yield f"http://127.0.0.1:{port}/sdapi/v1"
+    finally:
+        server.terminate()
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+def wait_for(address: str, server: subprocess.Popen, log: Path) -> None:
+    end = time.monotonic() + 400
+    while time.monotonic() < end and server.poll() is None:
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(address, timeout=5).close()
+            return
+        time.sleep(2)
+    raise AssertionError(f"the host did not start:\n{log.read_text()[-3000:]}")
+
+
+def ask(address: str, body: dict | None = None) -> dict:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.load(answer)
+
+
+def extra(address: str, image: Image.Image, **options) -> Image.Image:
+    """A picture through the Extras tab's API."""
+    png = io.BytesIO()
+    image.save(png, "PNG")
+    body = {"image": base64.b64encode(png.getvalue()).decode(), "upscaler_1": NAME, **options}
+    return Image.open(io.BytesIO(base64.b64decode(ask(f"{address}/extra-single-image", body)["image"])))
+
+
+@needs_forge
+def test_server_lists_and_enlarges_to_the_size_asked_for_and_starts_a_second_time(data, tmp_path):
+    with served(data, tmp_path / "first.log") as address:
+        listed = [one["name"] for one in ask(f"{address}/upscalers")]
+        assert listed.count(NAME) == 1
+        image = picture(33, 21)
+        assert extra(address, image, resize_mode=0, upscaling_resize=3).size == (99, 63)
+        assert extra(address, image, resize_mode=0, upscaling_resize=1.5).size == (49, 31)
+        size = {"upscaling_resize_w": 67, "upscaling_resize_h": 71}
+        assert extra(address, image, resize_mode=1, upscaling_crop=True, **size).size == (67, 71)
+        transparent = extra(address, picture(33, 21, "RGBA"), resize_mode=0, upscaling_resize=2)
+        hosts = extra(address, picture(33, 21, "RGBA"), resize_mode=0, upscaling_resize=2, upscaler_1="Lanczos").mode
+        assert (transparent.mode, transparent.size) == (hosts, (66, 42))  # AUTOMATIC1111 takes transparency away beforehand
+        broken = "TransformerSR transformersr broken.pth"
+        assert extra(address, image, upscaler_1=broken, resize_mode=0, upscaling_resize=2).size == image.size
+    with served(data, tmp_path / "second.log") as address:
+        assert [one["name"] for one in ask(f"{address}/upscalers")] == listed
+    assert "Error loading script: transformersr" not in (tmp_path / "second.log").read_text()
