@@ -72,6 +72,9 @@ def test_a_damaged_file_that_calls_itself_ours_is_listed_so_that_its_user_hears_
 def test_labels_are_found_with_backslashes_and_unknown_ones_are_named(folder):
     listed = list_models([folder])
     assert find_in_list("anime\\mine.safetensors", listed) == folder / "anime" / "mine.safetensors"
+    for nothing in ("", ".", "/"):
+        with pytest.raises(FileNotFoundError):
+            find_in_list(nothing, listed)
     with pytest.raises(FileNotFoundError, match=r"gone\.pth: no TransformerSR model of this name; there are x4-tiny"):
         find_in_list("gone.pth", listed)
 

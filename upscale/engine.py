@@ -231,7 +231,8 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(
-        text in str(error).lower() for text in ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
+        text in str(error).lower()
+        for text in ("out of memory", "not enough memory", "not enough gpu video memory", "can't allocate memory", "alloc_failed")
     )
 
 

@@ -52,8 +52,8 @@ def find_in_list(label: str, models: dict[str, Path]) -> Path:
 
     Raises FileNotFoundError naming the label and the first of those there are.
     """
-    label = label.replace("\\", "/")
-    path = models.get(label) or models.get(str(Path(label).with_suffix(".safetensors").as_posix()))
+    label = str(label).replace("\\", "/")
+    path = models.get(label) or models.get(f"{label.rpartition('.')[0] or label}.safetensors")
     if path is None or not path.is_file():
         raise FileNotFoundError(f"{label}: no TransformerSR model of this name; there are {', '.join(list(models)[:8]) or 'none'}")
     return path

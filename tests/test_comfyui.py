@@ -1,0 +1,387 @@
+"""The ComfyUI nodes: what can be said of their files anywhere, and the rest inside a real ComfyUI where there is one.
+
+    TRANSFORMERSR_COMFYUI=/path/to/ComfyUI TRANSFORMERSR_COMFYUI_PYTHON=/path/to/its/python pytest tests/test_comfyui.py
+
+It runs on the CPU in processes of its own, with a base directory of its own; nothing is written into its folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from transformersr.arch import load_model, save_model
+from transformersr.upscale.engine import enlarge
+
+from models import V2, random_model
+from plain_v1 import newer_keys, random_state
+
+ROOT = Path(__file__).resolve().parent.parent
+COMFYUI = os.environ.get("TRANSFORMERSR_COMFYUI")
+PYTHON = os.environ.get("TRANSFORMERSR_COMFYUI_PYTHON", sys.executable)
+FOLDER = "Transformer-SR.v0.1-copy"  # with a space in it, ComfyUI itself would not find the pages of help
+EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
+UPSCALE, LOADER = "TransformerSRUpscale", "TransformerSRModelLoader"
+INPUTS = ["image", "model_name", "size_by", "factor", "width", "height", "longest_side", "precision", "memory_gb"]
+
+needs_comfyui = pytest.mark.skipif(COMFYUI is None, reason="TRANSFORMERSR_COMFYUI does not name the folder of a ComfyUI")
+
+
+# --- without ComfyUI -----------------------------------------------------------------------------
+
+IMPORT = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location(sys.argv[2], sys.argv[1] + "/__init__.py")
+package = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+assert not hasattr(package, "NODE_CLASS_MAPPINGS"), "nodes without ComfyUI"
+assert "torch" not in sys.modules, "importing the package costs something"
+assert package.Upscaler.__name__ == "Upscaler"
+"""
+
+
+def test_without_comfyui_the_package_has_no_nodes_and_says_nothing():
+    name = "/somewhere/custom_nodes/Transformer-SR v0_x_1 (copy)"
+    done = subprocess.run([sys.executable, "-c", IMPORT, str(ROOT), name], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("language", sorted(path.name for path in (ROOT / "locales").iterdir()))
+def test_every_language_has_every_text(language):
+    nodes = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert {node: list(texts["inputs"]) for node, texts in nodes.items()} == {UPSCALE: INPUTS, LOADER: ["model_name"]}
+    for texts in nodes.values():
+        for entry in (*texts["inputs"].values(), *texts["outputs"].values()):
+            assert entry["name"]
+            assert entry["tooltip"]
+        assert texts["display_name"]
+        assert texts["description"]
+
+
+@pytest.mark.parametrize("language", ["en", "zh", "ja", "ko"])
+@pytest.mark.parametrize("node", [UPSCALE, LOADER])
+def test_help_names_every_input_as_the_node_shows_it(language, node):
+    page = (ROOT / "web" / "docs" / node / f"{language}.md").read_text(encoding="utf-8")
+    nodes = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    for entry in nodes[node]["inputs"].values():
+        assert f"**{entry['name']}**" in page
+    assert page.startswith(f"# {nodes[node]['display_name']}\n")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_have_pictures_and_every_setting(path):
+    with Image.open(path.with_suffix(".jpg")) as thumbnail:
+        assert thumbnail.format == "JPEG"
+    (node,) = [node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"] == UPSCALE]
+    assert [entry["name"] for entry in node["inputs"]] == INPUTS
+    assert len(node["widgets_values"]) == len(INPUTS) - 1
+
+
+def test_requirements_leave_the_hosts_pytorch_alone():
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert lines == ["einops", "safetensors"]
+
+
+# --- inside ComfyUI ------------------------------------------------------------------------------
+
+
+class Server:
+    """A ComfyUI of our own, spoken to as its page does."""
+
+    def __init__(self, base: Path):
+        self.base = base
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        arguments = ["--cpu", "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(base), "--disable-api-nodes"]
+        self.log = base / "log.txt"
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": ""}
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen([PYTHON, "main.py", *arguments], cwd=COMFYUI, env=environment, stdout=log, stderr=log)
+
+    def wait(self, limit: float = 300) -> Server:
+        end = time.monotonic() + limit
+        while time.monotonic() < end and self.process.poll() is None:
+            try:
+                self.get("/system_stats")
+                return self
+            except OSError:
+                time.sleep(0.5)
+        raise AssertionError(self.log.read_text()[-3000:])
+
+    def get(self, path: str) -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=60) as response:
+            return response.read()
+
+    def json(self, path: str):
+        return json.loads(self.get(path))
+
+    def post(self, path: str, content: dict) -> dict:
+        """The answer to a request, a refusal too."""
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(content).encode())
+        request.add_header("Content-Type", "application/json")
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return json.loads(response.read() or "{}")
+        except urllib.error.HTTPError as error:
+            return json.loads(error.read())
+
+    def start(self, nodes: dict) -> str:
+        answer = self.post("/prompt", {"prompt": {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}})
+        assert "prompt_id" in answer, json.dumps(answer)[:2000]
+        return answer["prompt_id"]
+
+    def finish(self, prompt: str, limit: float = 300) -> dict:
+        end = time.monotonic() + limit
+        while time.monotonic() < end:
+            if found := self.json(f"/history/{prompt}"):
+                return found[prompt]
+            time.sleep(0.1)
+        raise AssertionError(f"nothing after {limit} s: {self.log.read_text()[-2000:]}")
+
+    def pictures(self, nodes: dict) -> list[Image.Image]:
+        """What the node `save` of a graph saves."""
+        done = self.finish(self.start(nodes))
+        assert done["status"]["status_str"] == "success", json.dumps(done["status"])[:2000]
+        return [Image.open(self.base / "output" / image["subfolder"] / image["filename"]) for image in done["outputs"]["save"]["images"]]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    """A fresh base directory with our folder under an odd name, beside a pack that pushes its own `arch` and `utils` in front."""
+    base = tmp_path_factory.mktemp("base")
+    pack = base / "custom_nodes" / FOLDER
+    parts = ["__init__.py", "nodes.py", "pyproject.toml", "arch", "upscale", "weights", "locales", "web", "example_workflows"]
+    for name in parts:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        pack.mkdir(parents=True, exist_ok=True)
+        copy(ROOT / name, pack / name)
+    rude = base / "custom_nodes" / "AAA_rude"
+    for name in ("arch", "upscale", "nodes", "models", "engine"):
+        (rude / name).mkdir(parents=True)
+        (rude / name / "__init__.py").write_text("raise RuntimeError('somebody else was imported')")
+    (rude / "__init__.py").write_text("import os, sys\nsys.path.insert(0, os.path.dirname(__file__))\nNODE_CLASS_MAPPINGS = {}\n")
+
+    models = base / "models" / "upscale_models"
+    models.mkdir(parents=True)
+    author = random_state(pairs=1, dim=32, scale=2)
+    torch.save(author, models / "older.pt")
+    torch.save(newer_keys(author), models / "newer.pth")
+    torch.save({"conv_first.weight": torch.zeros(1)}, models / "foreign.pth")
+    (models / "transformersr-damaged.pt").write_bytes(b"PK\x03\x04")
+    (base / "models" / "transformersr").mkdir()
+    save_model(random_model(V2), base / "models" / "transformersr" / "mine.safetensors")
+    (base / "input").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 28, 3), np.uint8)).save(base / "input" / "picture.png")
+    Image.effect_noise((400, 400), 50).convert("RGB").save(base / "input" / "large.png")
+    return base
+
+
+@pytest.fixture(scope="module")
+def server(base):
+    server = Server(base)
+    try:
+        yield server.wait()
+    finally:
+        server.process.terminate()
+        server.process.wait(60)
+
+
+def graph(image: str = "picture.png", **settings) -> dict:
+    """Load, upscale, save."""
+    return {
+        "load": ("LoadImage", {"image": image}),
+        "up": (UPSCALE, {"image": ["load", 0], "model_name": "x4-tiny", **settings}),
+        "save": ("SaveImage", {"images": ["up", 0], "filename_prefix": "test"}),
+    }
+
+
+def expected(model: Path, picture: Path) -> np.ndarray:
+    """What the network makes of a picture as a whole, in 8 bits."""
+    image = torch.from_numpy(np.asarray(Image.open(picture).convert("RGB")).copy()).permute(2, 0, 1)[None] / 255
+    return (enlarge(load_model(model), image)[0].permute(1, 2, 0) * 255).numpy()
+
+
+@needs_comfyui
+def test_both_nodes_are_there_with_a_tooltip_on_everything(server):
+    log = server.log.read_text()
+    assert re.search(rf"[0-9.]+ seconds: \S.*{re.escape(FOLDER)}", log)
+    nodes = server.json("/object_info")
+    english = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    for name in (UPSCALE, LOADER):
+        node = nodes[name]
+        assert node["display_name"] == english[name]["display_name"]
+        assert node["description"] == english[name]["description"]
+        inputs = node["input"]["required"] | node["input"].get("optional", {})
+        assert {key: options[1]["tooltip"] for key, options in inputs.items()} == {
+            key: entry["tooltip"] for key, entry in english[name]["inputs"].items()
+        }
+        assert node["output_tooltips"] == [english[name]["outputs"]["0"]["tooltip"]]
+    assert list(nodes[UPSCALE]["input"]["required"]) == ["image", "model_name"]
+    models = nodes[UPSCALE]["input"]["required"]["model_name"][0]
+    assert models[0] == "x4-tiny"
+    assert models[-4:] == ["newer.pth", "older.pt", "transformersr-damaged.pt", "mine.safetensors"]
+
+
+@needs_comfyui
+def test_help_texts_and_examples_are_served(server):
+    folder = FOLDER
+    assert server.get(f"/extensions/{folder}/docs/{UPSCALE}/en.md").startswith(b"# Upscale (TransformerSR)")
+    assert UPSCALE in server.json("/i18n")["zh"]["nodeDefs"]
+    assert sorted(server.json("/workflow_templates")[FOLDER]) == [path.stem for path in EXAMPLES]
+    for path in EXAMPLES:
+        assert server.json(f"/api/workflow_templates/{folder}/{quote(path.stem)}.json")["nodes"]
+        assert server.get(f"/api/workflow_templates/{folder}/{quote(path.stem)}.jpg")[:2] == b"\xff\xd8"
+
+
+@needs_comfyui
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        ({}, (112, 80)),
+        ({"size_by": "factor", "factor": 1.5}, (42, 30)),
+        ({"size_by": "width and height", "width": 200, "height": 31}, (200, 31)),
+        ({"size_by": "width and height", "height": 40}, (56, 40)),
+        ({"size_by": "longest side", "longest_side": 300}, (300, 214)),
+        ({"model_name": "older.pt", "size_by": "model scale", "precision": "bf16", "memory_gb": 0.5}, (56, 40)),
+    ],
+)
+def test_sizes(server, settings, size):
+    assert [image.size for image in server.pictures(graph(**settings))] == [size]
+
+
+@needs_comfyui
+def test_the_picture_is_the_networks(server):
+    (image,) = server.pictures(graph())
+    difference = np.asarray(image) - expected(ROOT / "weights" / "x4-tiny.safetensors", server.base / "input" / "picture.png")
+    assert np.abs(difference).max() <= 1.01
+
+
+@needs_comfyui
+def test_transparency_and_batches_are_kept(server):
+    nodes = graph()
+    nodes["mask"] = ("ImageToMask", {"image": ["load", 0], "channel": "red"})
+    nodes["join"] = ("JoinImageWithAlpha", {"image": ["load", 0], "alpha": ["mask", 0]})
+    nodes["many"] = ("RepeatImageBatch", {"image": ["join", 0], "amount": 3})
+    nodes["up"][1]["image"] = ["many", 0]
+    images = server.pictures(nodes)
+    assert [(image.mode, image.size) for image in images] == [("RGBA", (112, 80))] * 3
+    assert np.array_equal(np.asarray(images[0]), np.asarray(images[2]))
+
+
+@needs_comfyui
+@pytest.mark.parametrize("loader", ["UpscaleModelLoader", LOADER])
+@pytest.mark.parametrize("name", ["older.pt", "newer.pth", "mine.safetensors"])
+def test_cores_nodes_run_both_of_the_authors_layouts_and_ours(server, loader, name):
+    if name == "mine.safetensors" and loader == "UpscaleModelLoader":  # core looks into its own folder only
+        shutil.copy(server.base / "models" / "transformersr" / name, server.base / "models" / "upscale_models" / "copy.safetensors")
+        name = "copy.safetensors"
+    nodes = {
+        "load": ("LoadImage", {"image": "picture.png"}),
+        "model": (loader, {"model_name": name}),
+        "up": ("ImageUpscaleWithModel", {"upscale_model": ["model", 0], "image": ["load", 0]}),
+        "save": ("SaveImage", {"images": ["up", 0], "filename_prefix": "test"}),
+    }
+    (image,) = server.pictures(nodes)
+    folder = "transformersr" if name == "mine.safetensors" else "upscale_models"
+    assert np.abs(np.asarray(image) - expected(server.base / "models" / folder / name, server.base / "input" / "picture.png")).max() <= 1.01
+
+
+@needs_comfyui
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_run_as_far_as_our_node_goes(server, path):
+    (node,) = [node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"] == UPSCALE]
+    (image,) = server.pictures(graph(**dict(zip(INPUTS[1:], node["widgets_values"], strict=True))))
+    assert max(image.size) >= 56
+
+
+@needs_comfyui
+def test_a_model_that_is_not_there_is_refused_before_anything_runs(server):
+    answer = server.post(
+        "/prompt", {"prompt": {name: {"class_type": k, "inputs": i} for name, (k, i) in graph(model_name="gone.pth").items()}}
+    )
+    (error,) = answer["node_errors"]["up"]["errors"]
+    assert "gone.pth: no TransformerSR model of this name; there are x4-tiny" in error["details"]
+
+
+@needs_comfyui
+def test_a_damaged_model_is_named_in_one_sentence(server):
+    done = server.finish(server.start(graph(model_name="transformersr-damaged.pt")))
+    (error,) = [content for kind, content in done["status"]["messages"] if kind == "execution_error"]
+    assert error["node_id"] == "up"
+    assert error["exception_message"].endswith("transformersr-damaged.pt: the file is cut short or damaged; download or copy it again\n")
+
+
+@needs_comfyui
+def test_cancel_ends_a_picture_in_its_middle(server):
+    server.pictures(graph())  # loaded
+    prompt = server.start(graph("large.png", size_by="factor", factor=16.0, memory_gb=0.2))
+    time.sleep(2)
+    begun = time.monotonic()
+    server.post("/interrupt", {})
+    done = server.finish(prompt, 60)
+    assert done["status"]["messages"][-1][0] == "execution_interrupted"
+    assert time.monotonic() - begun < 30
+    assert server.pictures(graph())[0].size == (112, 80)
+
+
+CANCEL = """
+import importlib.util, os, sys
+sys.path.insert(0, os.getcwd())
+pack, sys.argv = sys.argv[1], ["main.py", "--cpu"]
+import comfy.options
+comfy.options.enable_args_parsing()
+import comfy.model_management as management, comfy.utils, folder_paths, torch
+spec = importlib.util.spec_from_file_location(pack.replace(".", "_x_"), pack + "/__init__.py")
+package = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+assert "spandrel" not in sys.modules, "importing the nodes is slow"
+node = package.NODE_CLASS_MAPPINGS["TransformerSRUpscale"]()
+model = node._upscaler("x4-tiny", "auto", 0.0).model
+bands = []
+def hook(value, total, preview, node_id=None):
+    bands.append(value)
+    if len(bands) == 3:
+        management.interrupt_current_processing(True)
+comfy.utils.set_progress_bar_global_hook(hook)
+try:
+    node.upscale(torch.rand(2, 200, 200, 3), "x4-tiny", memory_gb=0.05)
+except management.InterruptProcessingException:
+    print("steps after Cancel:", len(bands) - 3)
+comfy.utils.set_progress_bar_global_hook(None)
+print("managed:", [loaded.model.model is model for loaded in management.current_loaded_models])
+management.unload_all_models()
+print("left:", len(management.current_loaded_models), node.upscale(torch.rand(1, 8, 8, 1), "x4-tiny")[0].shape)
+"""
+
+
+@needs_comfyui
+def test_cancel_takes_effect_within_a_band_and_the_host_keeps_charge_of_the_weights(base, tmp_path):
+    pack = tmp_path / "custom nodes" / "Transformer-SR v0.2 (2)"
+    shutil.copytree(base / "custom_nodes" / FOLDER, pack)
+    done = subprocess.run(
+        [PYTHON, "-c", CANCEL, str(pack)],
+        capture_output=True,
+        text=True,
+        cwd=COMFYUI,
+        env=os.environ | {"PYTHONPATH": "", "OMP_NUM_THREADS": "1"},
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.splitlines() == ["steps after Cancel: 0", "managed: [True]", "left: 0 torch.Size([1, 32, 32, 1])"]
