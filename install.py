@@ -15,6 +15,7 @@ import runpy
 import subprocess
 import sys
 from contextlib import suppress
+from http.client import HTTPException
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -105,7 +106,7 @@ def fetch(url: str, folder: Path, sha256: str | None = None) -> str:
             size = download(url, aside)
             check(url, aside, size, sha256)
             found = describe(size, digest_of(aside))
-    except OSError as error:  # urllib's errors are such, too
+    except (OSError, HTTPException, ValueError) as error:  # ValueError: no address at all
         raise InstallError(f"{url} could not be fetched ({error}); download it in a browser and put it into {folder}") from error
     return f"{target} ({found})"
 

@@ -16,7 +16,7 @@ from transformersr.arch import load_model
 from transformersr.training import monitor as monitoring
 from transformersr.training import networks
 from transformersr.training import train as training
-from transformersr.training.config import from_values
+from transformersr.training.config import from_values, load_recipe
 from transformersr.training.folders import find_pictures, split_pictures
 from transformersr.training.train import train
 from transformersr.training.validate import make_pair, resize_with, score_pair
@@ -110,10 +110,9 @@ def test_figures_and_strips_go_to_tensorboard(folder, tmp_path):
     assert events.Tags()["images"]
 
 
-def test_training_learns(folder, tmp_path):
-    """Sixty small steps bring the network above bicubic on the pictures it sees."""
-    learning = {"scale": 2, "steps": 60, "save_every": 60, "batch": 4, "learning_rate": 2e-3, "ema_decay": 0.9, "preset": "author"}
-    model = load_model(train(from_values({**SETTINGS, **learning}), folder, tmp_path / "run"))
+def test_the_debug_recipe_learns(folder, tmp_path):
+    """Its sixty small steps bring the network above bicubic on the pictures it sees."""
+    model = load_model(train(load_recipe("debug", trackers=[], preset="author"), folder, tmp_path / "run"))
     pair = make_pair(find_pictures(folder)[0], 2, "bicubic")
     with torch.inference_mode():
         ours = score_pair(pair, model(pair.lq), 2)
