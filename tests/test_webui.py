@@ -160,7 +160,7 @@ with contextlib.suppress(ImportError):  # AUTOMATIC1111
     initialize_forge()
 from modules import initialize
 initialize.imports()
-from modules import errors, images, script_callbacks, scripts, shared
+from modules import errors, images, modelloader, script_callbacks, scripts, shared
 from PIL import Image
 reports, found = [], {}
 errors_report = errors.report
@@ -179,9 +179,12 @@ found["clean_ups"] = [one.script_class.name for one in scripts.postprocessing_sc
 found["settings"] = [key for key in shared.opts.data_labels if key.startswith("transformersr")]
 found["package"] = sys.modules["transformersr"].__file__
 
+import spandrel
+with_architectures = hasattr(spandrel, "Architecture")  # not those of early 2024
 image = Image.open(os.environ["PICTURE"])
 tiny = next(entry for entry in shared.sd_upscalers if entry.name == "TransformerSR x4-tiny")
 enlarge = tiny.scaler.upscale
+found["spandrel"] = modelloader.load_spandrel_model(tiny.data_path, device=shared.device).scale if with_architectures else 4
 found["hires"] = images.resize_image(0, image, 152, 104, upscaler_name="TransformerSR x4-tiny").size
 images.resize_image(0, image, 152, 104, upscaler_name="TransformerSR x4-tiny").save(result + ".png")
 found["cropped"] = images.resize_image(1, image, 101, 103, upscaler_name="TransformerSR mine/x2.safetensors").size
@@ -240,6 +243,11 @@ def test_every_model_is_listed_once_before_and_after_a_reload(inside):
     assert inside["settings"] == ["transformersr_memory", "transformersr_precision"]
     assert dict(zip(inside["names"], inside["scales"], strict=True))["TransformerSR mine/x2.safetensors"] == 2
     assert Path(inside["package"]).resolve() == ROOT / "__init__.py"
+
+
+@needs_forge
+def test_hosts_own_loader_opens_our_files(inside):
+    assert inside["spandrel"] == 4
 
 
 @needs_forge
