@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from ..upscale.cores import share_cores
 from .cli_results import export, report
 
 if typing.TYPE_CHECKING:
@@ -161,6 +162,7 @@ def evaluate(weights, folder, files, recipe, methods, device) -> None:
 @click.group()
 def main() -> None:
     """Train networks on a folder of pictures, and measure them."""
+    share_cores()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..training.cli import COMMANDS
+from .cores import share_cores
 
 FORMATS = {"png": ".png", "webp": ".webp", "jpg": ".jpg"}
 
@@ -42,6 +43,7 @@ class Messages(click.Group):
 @click.version_option(package_name="transformersr")
 def main() -> None:
     """Enlarge anime-style pictures with clean lines, and train networks that do."""
+    share_cores()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
 
