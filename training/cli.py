@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from ..upscale.cores import share_cores
+from ..upscale.messages import Messages
 from .cli_results import export, report
 
 if typing.TYPE_CHECKING:
@@ -159,7 +160,7 @@ def evaluate(weights, folder, files, recipe, methods, device) -> None:
     click.echo(format_table(evaluate_weights(weights, folder, files, methods, device)))
 
 
-@click.group()
+@click.group(cls=Messages)
 def main() -> None:
     """Train networks on a folder of pictures, and measure them."""
     share_cores()

@@ -66,7 +66,7 @@ class TrainConfig:
     """Highest learning rate, reached after the warm-up; it then falls along a cosine to nothing. 0: 1e-4 from given weights, else 5e-4, or
     2e-4 for large networks."""
     warmup_steps: int = 500
-    """Steps over which the learning rate rises from nothing."""
+    """Steps over which the learning rate rises from nothing, a twentieth of the run at most."""
     phases: tuple[str, ...] = ()
     """Constant learning rates in turn instead, as "STEPS at RATE" ("450000 at 1e-4"); `steps` is then their sum."""
     weight_decay: float = 1e-4

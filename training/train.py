@@ -45,6 +45,9 @@ MOST_SKIPPED = 10
 AGREE_EVERY = 10
 """Steps between two agreements of several processes on the time and on stopping, for which they wait for each other."""
 
+LONGEST_WARMUP = 0.05
+"""Share of a run after which its warm-up ends, however few steps that is."""
+
 STRONG, STRONG_STEPS = 0.95, 1000
 """A discriminator that has been right this often for this long is ahead: the adversarial loss is not raised any more."""
 
@@ -402,7 +405,8 @@ def learning_rate(config: TrainConfig, step: int, done: float) -> float:
         end += count
         if step < end:
             return rate
-    return config.learning_rate * min(1.0, (step + 1) / config.warmup_steps) * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    warm = min(1.0, max((step + 1) / config.warmup_steps, done / LONGEST_WARMUP))
+    return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -13,6 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..training.cli import COMMANDS
 from .cores import share_cores
+from .messages import Messages
 
 FORMATS = {"png": ".png", "webp": ".webp", "jpg": ".jpg"}
 
@@ -27,16 +28,6 @@ class Size(click.ParamType):
         if not match:
             self.fail(f"{value!r} is not a size such as 3840x2160", param, ctx)
         return int(match[2]), int(match[1])
-
-
-class Messages(click.Group):
-    """Turns the errors that say what to do into one line and exit code 1."""
-
-    def invoke(self, ctx: click.Context):
-        try:
-            return super().invoke(ctx)
-        except (ValueError, OSError, FloatingPointError) as error:
-            raise click.ClickException(str(error)) from error
 
 
 @click.group(cls=Messages, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
