@@ -161,14 +161,17 @@ def test_bf16_trains(folder, tmp_path):
     assert all(tensor.dtype != torch.bfloat16 for tensor in state(tmp_path / "run")["net"].values())
 
 
-def test_two_processes_come_to_the_weights_of_one(folder, tmp_path):
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in {**SETTINGS, "batch": 4}.items() if name != "trackers"]
+@pytest.mark.parametrize("more", [{}, GAN], ids=["pixels", "gan"])
+def test_two_processes_come_to_the_weights_of_one(folder, tmp_path, more):
+    settings = {**SETTINGS, **more, "batch": 4}
+    named = [(f"--{name.replace('_', '-')}", value) for name, value in settings.items() if name != "trackers"]
+    options = [name if value is True else f"{name}={value}" for name, value in named]
     command = ["-m", "transformersr.training", "train", str(folder), *options]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     done = subprocess.run([*launch, *command, "--out", str(tmp_path / "two")], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "processes: 2" in done.stderr
-    train(from_values({**SETTINGS, "batch": 4}), folder, tmp_path / "one")
+    train(from_values(settings), folder, tmp_path / "one")
     one, two = (load_file(tmp_path / name / "last.safetensors") for name in ("one", "two"))
     assert all(torch.allclose(one[name].float(), two[name].float(), atol=2e-4) for name in one)
     assert len((tmp_path / "two" / "validation.jsonl").read_text().splitlines()) == 2

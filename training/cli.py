@@ -31,10 +31,11 @@ class SettingsCommand(click.Command):
             listed = isinstance(value, tuple)
             kind = str if listed else hints[field.name]
             help_text = help_texts[field.name] + ("" if value in ("", ()) else f" [default: {value}]")
+            name = field.name.replace("_", "-")
             if kind is bool:
-                options.append(click.Option([f"--{field.name}/--no-{field.name}"], default=None, help=help_text))
+                options.append(click.Option([f"--{name}/--no-{name}"], default=None, help=help_text))
                 continue
-            options.append(click.Option([f"--{field.name.replace('_', '-')}"], type=kind, multiple=listed, default=None, help=help_text))
+            options.append(click.Option([f"--{name}"], type=kind, multiple=listed, default=None, help=help_text))
         return [*super().get_params(ctx), *options]
 
 

@@ -129,7 +129,7 @@ def read_pictures(
     for finding in store.findings:
         logger.warning("%s", finding)
     if not store.looks:
-        raise ValueError(f"none of {len(paths)} pictures can be used; expected at least one of {smallest} pixels or more along both sides")
+        raise ValueError(f"none of {len(paths)} pictures can be used; expected one of at least {smallest}x{smallest}, or a smaller patch")
     return store
 
 
