@@ -118,6 +118,14 @@ def test_what_cannot_be_done_is_said(upscaler, image, options, words):
         upscaler(image, **options)
 
 
+def test_the_default_model_is_the_smallest_scale_that_reaches_in_one_pass(monkeypatch):
+    from transformersr.upscale import upscaler
+
+    monkeypatch.setattr(upscaler, "available_models", lambda: {"x4-tiny": None, "x2-tiny": None, "x2-other": None})
+    chosen = {factor: upscaler.default_model(factor) for factor in (None, 1.0, 1.5, 2.0, 2.1, 4.0, 8.0)}
+    assert chosen == {None: "x4-tiny", 1.0: "x2-tiny", 1.5: "x2-tiny", 2.0: "x2-tiny", 2.1: "x4-tiny", 4.0: "x4-tiny", 8.0: "x4-tiny"}
+
+
 def test_from_pretrained_takes_files_and_says_what_there_is(tmp_path):
     save_model(random_model(V2), tmp_path / "mine.safetensors")
     assert Upscaler.from_pretrained(tmp_path / "mine.safetensors", "cpu", "fp32", "1G").memory == 2**30

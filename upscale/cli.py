@@ -43,7 +43,7 @@ def main() -> None:
 @click.option("-o", "--output", metavar="PATH", help="Folder for the results, or for a single picture its file. Default: beside the input.")
 @click.option("--scale", "factor", type=float, metavar="F", help="How many times larger, 1.5 or 3 say. Default: what the model gives.")
 @click.option("--size", type=Size(), help="Exact size of the result instead, as WIDTHxHEIGHT.")
-@click.option("-m", "--model", metavar="M", help="A model of `transformersr models`, or a file of weights.")
+@click.option("-m", "--model", metavar="M", help="A model of `transformersr models`, or a file of weights. Default: one that fits --scale.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32, bf16, fp16.")
 @click.option("--memory", metavar="BYTES", help="Most memory the network's tensors may take, 2G say; the result is the same for any.")
@@ -58,11 +58,11 @@ def upscale(inputs, output, factor, size, model, device, dtype, memory, format_,
     exit code is 1.
     """
     from .batch import plan_jobs, run_jobs
-    from .upscaler import Upscaler
+    from .upscaler import Upscaler, default_model
 
     if factor is not None and size is not None:
         raise click.UsageError("--scale and --size were both given; give one of them")
-    upscaler = Upscaler.from_pretrained(model, device, dtype, memory)
+    upscaler = Upscaler.from_pretrained(model or default_model(factor), device, dtype, memory)
     suffix = f"_{size[1]}x{size[0]}" if size else f"_x{factor or upscaler.scale:g}"
     jobs = plan_jobs(inputs, output, FORMATS[format_], suffix)
     with tqdm(total=len(jobs), unit="picture", bar_format=BAR, disable=None) as bar, logging_redirect_tqdm():

@@ -32,6 +32,16 @@ def available_models() -> dict[str, Path]:
     return dict(sorted(files.items(), key=lambda item: item[0] != DEFAULT_MODEL))
 
 
+def default_model(factor: float | None = None) -> str:
+    """The model to use where none is named: of the default's size, the one of the smallest scale that reaches `factor` in one pass."""
+    if factor is not None:
+        size = DEFAULT_MODEL.partition("-")[2]
+        for scale in range(1, 5):
+            if scale >= factor and (name := f"x{scale}-{size}") in available_models():
+                return name
+    return DEFAULT_MODEL
+
+
 def find_model(name_or_path: str | Path | None = None) -> Path:
     """The file of a model that comes with the package, or the path itself. Raises FileNotFoundError listing the names there are."""
     models = available_models()
