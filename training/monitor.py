@@ -8,7 +8,7 @@ import json
 import logging
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -68,8 +68,12 @@ class Monitor:
     saved_step: int = -1
     bar: Any = field(default_factory=lambda: tqdm(total=100, unit="%", bar_format=BAR, disable=None))
 
-    def begin(self, pictures: PictureStore, precision: str) -> None:
-        """Write down what the run starts from."""
+    def begin(self, pictures: PictureStore, precision: str, choices: Sequence[str]) -> None:
+        """Write down what the run starts from; `choices` are lines on what was settled for the user."""
+        logger.info("%d pictures to train on, %d to validate on", len(pictures), len(self.validation.pairs))
+        logger.info("device: %s, precision: %s, processes: %d", self.accelerator.device, precision, self.accelerator.num_processes)
+        for choice in choices:
+            logger.info("%s", choice)
         doubles = near_duplicates(pictures.looks, {pair.path: pair.looks for pair in self.validation.pairs if pair.path})
         for finding in doubles:
             logger.warning("%s", finding)

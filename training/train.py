@@ -93,11 +93,7 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     if accelerator.is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         monitor = Monitor(out, config, Validation.of(files, config, workers), accelerator)
-        logger.info("%d pictures to train on, %d to validate on", len(pictures), len(monitor.validation.pairs))
-        logger.info("device: %s, precision: %s, processes: %d", accelerator.device, precision, accelerator.num_processes)
-        for reason in (*choices, f"workers: {workers}", why):
-            logger.info("%s", reason)
-        monitor.begin(pictures, precision)
+        monitor.begin(pictures, precision, (*choices, f"workers: {workers}", why))
         if not state_file.exists():
             run.save(state_file)  # what to go back to, and a disk that cannot be written shows now
     accelerator.init_trackers("transformersr")
