@@ -77,7 +77,7 @@ class TrainConfig:
     """Decay of the moving average of the weights, which is what is validated and shipped."""
     edge_start: float = 0.5
     """Share of the run after which the loss starts to favour edges; before, it is plain L1."""
-    flat_weight: float = 0.25
+    flat_weight: float = 0.4
     """Weight of flat regions in the edge-weighted loss: 1 is plain L1, 0 the original's pure Sobel weighting."""
     filter_weight: float = 0.0
     """Weight of the random-filter loss, which compares local patterns and needs no weights file."""

@@ -115,13 +115,10 @@ class Monitor:
         text = "  ".join(f"{name} {value:.4g}" for name, value in plain.items() if value is not None)
         logger.info("step %d  %.0f %%  %.0f s  %s", progress.step, 100 * done, progress.seconds, text)
 
-    def validate_and_save(self, run: RunState) -> None:
-        """Measure the averaged weights, draw what they make of the watched pairs, and write weights and state.
-
-        Where the disk is full, the log says so, what was saved before stays, and the run goes on.
-        """
+    def try_to_save(self, run: RunState) -> None:
+        """`validate_and_save`, except that on a full disk the log says so, what was saved before stays, and the run goes on."""
         try:
-            self._validate_and_save(run)
+            self.validate_and_save(run)
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             reason = "the disk is full; free some space" if full else error
@@ -130,11 +127,12 @@ class Monitor:
     def finish(self, run: RunState) -> None:
         """Save what is not saved yet, and write the report. Raises OSError where that fails."""
         if self.saved_step != run.progress.step:
-            self._validate_and_save(run)
+            self.validate_and_save(run)
         self.bar.close()
         logger.info("report: %s", write_report(self.out))
 
-    def _validate_and_save(self, run: RunState) -> None:
+    def validate_and_save(self, run: RunState) -> None:
+        """Measure the averaged weights, draw what they make of the watched pairs, and write weights and state. Raises OSError."""
         device, progress = next(run.ema.parameters()).device, run.progress
 
         def enlarge(lq: Tensor) -> Tensor:

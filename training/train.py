@@ -95,7 +95,7 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
         monitor = Monitor(out, config, Validation.of(files, config, workers), accelerator)
         monitor.begin(pictures, precision, (*choices, f"workers: {workers}", why))
         if not state_file.exists():
-            run.save(state_file)  # what to go back to, and a disk that cannot be written shows now
+            monitor.validate_and_save(run)  # where it starts from and can go back to; a disk that cannot be written shows now
     accelerator.init_trackers("transformersr")
     accelerator.wait_for_everyone()
 
@@ -124,7 +124,7 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
                     monitor.log(run, done, {**figures, "gradient_norm": norm, "learning_rate": rate})
             if is_due(config, progress, saved):
                 if monitor:
-                    monitor.validate_and_save(run)
+                    monitor.try_to_save(run)
                 accelerator.wait_for_everyone()
                 saved = progress.seconds
             if monitor:
