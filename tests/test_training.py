@@ -10,7 +10,7 @@ from transformersr.arch import VARIANTS
 from transformersr.training import train as training
 from transformersr.training.config import TrainConfig, field_help, from_values, load_recipe
 from transformersr.training.degradation import FILTERS
-from transformersr.training.losses import edge_weighted_l1, edge_weights, sobel_magnitude
+from transformersr.training.losses import color_loss, edge_weighted_l1, edge_weights, sobel_magnitude
 from transformersr.training.metrics import color_shift, luma, psnr, sharpness, shift, ssim
 from transformersr.training.plan import fill_in
 from transformersr.training.validate import make_pair, mean_scores, resize_with, score_pair, to_tensor, validation_pairs
@@ -46,6 +46,13 @@ def test_the_edge_loss_is_finite_on_flat_crops(value):
     sr = torch.rand(1, 3, 8, 8, requires_grad=True)
     edge_weighted_l1(sr, gt, 0.0).backward()
     assert sr.grad.isfinite().all()
+
+
+def test_the_colour_loss_sees_colours_and_not_detail():
+    gt = torch.rand(1, 3, 16, 16)
+    assert color_loss(gt + 0.1, gt).item() == pytest.approx(0.1, abs=1e-6)
+    checks = 0.1 * (torch.arange(16) % 2 * 2 - 1.0).expand(1, 3, 16, 16)
+    assert color_loss(gt + checks, gt) < 1e-6
 
 
 # --- metrics -------------------------------------------------------------------------------------

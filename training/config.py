@@ -18,7 +18,7 @@ from .degradation import PRESETS
 RECIPES = Path(__file__).parent / "configs"
 SIZES: tuple[str, ...] = ("batch", "micro_batch", "steps", "minutes", "learning_rate", "weight_decay", "threads", "seed")
 SIZES += ("save_every", "save_minutes", "gan_start", "max_pixels", "drawings", "memory_gb")
-WEIGHTS = ("filter_weight", "feature_weight", "gan_weight", "gan_r1")
+WEIGHTS = ("filter_weight", "color_weight", "feature_weight", "gan_weight", "gan_r1")
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,8 @@ class TrainConfig:
     """Weight of flat regions in the edge-weighted loss: 1 is plain L1, 0 the original's pure Sobel weighting."""
     filter_weight: float = 0.0
     """Weight of the random-filter loss, which compares local patterns and needs no weights file."""
+    color_weight: float = 0.0
+    """Weight of the colour loss, which holds the mean colour of 8x8 squares; it keeps an adversarial run from drifting."""
     feature_weight: float = 0.0
     """Weight of the feature loss (VGG19), which needs `feature_file`."""
     feature_file: str = ""

@@ -29,7 +29,7 @@ from .checkpoint import Progress, RunState
 from .config import TrainConfig
 from .dataset import CropDataset
 from .folders import Split, split_pictures
-from .losses import edge_weighted_l1
+from .losses import color_loss, edge_weighted_l1
 from .monitor import Monitor, Validation
 from .networks import checkpoint_groups, update_average
 from .perceptual import FeatureLoss, RandomFilterLoss
@@ -191,6 +191,8 @@ class Losses(nn.Module):
         terms = {"loss": edge_weighted_l1(sr, gt, flat_weight=1.0 if done < config.edge_start else config.flat_weight)}
         if self.filters is not None:
             terms["loss_filters"] = config.filter_weight * self.filters(sr, gt, run.progress.step)
+        if config.color_weight:
+            terms["loss_color"] = config.color_weight * color_loss(sr, gt)
         if self.features is not None:
             terms["loss_features"] = config.feature_weight * self.features(sr, gt)
         if run.net_d is not None and run.progress.gan_steps:
