@@ -44,6 +44,7 @@ from perceptual import LEARNED_SIDE, Distance, load_distances
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SHIFT = "shift y, x"
+SHARPNESS, COLOR = "sharpness", "colour"
 PACKAGES = (
     "transformersr",
     "torch",
@@ -60,7 +61,8 @@ PACKAGES = (
 )
 NOTES = f"""\
 PSNR and SSIM are on the luma unless named otherwise, with a border of one small pixel left out; edges and flats go by the Sobel magnitude
-of the true picture. GMSD, MS-SSIM and ST-LPIPS are distances that try to see as people do; ST-LPIPS gets the middle {LEARNED_SIDE} pixels
+of the true picture, and so does sharpness (1: as sharp as the truth); colour is how far 16x16 squares are off, in levels of 255. GMSD,
+MS-SSIM and ST-LPIPS are distances that try to see as people do; ST-LPIPS gets the middle {LEARNED_SIDE} pixels
 square. LR PSNR: the result made small again, against the input. Shift: how far the result lies below and right of the true picture, in its
 pixels (median). Times: seconds for a megapixel of small picture, on the CPU in float32, everybody in turn in one process. How: a network
 without weights for a scale is used as its own tools use it."""
@@ -198,8 +200,12 @@ def format_entries(entries: Sequence[Entry], distances: Sequence[Distance], meth
         "parameters": [f"{entry.peer.parameters:,}" if entry.peer.parameters else "-" for entry in entries],
     }
     for title, text in COLUMNS.items():
-        if title != SHIFT:
-            columns[f"{title} ↑"] = bold_best([text.format(one.scores) for one in figures])
+        cells = [text.format(one.scores) for one in figures]
+        if title == SHARPNESS:  # best at 1, and no merit of its own
+            columns[title] = cells
+        elif title != SHIFT:
+            lower_is_better = title == COLOR
+            columns[f"{title} {'↓' if lower_is_better else '↑'}"] = bold_best(cells, lower_is_better)
     for distance in distances:
         cells = [distance.text.format(one.distances[distance.name]) for one in figures]
         columns[f"{distance.name} {'↓' if distance.lower_is_better else '↑'}"] = bold_best(cells, distance.lower_is_better)
