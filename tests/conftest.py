@@ -1,5 +1,17 @@
-"""Settings for all tests."""
+"""Settings and pictures for all tests."""
 
+import pytest
 import torch
 
+from pictures import drawing
+
 torch.set_num_threads(1)  # the networks here are so small that sharing them out takes longer than running them
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder of six small drawings."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for index in range(6):
+        drawing(index).save(folder / f"{index}.png")
+    return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from contextlib import suppress
 
 import pytest
 import torch
@@ -11,14 +10,13 @@ import torch
 from transformersr.arch import VARIANTS, TransformerSR
 
 from models import V1, V2, random_model
+from peers import declare_torchvision_operators
 from plain_v1 import newer_keys, random_state
 
 
 @pytest.fixture(scope="module")
 def registry():
-    for operator in ("nms", "qnms"):
-        with suppress(RuntimeError):  # a torchvision built for CUDA lacks these beside a CPU torch, and its import fails
-            torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    declare_torchvision_operators()
     return pytest.importorskip("spandrel", reason="spandrel is not installed").MAIN_REGISTRY
 
 

@@ -31,14 +31,6 @@ from pictures import drawing
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for index in range(6):
-        drawing(index).save(folder / f"{index}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
 def paired(tmp_path_factory):
     """Six good pairs, and most of what can be wrong with one."""
     folder = tmp_path_factory.mktemp("pairs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -21,8 +22,6 @@ from transformersr.training.folders import find_pictures, split_pictures
 from transformersr.training.train import train
 from transformersr.training.validate import make_pair, resize_with, score_pair
 
-from pictures import drawing
-
 SETTINGS = {
     "size": "tiny",
     "init": "none",
@@ -38,14 +37,6 @@ SETTINGS = {
     "workers": 0,
 }
 GAN = {"gan_weight": 0.1, "gan_start": 1, "gan_ramp": 3, "gan_width": 4, "gan_r1": 1.0, "filter_weight": 0.5, "gan_from_nothing": True}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    for index in range(6):
-        drawing(index).save(folder / f"{index}.png")
-    return folder
 
 
 def state(run):
@@ -216,6 +207,16 @@ def test_an_interrupt_ends_the_run_after_its_step_and_saves(folder, tmp_path, mo
     at_step(monkeypatch, 4, lambda: signal.raise_signal(signal.SIGINT))
     train(from_values({**SETTINGS, "steps": 100}), folder, tmp_path / "run")
     assert state(tmp_path / "run")["progress"]["step"] == 5
+
+
+def test_resuming_does_not_need_what_the_run_started_from(folder, tmp_path):
+    given = tmp_path / "given.safetensors"
+    shutil.copy(train(from_values({**SETTINGS, "steps": 1}), folder, tmp_path / "first"), given)
+    config = from_values({**SETTINGS, "init": str(given)})
+    train(config, folder, tmp_path / "run")
+    given.unlink()
+    train(dataclasses.replace(config, steps=7), folder, tmp_path / "run", resume=True)
+    assert state(tmp_path / "run")["progress"]["step"] == 7
 
 
 def test_resuming_another_network_says_so(folder, tmp_path):

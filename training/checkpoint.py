@@ -35,7 +35,7 @@ class Progress:
     went_back: bool = False
     """Whether the run has returned to an earlier state; it goes on at half the learning rate, and does so once."""
     micro_batch: int = 0
-    """Crops taken at once since memory ran out; 0: it has not."""
+    """Crops taken at once in each process, fewer after memory ran out; kept, so that a resumed run adds up as before. 0: not settled."""
     gan_steps: int = 0
     """Steps up the ramp of the adversarial loss."""
     strong_steps: int = 0
@@ -60,8 +60,19 @@ class RunState:
     def start(cls, config: TrainConfig, device: torch.device) -> RunState:
         """A run at its first step, the same for the same settings."""
         torch.manual_seed(config.seed)
+        return cls._around(initial_network(config), config, device)
+
+    @classmethod
+    def resume(cls, config: TrainConfig, device: torch.device, path: Path) -> RunState:
+        """A run as `save` left it; what it once started from need not be there any more. Raises ValueError as `load`."""
+        run = cls._around(TransformerSR(config.network()), config, device)
+        run.load(path)
+        return run
+
+    @classmethod
+    def _around(cls, net: TransformerSR, config: TrainConfig, device: torch.device) -> RunState:
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        net = initial_network(config).to(device, memory_format=layout).train()  # type: ignore[call-overload]
+        net = net.to(device, memory_format=layout).train()  # type: ignore[call-overload]
         ema = copy.deepcopy(net).eval().requires_grad_(False)
         net_d = optimizer_d = None
         if config.gan_weight:

@@ -56,8 +56,9 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     """Train a network on a folder of pictures and return the path of its best weights.
 
     `out` receives `config.json`, `run.json`, `state.pt` (to resume), `last.safetensors` and `best.safetensors` (moving averages; best
-    validation PSNR), `train.jsonl` and `validation.jsonl` (figures), `strips/` of pictures beside bicubic and the truth, and
-    `logs/` of the trackers. Ctrl-C ends the run after the step it is in, saved.
+    validation PSNR), `train.jsonl` and `validation.jsonl` (figures), `strips/` of pictures beside bicubic and the truth,
+    `logs/` of the trackers, at the end `report.html`, and `cache/` where pictures are kept in a file.
+    Ctrl-C ends the run after the step it is in, saved.
 
     Started by `torchrun` or `accelerate launch`, several processes share each batch and come to the same weights as one.
 
@@ -81,13 +82,12 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     with accelerator.main_process_first():  # one writes the cache, the others find it
         pictures = find_training_pictures(config, files, cache, workers)
     crops = training_crops(config, pictures)
-    run = RunState.start(config, accelerator.device)
-    if state_file.exists():
-        run.load(state_file)
+    device = accelerator.device
+    run = RunState.resume(config, device, state_file) if state_file.exists() else RunState.start(config, device)
     nets = Networks.prepare(run, config, accelerator)
     progress = run.progress
     micro_batch, why = choose_micro_batch(config, run.net, accelerator.device, accelerator.num_processes)
-    progress.micro_batch = config.micro_batch or progress.micro_batch or micro_batch  # kept, so that resuming adds up as before
+    progress.micro_batch = config.micro_batch or progress.micro_batch or micro_batch
     losses = Losses(config).to(accelerator.device)
     monitor = None
     if accelerator.is_main_process:

@@ -8,9 +8,9 @@ import os
 def share_cores() -> None:
     """Let threads that wait for each other on Linux give their core away soon; has an effect only before PyTorch is loaded.
 
-    GNU OpenMP's threads otherwise spin for milliseconds at each of a network's many small operations. With one other busy process on two
-    cores that made a training step 10 times as long (26 s instead of 2.5 s; alone 0.72 s instead of 0.83 s). Who sets OpenMP's own
-    variables is left alone.
+    GNU OpenMP's threads otherwise spin for milliseconds at each of a network's many small operations. How much that costs depends on who
+    else is there: beside a process of higher priority on two cores a training step took ten times as long as with this, beside an equal one
+    hardly longer (`benchmarks/bench_threads.py` measures that). Who sets OpenMP's own variables is left alone.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
