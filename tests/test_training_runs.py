@@ -45,11 +45,8 @@ def state(run):
 
 def assert_same_state(one, other):
     """Bytes of weights, averages and optimisers are equal."""
-    for part in set(one) - {"progress", "optimizer", "optimizer_d"}:
-        assert all(torch.equal(one[part][name], other[part][name]) for name in one[part]), part
-    for part in {"optimizer", "optimizer_d"} & set(one):
-        for index, moments in one[part]["state"].items():
-            assert all(torch.equal(moments[name], other[part]["state"][index][name]) for name in moments), part
+    for part in set(one) - {"progress"}:
+        torch.testing.assert_close(one[part], other[part], rtol=0, atol=0)
     assert one["progress"]["step"] == other["progress"]["step"]
 
 

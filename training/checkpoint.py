@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from ..arch import TransformerSR
 from ..arch.atomic import write_aside
 from .adversarial import UNetDiscriminator
 from .config import TrainConfig
-from .networks import initial_network, make_optimizer
+from .networks import initial_network
+from .optimizers import make_optimizer
 
 
 @dataclass
@@ -81,9 +83,11 @@ class RunState:
         return cls(net, ema, make_optimizer(net, config), net_d, optimizer_d, Progress())
 
     def save(self, path: Path) -> None:
-        """Write the state; the file appears whole or not at all."""
+        """Write the state; the file appears whole or not at all. Raises OSError."""
+        content = io.BytesIO()  # written by PyTorch itself, a full disk would be an error without a name
+        torch.save({**{name: part.state_dict() for name, part in self._parts().items()}, "progress": vars(self.progress)}, content)
         with write_aside(path) as aside:
-            torch.save({**{name: part.state_dict() for name, part in self._parts().items()}, "progress": vars(self.progress)}, aside)
+            aside.write_bytes(content.getbuffer())
 
     def load(self, path: Path) -> None:
         """Put a saved state back. Raises ValueError for a file that is damaged or of a run with other settings."""

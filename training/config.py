@@ -18,6 +18,7 @@ from .degradation import PRESETS
 RECIPES = Path(__file__).parent / "configs"
 SIZES: tuple[str, ...] = ("batch", "micro_batch", "steps", "minutes", "learning_rate", "weight_decay", "threads", "seed")
 SIZES += ("save_every", "save_minutes", "gan_start", "max_pixels", "drawings", "memory_gb")
+CHOICES = {"precision": ("auto", "fp32", "bf16", "fp16"), "device": ("auto", "cpu"), "optimizer": ("muon", "adamw")}
 WEIGHTS = ("filter_weight", "color_weight", "feature_weight", "gan_weight", "gan_r1")
 
 
@@ -62,6 +63,8 @@ class TrainConfig:
     """Length of the run in steps; unused where `minutes` is set. 0, and no `minutes`: 100,000 steps on a GPU, an hour on a CPU."""
     minutes: float = 0.0
     """Length of the run in minutes; the schedule follows the clock, resumed time included. 0: use `steps`."""
+    optimizer: str = "muon"
+    """muon for the matrices of linear layers and adamw for the rest, or adamw for everything."""
     learning_rate: float = 0.0
     """Highest learning rate, reached after the warm-up; it then falls along a cosine to nothing. 0: 1e-4 from given weights, else 5e-4, or
     2e-4 for large networks."""
@@ -140,7 +143,7 @@ class TrainConfig:
         multiple = self.network().multiple
         if self.patch < 0 or self.patch % multiple:
             raise ValueError(f"patch is {self.patch}; expected a multiple of {multiple}, the window of this network")
-        for name, known in {"precision": ("auto", "fp32", "bf16", "fp16"), "device": ("auto", "cpu")}.items():
+        for name, known in CHOICES.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
         if not set(self.trackers) <= {"tensorboard", "wandb"}:

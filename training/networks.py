@@ -1,4 +1,4 @@
-"""The network of a run, its optimiser and its moving average."""
+"""The network of a run and its moving average."""
 
 from __future__ import annotations
 
@@ -27,16 +27,6 @@ def initial_network(config: TrainConfig) -> TransformerSR:
         weights = {name: tensor for name, tensor in given.state_dict().items() if name != "architecture" and tensor.shape == shapes[name]}
         net.load_state_dict(weights, strict=False)
     return net
-
-
-def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW; only matrices and convolutions of more than one input decay, not norms, biases, temperatures and position tables."""
-    decayed: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
-    for name, parameter in net.named_parameters():
-        (decayed if parameter.ndim > 1 and "position_bias" not in name else free).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": free, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99))
 
 
 @torch.no_grad()

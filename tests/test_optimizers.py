@@ -1,0 +1,66 @@
+"""Optimisers: what Muon does to a matrix, and what is left to AdamW."""
+
+import copy
+
+import pytest
+import torch
+
+from transformersr.arch import TransformerSR, TransformerSRConfig
+from transformersr.training.config import TrainConfig
+from transformersr.training.optimizers import Muon, make_optimizer, orthogonalize
+
+SMALL = TransformerSRConfig(scale=2, embed_dim=16, num_heads=2, depths=(1,))
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (96, 48), (48, 96)])
+def test_all_directions_of_an_orthogonalized_matrix_are_about_as_long(shape):
+    torch.manual_seed(0)
+    sizes = torch.linalg.svdvals(orthogonalize(torch.randn(2, *shape)))
+    assert sizes.min() > 0.4
+    assert sizes.max() < 1.3
+
+
+def test_queries_keys_and_values_are_stepped_as_matrices_of_their_own():
+    torch.manual_seed(0)
+    together, alone = torch.nn.Parameter(torch.zeros(48, 16)), torch.nn.Parameter(torch.zeros(16, 16))
+    together.grad = torch.randn(48, 16)
+    alone.grad = together.grad[16:32].clone()
+    Muon([together, alone], rate=0.1, decay=0.0).step()
+    torch.testing.assert_close(together[16:32], alone)
+
+
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_an_optimizer_moves_every_parameter_about_as_far(name):
+    torch.manual_seed(0)
+    net = TransformerSR(SMALL)
+    before = {key: parameter.detach().clone() for key, parameter in net.named_parameters()}
+    optimizer = make_optimizer(net, TrainConfig(optimizer=name, learning_rate=1e-2, weight_decay=0.0))
+    for parameter in net.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    for key, parameter in net.named_parameters():
+        moved = (parameter - before[key]).square().mean().sqrt()
+        assert 1e-3 < moved < 1.2e-2, key
+
+
+def test_a_saved_optimizer_goes_on_where_it_was():
+    def steps(net, optimizer, seeds):
+        for seed in seeds:
+            torch.manual_seed(seed)
+            for parameter in net.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            optimizer.step()
+
+    config = TrainConfig(learning_rate=1e-2)
+    torch.manual_seed(0)
+    through = TransformerSR(SMALL)
+    optimizer = make_optimizer(through, config)
+    steps(through, optimizer, [1])
+    resumed = TransformerSR(SMALL)
+    resumed.load_state_dict(through.state_dict())
+    again = make_optimizer(resumed, config)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    steps(through, optimizer, [2])
+    steps(resumed, again, [2])
+    for one, other in zip(through.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, other)
