@@ -30,6 +30,23 @@ def mirror_pad(x: Tensor, dim: int, before: int, after: int) -> Tensor:
     return torch.cat(parts, dim) if len(parts) > 1 else x
 
 
+def split_windows(x: Tensor, size: int, offset: int, top: bool, bottom: bool) -> Tensor:
+    """Cut rows `b h w c` made of whole cells of the window grid (`top` and `bottom` as in `Band`) into windows `(b h w) (wh ww) c`."""
+    if offset:
+        x = mirror_pad(x, 1, size - offset if top else 0, offset if bottom else 0)
+        x = mirror_pad(x, 2, size - offset, offset)
+    return rearrange(x, "b (h wh) (w ww) c -> (b h w) (wh ww) c", wh=size, ww=size)
+
+
+def merge_windows(windows: Tensor, like: Tensor, size: int, offset: int, top: bool) -> Tensor:
+    """The way back from `split_windows`, to rows of the shape of `like`."""
+    height, width = like.shape[1:3]
+    before = size - offset if offset else 0
+    w = -(-(before + width) // size)
+    x = rearrange(windows, "(b h w) (wh ww) c -> b (h wh) (w ww) c", b=len(like), w=w, wh=size, ww=size)
+    return x.narrow(1, before if top else 0, height).narrow(2, before, width)
+
+
 def relative_position_index(window_size: int) -> Tensor:
     """For each pair of tokens in a window `(n, n)` the row of the bias table that their offset has."""
     axis = torch.arange(window_size)
@@ -64,26 +81,11 @@ class WindowAttention(nn.Module):
             self.position_bias = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
             self.register_buffer("position_index", relative_position_index(window_size), persistent=False)
 
-    def forward(self, x: Tensor, top: bool, bottom: bool) -> Tensor:
-        """Rows `b h w c` made of whole cells of the window grid, `top` and `bottom` as in `Band`; same shape back."""
-        height, width = x.shape[1:3]
-        qkv = self.qkv(x)
-        if self.offset:
-            before, after = self.window_size - self.offset, self.offset
-            qkv = mirror_pad(qkv, 1, before if top else 0, after if bottom else 0)
-            qkv = mirror_pad(qkv, 2, before, after)
-        else:
-            before = 0
-        wh = ww = self.window_size
-        h, w = qkv.shape[1] // wh, qkv.shape[2] // ww
-        pattern = "b (h wh) (w ww) (qkv heads d) -> qkv (b h w) heads (wh ww) d"
-        qkv = rearrange(qkv, pattern, wh=wh, ww=ww, qkv=3, heads=self.num_heads)
-        q, k, v = qkv
+    def forward(self, x: Tensor) -> Tensor:
+        """Windows of tokens `bw n c`, as `split_windows` gives them; same shape back."""
+        q, k, v = rearrange(self.qkv(x), "bw n (qkv heads d) -> qkv bw heads n d", qkv=3, heads=self.num_heads)
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(q.dtype), scale=self.scale)
-        x = rearrange(x, "(b h w) heads (wh ww) d -> b (h wh) (w ww) (heads d)", h=h, w=w, wh=wh)
-        if self.offset:
-            x = x.narrow(1, before if top else 0, height).narrow(2, before, width)
-        return self.proj(x)
+        return self.proj(rearrange(x, "bw heads n d -> bw n (heads d)"))
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
         if self.position_bias is None:

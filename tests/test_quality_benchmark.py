@@ -18,6 +18,7 @@ import peers as peers_module
 import quality
 from foreign_pictures import read_manifest
 from gallery import gallery_row, liveliest_window
+from machine import command_line
 from models import V2, random_model
 from peers import NETWORKS, PEERS, Ncnn, Peer, at_scale, enlarge_padded, load_ours, load_peers
 from perceptual import Distance
@@ -150,7 +151,7 @@ def test_a_run_writes_a_report_and_a_sheet(folder, tmp_path, monkeypatch):
         "--cell",
         "48",
     ]
-    report = quality.run(quality.parse_arguments(command), quality.command_line(command, folder))
+    report = quality.run(quality.parse_arguments(command), command_line(command, folder))
     assert len(re.findall(r"^\| mine \(ours\) \| native \|", report, re.MULTILINE)) == 3
     assert len(re.findall(r"^\| mine \(ours\) \| x2 twice \|", report, re.MULTILINE)) == 3
     assert "missing is left out" in report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +43,12 @@ def checkpoint_groups(net: TransformerSR) -> None:
         group.forward = partial(_forgetting, group.forward)  # type: ignore[method-assign, assignment]
 
 
-def _forgetting(forward: Callable[..., Bands], bands: Bands, band_rows: int, on_rows: Callable[[int], None]) -> Bands:
+def _forgetting(forward: Callable[..., Bands], bands: Bands, *passed: Any) -> Bands:
     """A group's forward on the one band that training has."""
     (band,) = bands
 
     def run(rows: Tensor) -> Tensor:
-        (result,) = forward(iter([Band(rows, True, True)]), band_rows, on_rows)
+        (result,) = forward(iter([Band(rows, True, True)]), *passed)
         return result.rows
 
     yield Band(checkpoint(run, band.rows, use_reentrant=False), True, True)

