@@ -249,6 +249,7 @@ def test_a_split_keeps_what_it_is_told_and_else_goes_by_content(folder):
     by_hash = split_pictures(folder)
     assert len(by_hash.train) + len(by_hash.validation) == 6
     assert by_hash == split_pictures(folder)
+    assert by_hash == split_pictures(folder, validation=("made/for/others/*",))
 
 
 def test_bad_pictures_are_named_together_and_left_out(tmp_path, caplog):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
 from ..upscale.image_io import READABLE
+
+logger = logging.getLogger(__name__)
 
 PAIRED = {"hr": "lr", "gt": "lq"}
 """Folders of sharp pictures, and beside each the folder that holds their small versions."""
@@ -70,8 +73,8 @@ def split_pictures(
 ) -> Split:
     """Divide a folder's pictures, those below `without` left out; patterns are relative to it.
 
-    Without patterns every twentieth content hash is for validation, and three of twenty pictures at least. Of pairs the sharp picture
-    counts. Pictures that lack their partner are among those for training, where reading will name them.
+    Without patterns, or where they match nothing (a recipe's, made for other pictures), every twentieth content hash is for validation, and
+    three of twenty pictures at least. Of pairs the sharp picture counts. Pictures that lack their partner are among those for training, where reading will name them.
     """
     folder = Path(folder)
 
@@ -83,9 +86,10 @@ def split_pictures(
     small = set(partners.values())
     paths = [path for path in everything if path not in small and not matches(path, exclude)]
     whole = [path for path in paths if partners.get(path, path)]
-    if validation:
-        held = [path for path in whole if matches(path, validation)]
-    else:
+    held = [path for path in whole if matches(path, validation)]
+    if validation and not held:
+        logger.warning("no picture in %s matches validation (%s); some are chosen by their content instead", folder, ", ".join(validation))
+    if not held:
         hashes = {path: hashlib.sha256(path.read_bytes()).digest() for path in whole}
         least = max(1, min(3, len(whole) // 6))
         held = [path for path in whole if hashes[path][0] < 256 // 20]
