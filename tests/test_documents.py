@@ -1,0 +1,233 @@
+"""The documents: commands in them run or name what exists, links lead somewhere, figures are those of the files."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+
+import click
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+from safetensors import safe_open
+
+from transformersr.arch import VARIANTS, TransformerSR, TransformerSRConfig, save_model
+from transformersr.arch.checkpoint import describe
+from transformersr.upscale.cli import main
+
+from models import V2, random_model
+from pictures import drawing
+
+ROOT = Path(__file__).resolve().parent.parent
+RUN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+RUN.remove(ROOT / "docs" / "api.md")  # test_api_page.py runs that
+PAGES = [path for folder in ("", "docs", "weights", "examples", "benchmarks/results") for path in sorted((ROOT / folder).glob("*.md"))]
+OTHERS_OPTIONS = {"--extra-index-url", "--logdir", "--no-deps", "--no-half"}
+"""Options of other programs."""
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def blocks(path: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(path: Path) -> list[list[str]]:
+    """Every line of the `sh` blocks of a page, in words."""
+    lines = chain.from_iterable(block.splitlines() for block in blocks(path, "sh"))
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def without_blocks(path: Path) -> str:
+    return re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with what the documents speak of. Training is left out: it gives a random network at once."""
+
+    def train(config, data, out, resume=False):
+        save_model(random_model(V2), out / "best.safetensors")
+        return out / "best.safetensors"
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("transformersr.training.train.train", train)
+    for folder in ("FOLDER/comfy", "FOLDER/models/upscale_models", "models", "pictures", "PICTURES", "DATA", "RUN"):
+        Path(folder).mkdir(parents=True)
+    for folder in ("pictures", "PICTURES", "DATA", "FOLDER"):
+        drawing(1, 32).save(Path(folder, "1.png"))
+    drawing(0, 16).save("picture.png")
+    drawing(0, 16).save("picture.webp")
+    save_model(random_model(V2), "models/transformerSR_b8_d256_w4_h16.pt")
+    save_model(random_model(V2), "RUN/best.safetensors")
+    return tmp_path
+
+
+@pytest.mark.parametrize("path", RUN, ids=name_of)
+def test_commands_run(path, place):
+    for words in commands(path):
+        while re.fullmatch(r"[A-Z_]+=.*", words[0]):
+            words = words[1:]
+        check = CHECKS.get(words[0])
+        assert check, f"{' '.join(words)}: no way of checking this command"
+        check(words[1:])
+
+
+def run_transformersr(words: list[str]) -> None:
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, f"transformersr {' '.join(words)}: {result.output}{result.exception or ''}"
+
+
+def run_module(words: list[str]) -> None:
+    """`python FILE ...`, of which the file is looked for, and `python -m transformersr.training ...`."""
+    if words[:2] == ["-m", "transformersr.training"]:
+        parse(words[2:])
+    else:
+        text = (ROOT / words[0]).read_text(encoding="utf-8")
+        assert all(word in text for word in words if word.startswith("--"))
+
+
+def run_launcher(words: list[str]) -> None:
+    """`torchrun` and `accelerate launch`: the part of the command that is ours."""
+    run_module(words[words.index("-m") :])
+
+
+def check_make(words: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for word in words:
+        name, is_variable, _ = word.partition("=")
+        assert re.search(rf"^{name} \?=" if is_variable else rf"^{name}:", makefile, re.MULTILINE), word
+
+
+def check_pip(words: list[str]) -> None:
+    extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    package = words[-1]
+    assert words[0] == "install"
+    assert package == "." or re.fullmatch(r"\.\[(\w+)\]", package)[1] in extras
+
+
+def check_files(words: list[str]) -> None:
+    assert all((ROOT / word).exists() for word in words)
+
+
+CHECKS = {
+    "transformersr": run_transformersr,
+    "python": run_module,
+    "torchrun": run_launcher,
+    "accelerate": run_launcher,
+    "make": check_make,
+    "pip": check_pip,
+    "pytest": check_files,
+}
+
+
+def parse(words: list[str]) -> None:
+    """Have click read a command of ours without running it. What it wants and a text leaves out may be missing."""
+    command = main.commands.get(words[0])
+    assert command, f"transformersr {words[0]}: no such command"
+    with suppress(click.MissingParameter, click.exceptions.Exit):  # the latter after --help
+        command.make_context(words[0], words[1:])
+
+
+@pytest.mark.parametrize("path", RUN, ids=name_of)
+def test_commands_and_options_in_sentences_exist(path):
+    spans = re.findall(r"`([^`\n]+)`", without_blocks(path))
+    for span in spans:
+        if re.match(r"transformersr [a-z]", span):
+            parse(shlex.split(span.replace("COMMAND", "upscale"))[1:])
+    named = set(re.findall(r"(?<!\S)--[a-z][\w-]+", " ".join(spans)))
+    assert named <= our_options() | OTHERS_OPTIONS
+
+
+def our_options() -> set[str]:
+    """Options of all commands of ours, and of the scripts that the hosts and developers run."""
+    parsed = (command.get_params(click.Context(command)) for command in main.commands.values())
+    options = {name for parameter in chain.from_iterable(parsed) for name in (*parameter.opts, *parameter.secondary_opts)}
+    scripts = [ROOT / "install.py", ROOT / "preload.py", *(ROOT / "benchmarks").glob("*.py")]
+    return options | set(re.findall(r'"(--[\w-]+)"', "".join(script.read_text(encoding="utf-8") for script in scripts))) | {"--version"}
+
+
+@pytest.mark.parametrize("path", [path for path in RUN if blocks(path, "python")], ids=name_of)
+def test_python_in_the_documents_runs(path, place):
+    image = Image.open("picture.png")
+    names = {"image": image, "prompt": "", "pipeline": lambda prompt: SimpleNamespace(images=[image])}
+    for block in blocks(path, "python"):
+        exec(block, names)
+    assert names["large"].size == (64, 64)
+
+
+# --- links ---------------------------------------------------------------------------------------
+
+
+def anchors(path: Path) -> set[str]:
+    """What the headings of a page can be linked by, as GitHub names them."""
+    titles = re.findall(r"^#+ (.+)$", without_blocks(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_links_lead_somewhere(path):
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_blocks(path)):
+        if re.match(r"https?://", link):
+            continue
+        file, _, anchor = link.partition("#")
+        target = path.parent / file if file else path
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_files_named_exist(path):
+    folders = "|".join(folder.name for folder in ROOT.iterdir() if folder.is_dir() and folder.name not in ("build", "dist", "out", "runs"))
+    for name in re.findall(rf"`((?:{folders})/[\w./-]*)`", without_blocks(path)):
+        assert (ROOT / name).exists(), name
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+def rows(path: Path) -> list[list[str]]:
+    """The rows of all tables of a page, their cells without links, emphasis and code marks."""
+    lines = re.findall(r"^\| (.+) \|$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return [[re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", cell).strip("`* ") for cell in line.split(" | ")] for line in lines]
+
+
+WEIGHTS = sorted((ROOT / "weights").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("path", WEIGHTS, ids=lambda path: path.stem)
+def test_figures_of_models_are_those_of_their_files(path):
+    with safe_open(path, framework="pt") as file:
+        scale = TransformerSRConfig.from_json(file.metadata()["config"]).scale
+    parameters, size = describe(path)["parameters"], f"{path.stat().st_size / 2**20:.1f} MiB"
+    assert [path.stem, str(scale), parameters, size] in [row[:4] for row in rows(ROOT / "README.md")]
+    card = path.with_suffix(".md").read_text(encoding="utf-8")
+    assert f"{parameters} parameters" in card
+    assert size in card
+
+
+def test_figures_of_sizes_are_those_of_the_networks():
+    listed = {row[0].split("`")[0]: row[1:] for row in rows(ROOT / "docs" / "architecture.md")}
+    for name, config in VARIANTS.items():
+        count = sum(parameter.numel() for parameter in TransformerSR(config).parameters())
+        pairs = " + ".join(map(str, config.depths))
+        assert listed[name] == [str(config.embed_dim), str(config.num_heads), pairs, f"{count:,}"]
+        assert dataclasses.replace(config, scale=4) == config  # the table says "at x4"
+
+
+def test_versions_named_twice_agree():
+    ruff = re.search(r"^(ruff==.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    assert set(re.findall(r"ruff==[\d.]+", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))) == {ruff}
+    own = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]
+    assert f"\nversion: {own}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"## {own}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
