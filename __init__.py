@@ -14,11 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .arch import TransformerSR, TransformerSRConfig, load_model
-    from .upscale.upscaler import Upscaler
+    from .upscale.upscaler import Upscaler, available_models
 
-_HOMES = {"Upscaler": ".upscale.upscaler", "TransformerSR": ".arch", "TransformerSRConfig": ".arch", "load_model": ".arch"}
+_HOMES = {
+    "Upscaler": ".upscale.upscaler",
+    "available_models": ".upscale.upscaler",
+    "TransformerSR": ".arch",
+    "TransformerSRConfig": ".arch",
+    "load_model": ".arch",
+}
 
-__all__ = ["TransformerSR", "TransformerSRConfig", "Upscaler", "load_model"]
+__all__ = ["TransformerSR", "TransformerSRConfig", "Upscaler", "available_models", "load_model"]
 
 
 def __getattr__(name: str) -> Any:

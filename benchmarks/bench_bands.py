@@ -14,6 +14,8 @@ import subprocess
 import sys
 import time
 
+from machine import read_status
+
 
 def measure(model: str, width: int, height: int, band_rows: int, repeats: int) -> tuple[float, int]:
     """Seconds (best of `repeats`) and peak bytes beyond the loaded network and the picture, in this process."""
@@ -26,18 +28,13 @@ def measure(model: str, width: int, height: int, band_rows: int, repeats: int) -
     out = image.new_zeros(1, 3, height * upscaler.scale, width * upscaler.scale)
     with torch.inference_mode():
         upscaler.model(image[..., :64, :64])
-        before = _status("VmRSS")
+        before = read_status("VmRSS")
         seconds = []
         for _ in range(repeats):
             start = time.perf_counter()
             upscaler.model(image, band_rows=band_rows or None, out=out)
             seconds.append(time.perf_counter() - start)
-    return min(seconds), _status("VmHWM") - before
-
-
-def _status(name: str) -> int:
-    with open("/proc/self/status", encoding="ascii") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
+    return min(seconds), read_status("VmHWM") - before
 
 
 def main() -> None:

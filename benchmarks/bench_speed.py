@@ -21,6 +21,7 @@ from statistics import median
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from transformersr.arch import VARIANTS, TransformerSR
@@ -81,7 +82,7 @@ def measure(size: str, side: int, dtype: str, options: argparse.Namespace) -> li
     subjects = make_subjects(size, image)
     net = subjects[0].net
     assert net is not None
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # of the other kernels it does not count all
         net(image)
     flops = counter.get_total_flops()
     matrices = Subject("matrices", lambda: None)  # type: ignore[arg-type, return-value]

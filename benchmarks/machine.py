@@ -66,3 +66,9 @@ def write_report(text: str, name: str, out: Path | None = None) -> None:
 
 
 # --- command line --------------------------------------------------------------------------------
+
+
+def read_status(name: str) -> int:
+    """Bytes of this process's memory by the kernel's name for it, VmRSS (now) or VmHWM (at most so far). Linux only."""
+    with open("/proc/self/status", encoding="ascii") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 
@@ -97,10 +99,53 @@ def test_an_input_is_never_overwritten(folder, model):
     assert Image.open(folder / "a.png").size == (9, 8)
 
 
-def test_names_that_differ_in_their_ending_do_not_clash(folder, model):
-    Image.new("RGB", (5, 5)).save(folder / "a.jpg")
+def test_a_name_does_not_depend_on_what_else_is_there(folder, model):
     assert run("upscale", folder, "-m", model).exit_code == 0
-    assert tree(folder.parent / "in_x2") == ["a_jpg.png", "a_png.png", "b.png", "deep/c.png"]
+    before = (folder.parent / "in_x2" / "a.png").read_bytes()
+    Image.new("RGB", (5, 5)).save(folder / "a.jpg")
+    Image.new("RGB", (5, 5)).save(folder / "d.jpg")
+    result = run("upscale", folder, "-m", model, "--resume")
+    assert result.exit_code == 1
+    assert "3 of 5 pictures done" in result.stdout
+    assert tree(folder.parent / "in_x2") == ["a.png", "b.png", "d.png", "deep/c.png"]
+    assert (folder.parent / "in_x2" / "a.png").read_bytes() == before
+
+
+def test_pictures_that_would_become_one_file_are_named(folder, model, caplog):
+    Image.new("RGB", (5, 5)).save(folder / "a.jpg")
+    assert run("upscale", folder, "-m", model).exit_code == 1
+    lines = [line for line in caplog.text.splitlines() if "would become" in line]
+    assert len(lines) == 2
+    assert all("a.png" in line and "a.jpg" in line and "rename one" in line for line in lines)
+
+
+def test_a_place_that_cannot_be_written_to_is_noticed_before_the_work(folder, model, tmp_path, monkeypatch):
+    monkeypatch.setattr("transformersr.upscale.batch.read_picture", lambda path: pytest.fail("the work has begun"))
+    (tmp_path / "file").touch()
+    result = run("upscale", folder, "-m", model, "-o", tmp_path / "file" / "below")
+    assert result.exit_code == 1
+    assert "cannot be written there" in result.output
+    assert "choose another folder" in result.output
+
+
+def test_a_film_without_pyav_and_a_film_as_a_picture_are_refused_with_advice(folder, model, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "av", None)
+    (folder / "film.mp4").touch()
+    assert run("upscale", folder / "film.mp4", "-m", model).exit_code == 1
+    assert "pip install" in caplog.text
+    assert run("upscale", folder, "-m", model).exit_code == 0  # films below a folder are left alone
+    result = run("upscale", folder / "film.mp4", "-m", model, "-o", folder / "film.png")
+    assert result.exit_code == 1
+    assert ".mkv" in result.output
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without asking it")
+def test_a_request_to_end_leaves_nothing_half_written(folder, model, monkeypatch):
+    monkeypatch.setattr("transformersr.upscale.image_io._image", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    before = signal.getsignal(signal.SIGTERM)
+    assert run("upscale", folder, "-m", model).exit_code == 128 + signal.SIGTERM
+    assert tree(folder.parent / "in_x2") == []
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_sixteen_bits_stay_sixteen_bits(tmp_path, model):
@@ -126,6 +171,11 @@ def test_convert_and_info(tmp_path, model):
         (("upscale", ".", "-m", "nothing"), "no such model"),
         (("upscale", ".", "--memory", "much"), "such as 2G"),
         (("upscale", ".", "--size", "12"), "3840x2160"),
+        (("upscale", ".", "--size", "0x12"), "3840x2160"),
+        (("upscale", ".", "--scale", "nan"), "above 0"),
+        (("upscale", ".", "--scale", "0"), "above 0"),
+        (("upscale", ".", "--scale=-1"), "above 0"),
+        (("upscale", ".", "--scale", "inf"), "below 1000"),
         (("upscale", ".", "--size", "4x4", "--scale", "2"), "one of them"),
         (("info", "nothing"), "nothing"),
     ],

@@ -49,6 +49,24 @@ def test_tensors_keep_layout_and_dtype(upscaler, channels, dtype):
     assert result.dtype == dtype
 
 
+def test_uint8_and_single_pictures_are_tensors_too_and_arrays_may_be_batches(upscaler):
+    images = torch.randint(0, 256, (2, 3, 7, 13), dtype=torch.uint8)
+    large = upscaler(images)
+    assert large.dtype == torch.uint8
+    assert torch.equal(large, (upscaler(images / 255) * 255).round().to(torch.uint8))
+    assert torch.equal(upscaler(images[1]), upscaler(images[1:])[0])
+    array = images.permute(0, 2, 3, 1).numpy()
+    assert np.array_equal(upscaler(array), large.permute(0, 2, 3, 1).numpy())
+
+
+def test_what_it_is_can_be_seen_and_what_is_no_picture_is_refused_with_advice(upscaler):
+    assert repr(upscaler) == "Upscaler(scale=2, device='cpu', dtype=torch.float32, memory=None)"
+    with pytest.raises(TypeError, match=r"is a str.*PIL\.Image\.open"):
+        upscaler("picture.png")
+    with pytest.raises(TypeError, match=r"is a list.*one by one"):
+        upscaler([Image.new("RGB", (4, 4))])
+
+
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_a_long_batch_is_done_a_few_at_a_time_into_the_room_given(upscaler, monkeypatch, channels):
     images, seen = torch.rand(5, channels, 7, 13), []
@@ -107,7 +125,10 @@ def test_sizes(upscaler, options, expected):
         (np.zeros((4, 4, 2), np.uint8), {}, r"\(h, w, c\)"),
         (np.zeros((4, 4, 3), np.int64), {}, "uint8"),
         (np.zeros((0, 4, 4), np.uint8), {"size": (4, 4)}, "at least 1x1"),
-        (torch.zeros(3, 4, 4), {}, r"\(b, c, h, w\)"),
+        (torch.zeros(4, 4), {}, r"\(b, c, h, w\)"),
+        (torch.zeros(3, 4, 4, dtype=torch.int64), {}, "int64"),
+        (torch.zeros(1, 8, 8, 3), {}, r"channels last.*movedim\(-1, -3\)"),
+        (np.zeros((2, 4, 4, 5), np.uint8), {}, r"\(b, h, w, c\)"),
         (np.zeros((4, 4, 3), np.uint8), {"factor": 2, "size": (8, 8)}, "one of them"),
         (np.zeros((4, 4, 3), np.uint8), {"factor": -1}, "above 0"),
         (np.zeros((4, 4, 3), np.uint8), {"size": (0, 8)}, "at least 1x1"),
@@ -133,8 +154,10 @@ def test_from_pretrained_takes_files_and_says_what_there_is(tmp_path):
         find_model("no-such-model")
     with pytest.raises(ValueError, match="expected auto"):
         find_device("cuda:77")
-    with pytest.raises(ValueError, match="fp16"):
-        find_dtype("int8", torch.device("cpu"))
+    assert find_dtype(torch.bfloat16, torch.device("cpu")) == find_dtype("bf16", torch.device("cpu")) == torch.bfloat16
+    for dtype in ("int8", torch.int8):
+        with pytest.raises(ValueError, match="fp16"):
+            find_dtype(dtype, torch.device("cpu"))
 
 
 def test_the_default_model_comes_with_the_package():

@@ -74,7 +74,8 @@ def split_pictures(
     """Divide a folder's pictures, those below `without` left out; patterns are relative to it.
 
     Without patterns, or where they match nothing (a recipe's, made for other pictures), every twentieth content hash is for validation, and
-    three of twenty pictures at least. Of pairs the sharp picture counts. Pictures that lack their partner are among those for training, where reading will name them.
+    three of twenty pictures at least. Of pairs the sharp picture counts. Pictures that lack their partner are among those for training,
+    where reading will name them.
     """
     folder = Path(folder)
 

@@ -67,19 +67,21 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parts = 3 if parameter.shape[0] == 3 * parameter.shape[1] else 1
-                    for place, direction in zip(parameter.chunk(parts), self._direction(parameter).chunk(parts), strict=True):
+                    for place, direction in zip(
+                        parameter.chunk(parts), self._direction(parameter, parameter.grad).chunk(parts), strict=True
+                    ):
                         by_shape.setdefault((place.shape[0], place.shape[1]), []).append((place, direction))
             for shape, places in by_shape.items():
                 steps = orthogonalize(torch.stack([direction for _, direction in places]))
                 torch._foreach_add_([place for place, _ in places], list(steps), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
-    def _direction(self, parameter: nn.Parameter) -> Tensor:
+    def _direction(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         """The gradient carried on by its momentum (Nesterov's)."""
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].lerp_(parameter.grad, 0.05)
-        return torch.lerp(parameter.grad, momentum, 0.95)
+        momentum = state["momentum"].lerp_(gradient, 0.05)
+        return torch.lerp(gradient, momentum, 0.95)
 
 
 class MuonAdamW(torch.optim.Optimizer):

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import logging
+import sys
+import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from os.path import realpath
 from pathlib import Path
 
-from .engine import is_out_of_memory
-from .image_io import FORMATS, READABLE, read_picture, write_picture
+from PIL import Image
+
+from .engine import is_out_of_memory, target_size
+from .image_io import FORMATS, READABLE, check_target, read_picture, write_picture
+from .messages import one_line
 from .upscaler import Upscaler
+from .video import CONTAINERS, enlarge_film, film_suffix, is_film
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture to enlarge."""
+    """One picture or film to enlarge."""
 
     source: Path
     target: Path
@@ -31,31 +40,62 @@ class Failure:
     reason: str
 
 
-def plan_jobs(inputs: Iterable[str], output: str | None, extension: str, suffix: str) -> list[Job]:
+@dataclass(frozen=True)
+class Plan:
+    """What a run has to do. It depends on the files that are there, so of several processes one makes it for all."""
+
+    jobs: list[Job]
+    todo: list[Job]
+    """The jobs whose result is not there yet, or all where a run does not resume another."""
+    failures: list[Failure]
+
+
+def plan_jobs(inputs: Iterable[str], output: str | None, extension: str, suffix: str, resume: bool = False) -> Plan:
     """Decide where each picture goes.
 
     A file goes beside itself with `suffix` behind its name, or into the folder `output` under its own name; a single file may
     name its target outright. A folder's pictures, at any depth, go to the same places below `output`, or below a folder beside
-    it with `suffix` behind its name. Patterns (`*.png`) are expanded where the shell did not.
+    it with `suffix` behind its name. Patterns (`*.png`) are expanded where the shell did not. Films, which take hours, have to be
+    named themselves, and stay films.
 
-    Raises ValueError if an input does not exist, nothing is found, or a target is one of the inputs.
+    A name never depends on what else is there. Pictures that would get the same one (`a.png` and `a.jpg`) are failures.
+
+    Raises ValueError if an input does not exist, nothing is found, or a target is one of the inputs, and OSError if a folder
+    for results cannot be written to.
     """
     sources = [path for text in inputs for path in _expand(text)]
     jobs: list[Job] = []
     for source in sources:
+        ending = film_suffix(source) if is_film(source) else extension
         if source.is_dir():
             resolved = source.resolve()
             root = Path(output) if output else resolved.with_name(resolved.name + suffix)
             jobs += [Job(path, (root / path.relative_to(source)).with_suffix(extension)) for path in _pictures(source, root)]
-        elif output and len(sources) == 1 and Path(output).suffix.lower().removeprefix(".") in FORMATS:
+        elif output and len(sources) == 1 and _is_name_for(source, Path(output).suffix.lower()):
             jobs.append(Job(source, Path(output)))
         elif output:
-            jobs.append(Job(source, Path(output) / f"{source.stem}{extension}"))
+            jobs.append(Job(source, Path(output) / f"{source.stem}{ending}"))
         else:
-            jobs.append(Job(source, source.with_name(f"{source.stem}{suffix}{extension}")))
+            jobs.append(Job(source, source.with_name(f"{source.stem}{suffix}{ending}")))
     if not jobs:
         raise ValueError(f"no pictures found in {', '.join(map(str, sources))}; expected files ending in {', '.join(READABLE)}")
-    return _without_clashes(jobs)
+    jobs = _without_results(jobs)
+    failures = _clashes(jobs)
+    refused = {failure.source for failure in failures}
+    jobs = [job for job in jobs if job.source not in refused]
+    todo = [job for job in jobs if not (resume and job.target.exists())]
+    _check_folders(todo)
+    return Plan(jobs, todo, failures)
+
+
+def _is_name_for(source: Path, ending: str) -> bool:
+    """Whether an ending is that of a file to write, rather than part of a folder's name. Raises ValueError for a film as a picture."""
+    if ending not in CONTAINERS and ending.removeprefix(".") not in FORMATS:
+        return False
+    if is_film(source) != (ending in CONTAINERS):
+        expected = CONTAINERS if is_film(source) else FORMATS
+        raise ValueError(f"{source}: cannot be written as {ending}; expected one of {', '.join(expected)}")
+    return True
 
 
 def _expand(text: str) -> list[Path]:
@@ -76,30 +116,64 @@ def _pictures(folder: Path, root: Path) -> list[Path]:
     return sorted(paths)
 
 
-def _without_clashes(jobs: list[Job]) -> list[Job]:
-    """Sources that differ in their ending alone keep it in the name; no target may be a source.
+def _without_results(jobs: list[Job]) -> list[Job]:
+    """Each job once. A source that is the result of another one, beside it, is an earlier run's and is left out.
 
-    A source that is the result of another one, beside it, is an earlier run's and is left out.
+    Raises ValueError if a target is one of the sources that remain.
     """
-    made = {job.target.resolve() for job in jobs if job.source.resolve() != job.target.resolve()}
-    jobs = [job for job in dict.fromkeys(jobs) if not (job.source.resolve() in made and job.source.parent == job.target.parent)]
-    counts: dict[Path, int] = {}
+    # `Path.resolve` fails where links go in circles
+    made = {realpath(job.target) for job in jobs if realpath(job.source) != realpath(job.target)}
+    jobs = [job for job in dict.fromkeys(jobs) if not (realpath(job.source) in made and job.source.parent == job.target.parent)]
+    sources = {realpath(job.source) for job in jobs}
     for job in jobs:
-        counts[job.target] = counts.get(job.target, 0) + 1
-    jobs = [
-        job
-        if counts[job.target] == 1
-        else Job(job.source, job.target.with_stem(f"{job.target.stem}_{job.source.suffix.removeprefix('.').lower()}"))
-        for job in jobs
-    ]
-    sources = {job.source.resolve() for job in jobs}
-    targets: dict[Path, Path] = {}
-    for job in jobs:
-        if job.target.resolve() in sources:
+        if realpath(job.target) in sources:
             raise ValueError(f"{job.target} is one of the inputs and would be overwritten; choose another output folder")
-        if (other := targets.setdefault(job.target, job.source)) != job.source:
-            raise ValueError(f"{other} and {job.source} would both become {job.target}; upscale them in two runs")
     return jobs
+
+
+def _clashes(jobs: list[Job]) -> list[Failure]:
+    """The pictures that would become the same file as another."""
+    claims: dict[Path, list[Path]] = {}
+    for job in jobs:
+        claims.setdefault(job.target, []).append(job.source)
+    failures = []
+    for target, sources in claims.items():
+        for source in sources if len(sources) > 1 else []:
+            other = sources[source == sources[0]]
+            failures.append(_failed(source, f"{other} would become {target} too; rename one, or upscale them into two folders"))
+    return failures
+
+
+def _failed(source: Path, reason: str) -> Failure:
+    logger.error("%s", one_line(f"{source}: {reason}"))
+    return Failure(source, reason)
+
+
+def _check_folders(jobs: list[Job]) -> None:
+    """Raise OSError if the folders for results cannot be made or written to, before hours of work rather than after."""
+    for folder in {_existing(job.target.parent) for job in jobs}:
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise OSError(f"{folder}: results cannot be written there ({error.strerror}); choose another folder with -o") from error
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.parent)
+
+
+def largest_first(jobs: list[Job]) -> list[Job]:
+    """Sorted by pixels, so that dealing the jobs out gives everybody about as much to do. Unreadable ones are last."""
+    return sorted(jobs, key=lambda job: _pixels(job.source), reverse=True)
+
+
+def _pixels(path: Path) -> int:
+    if is_film(path):
+        return sys.maxsize
+    with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(path) as image:
+        return image.width * image.height
+    return 0
 
 
 def run_jobs(
@@ -126,17 +200,24 @@ def run_jobs(
             if job.target.exists() and not (resume or overwrite):
                 raise FileExistsError(f"{job.target} exists; leave finished pictures out with --resume, or replace them with --overwrite")
             if not (resume and job.target.exists()):
-                picture = read_picture(job.source)
-                large = upscaler.enlarge_picture(
-                    picture, factor=factor, size=size, on_progress=lambda done, total, index=index: on_progress(index, done / total)
-                )
                 job.target.parent.mkdir(parents=True, exist_ok=True)
-                write_picture(large, job.target, quality=quality)
+                enlarge = enlarge_film if is_film(job.source) else _enlarge_picture
+                progress = functools.partial(on_progress, index)
+                enlarge(job.source, job.target, upscaler, factor=factor, size=size, quality=quality, on_progress=progress)
         except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise
             reason = str(error).removeprefix(f"{job.source}: ").splitlines()[0] if str(error) else "not enough memory"
-            failures.append(Failure(job.source, reason))
-            logger.error("%s: %s", job.source, reason)
+            failures.append(_failed(job.source, reason))
         on_progress(index, 1.0)
     return failures
+
+
+def _enlarge_picture(
+    source: Path, target: Path, upscaler: Upscaler, *, quality: int, on_progress: Callable[[float], None], **options
+) -> None:
+    picture = read_picture(source)
+    height, width = picture.color.shape[:2]
+    check_target(target, *target_size(height, width, upscaler.scale, **options))  # before the work
+    large = upscaler.enlarge_picture(picture, **options, on_progress=lambda done, total: on_progress(done / total))
+    write_picture(large, target, quality=quality)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
+import signal
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from tqdm import tqdm
@@ -14,6 +19,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ..training.cli import COMMANDS
 from .cores import share_cores
 from .messages import Messages
+
+if TYPE_CHECKING:
+    from .batch import Failure, Job, Plan
 
 FORMATS = {"png": ".png", "webp": ".webp", "jpg": ".jpg"}
 
@@ -25,9 +33,21 @@ class Size(click.ParamType):
 
     def convert(self, value, param, ctx):
         match = re.fullmatch(r"([0-9]+)x([0-9]+)", str(value).lower())
-        if not match:
+        if not match or 0 in (int(match[1]), int(match[2])):
             self.fail(f"{value!r} is not a size such as 3840x2160", param, ctx)
         return int(match[2]), int(match[1])
+
+
+class Factor(click.ParamType):
+    """How many times larger, in the range that the engine takes; neither nan nor inf is in it."""
+
+    name = "F"
+
+    def convert(self, value, param, ctx):
+        factor = click.FLOAT.convert(value, param, ctx)
+        if not 0 < factor < 1000:
+            self.fail(f"{value} is not a number above 0 and below 1000", param, ctx)
+        return factor
 
 
 @click.group(cls=Messages, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -41,43 +61,80 @@ def main() -> None:
 @main.command()
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="PATH", help="Folder for the results, or for a single picture its file. Default: beside the input.")
-@click.option("--scale", "factor", type=float, metavar="F", help="How many times larger, 1.5 or 3 say. Default: what the model gives.")
+@click.option("--scale", "factor", type=Factor(), help="How many times larger, 1.5 or 3 say. Default: what the model gives.")
 @click.option("--size", type=Size(), help="Exact size of the result instead, as WIDTHxHEIGHT.")
 @click.option("-m", "--model", metavar="M", help="A model of `transformersr models`, or a file of weights. Default: one that fits --scale.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32, bf16, fp16.")
 @click.option("--memory", metavar="BYTES", help="Most memory the network's tensors may take, 2G say; the result is the same for any.")
 @click.option("--format", "format_", type=click.Choice(list(FORMATS)), default="png", show_default=True, help="File format of the results.")
-@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of jpg and webp; webp is lossless at 100.")
+@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of jpg, webp (lossless at 100) and films.")
 @click.option("--resume", is_flag=True, help="Leave out pictures whose result exists.")
 @click.option("--overwrite", is_flag=True, help="Replace results that exist. Inputs are never replaced.")
 def upscale(inputs, output, factor, size, model, device, dtype, memory, format_, quality, resume, overwrite) -> None:
-    """Enlarge pictures: files, folders with everything below them, patterns.
+    """Enlarge pictures: files, folders with everything below them, patterns; and films, which are named one by one.
 
     Metadata, colour profile, transparency and 16-bit depth are kept. A picture that cannot be done is named, the others go on, and the
-    exit code is 1.
+    exit code is 1. Started by `accelerate launch` or `torchrun`, several processes share the pictures.
     """
-    from .batch import plan_jobs, run_jobs
+    from .batch import largest_first, plan_jobs, run_jobs
+    from .processes import find_processes
     from .upscaler import Upscaler, default_model
 
     if factor is not None and size is not None:
         raise click.UsageError("--scale and --size were both given; give one of them")
-    upscaler = Upscaler.from_pretrained(model or default_model(factor), device, dtype, memory)
-    suffix = f"_{size[1]}x{size[0]}" if size else f"_x{factor or upscaler.scale:g}"
-    jobs = plan_jobs(inputs, output, FORMATS[format_], suffix)
-    with tqdm(total=len(jobs), unit="picture", bar_format=BAR, disable=None) as bar, logging_redirect_tqdm():
+    processes = find_processes()
+
+    @functools.cache
+    def upscaler() -> Upscaler:
+        return Upscaler.from_pretrained(model or default_model(factor), processes.device(device), dtype, memory)
+
+    def plan() -> tuple[Plan, list[Job]]:
+        scale = upscaler().scale  # loaded first, so that of several processes one says what is wrong with it
+        suffix = f"_{size[1]}x{size[0]}" if size else f"_x{factor or scale:g}"
+        plan = plan_jobs(inputs, output, FORMATS[format_], suffix, resume)
+        return plan, largest_first(plan.todo) if processes.count > 1 else plan.todo
+
+    whole, todo = processes.from_first(plan)
+    jobs = processes.share(todo)
+    with show_progress(jobs, hidden=processes.index > 0) as show, leaving_on_sigterm():
+        failures = run_jobs(
+            jobs, upscaler(), factor=factor, size=size, quality=quality, resume=resume, overwrite=overwrite, on_progress=show
+        )
+    failures = [*whole.failures, *processes.gather(failures)]
+    sys.exit(processes.from_first(lambda: conclude(whole, failures)))  # nobody before all is said: a launcher would end the others
+
+
+@contextmanager
+def show_progress(jobs: list[Job], hidden: bool) -> Iterator[Callable[[int, float], None]]:
+    """A bar on a terminal, and what moves it: the index of a job and the share of it that is done."""
+    with tqdm(total=len(jobs), unit="picture", bar_format=BAR, disable=hidden or None) as bar, logging_redirect_tqdm():
 
         def show(index: int, share: float) -> None:
             bar.set_description_str(jobs[index].source.name[-40:], refresh=False)
             bar.update(index + share - bar.n)
 
-        failures = run_jobs(jobs, upscaler, factor=factor, size=size, quality=quality, resume=resume, overwrite=overwrite, on_progress=show)
-    if len(jobs) == 1 and not failures:
-        click.echo(jobs[0].target)
-    elif len(jobs) > 1:
-        click.echo(f"{len(jobs) - len(failures)} of {len(jobs)} pictures done")
-    if failures:
-        sys.exit(1)
+        yield show
+
+
+@contextmanager
+def leaving_on_sigterm() -> Iterator[None]:
+    """Let a request to end remove what is half written, as Ctrl-C does; a launcher sends one where another process failed."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def conclude(plan: Plan, failures: list[Failure]) -> int:
+    """Say where the result is, or of several pictures how many are done, and return the exit code."""
+    total = len(plan.jobs) + len(plan.failures)
+    if total == 1 and not failures:
+        click.echo(plan.jobs[0].target)
+    elif total > 1:
+        click.echo(f"{total - len(failures)} of {total} pictures done")
+    return 1 if failures else 0
 
 
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} done, {remaining} left"

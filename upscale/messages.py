@@ -11,5 +11,10 @@ class Messages(click.Group):
     def invoke(self, ctx: click.Context):
         try:
             return super().invoke(ctx)
-        except (ValueError, OSError, FloatingPointError) as error:
-            raise click.ClickException(str(error)) from error
+        except (ValueError, OSError, FloatingPointError, MemoryError) as error:
+            raise click.ClickException(one_line(str(error)) or "not enough memory") from error
+
+
+def one_line(text: str) -> str:
+    """Text for a terminal, with escapes for the control characters and line ends that a name or a file may hold."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)

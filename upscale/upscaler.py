@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import TypeVar
@@ -12,8 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..arch import TransformerSR, load_model
-from .engine import ProgressCallback, comfortable_bytes, count_passes, enlarge_to, target_size
+from ..arch import CheckpointError, TransformerSR, load_model
+from .engine import ProgressCallback, comfortable_bytes, count_passes, enlarge_to, repaired, saying_what_does_not_fit, target_size
 from .image_io import Picture, from_pil, to_pil
 from .transparency import bleed
 
@@ -43,7 +44,10 @@ def default_model(factor: float | None = None) -> str:
 
 
 def find_model(name_or_path: str | Path | None = None) -> Path:
-    """The file of a model that comes with the package, or the path itself. Raises FileNotFoundError listing the names there are."""
+    """The file of a model that comes with the package, or the path itself.
+
+    Raises FileNotFoundError listing the names there are, CheckpointError for a shipped file that is not as it was shipped.
+    """
     models = available_models()
     name = str(name_or_path or DEFAULT_MODEL)
     path = models.get(name, Path(name))
@@ -51,7 +55,21 @@ def find_model(name_or_path: str | Path | None = None) -> Path:
         raise FileNotFoundError(
             f"{name}: no such model or file; expected one of {', '.join(models) or '(none installed)'}, or a path to weights"
         )
+    if path.parent.resolve() == WEIGHTS:
+        _check_shipped(path)
     return path
+
+
+def _check_shipped(path: Path) -> None:
+    """Refuse a file of the package whose SHA-256 is not the one in `weights/SHA256SUMS`; a user's own files elsewhere are not checked."""
+    sums = WEIGHTS / "SHA256SUMS"
+    lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
+    if f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" not in lines:
+        raise CheckpointError(
+            f"{path} is not the file that came with the package: it is damaged, half a download, a Git LFS pointer, or was replaced (its "
+            "SHA-256 is not the one in SHA256SUMS beside it); install the package again, or to use it as it is, copy it elsewhere and give "
+            "that path"
+        )
 
 
 def find_device(name: str | torch.device = "auto") -> torch.device:
@@ -68,13 +86,15 @@ def find_device(name: str | torch.device = "auto") -> torch.device:
     return device
 
 
-def find_dtype(name: str, device: torch.device) -> torch.dtype:
-    """A precision by name; "auto" is fp16 on CUDA cards that compute in it, else fp32. Raises ValueError for an unknown one."""
+def find_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """A precision by name, or itself; "auto" is fp16 on CUDA cards that compute in it, else fp32. Raises ValueError for an unknown one."""
+    if name in DTYPES.values():
+        return name  # type: ignore[return-value]
     if name == "auto":
         return torch.float16 if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (7, 0) else torch.float32
     if name not in DTYPES:
         raise ValueError(f"dtype is {name!r}; expected auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+    return DTYPES[str(name)]
 
 
 def parse_bytes(text: str | int | None) -> int | None:
@@ -89,7 +109,14 @@ def parse_bytes(text: str | int | None) -> int | None:
 
 
 class Upscaler:
-    """Enlarges pictures with a network. Every call is independent; one object may be used for any number of pictures of any size."""
+    """Enlarges pictures with a network: `Upscaler.from_pretrained()` makes one, and calling it with a picture gives a larger one back.
+
+        upscaler = Upscaler.from_pretrained()
+        large = upscaler(Image.open("picture.png"))  # or a numpy array, or a torch tensor
+        large = upscaler(image, factor=2)  # or size=(height, width)
+
+    Every call is independent; one object may be used for any number of pictures of any size, by one thread at a time.
+    """
 
     def __init__(self, model: TransformerSR, memory: int | None = None):
         """Use a network of RGB as it is, on its device and in its dtype; `memory` in bytes as for `from_pretrained`."""
@@ -103,15 +130,15 @@ class Upscaler:
         cls,
         name_or_path: str | Path | None = None,
         device: str | torch.device = "auto",
-        dtype: str = "auto",
+        dtype: str | torch.dtype = "auto",
         memory: str | int | None = None,
     ) -> Upscaler:
         """Load a network.
 
         Args:
             name_or_path: a model that comes with the package (`available_models`), or a file of weights; None takes the default.
-            device: "auto", "cpu", "cuda", "cuda:1", "mps".
-            dtype: "auto", "fp32", "bf16", "fp16". Norms, statistics and softmax are worked out in float32 whatever it is.
+            device: "auto", "cpu", "cuda", "cuda:1", "mps", or a torch.device.
+            dtype: "auto", "fp32", "bf16", "fp16", or one of PyTorch's. Norms and softmax are worked out in float32 whatever it is.
             memory: most bytes that the network's tensors may take, also as "2G"; None takes what is free.
 
         Raises:
@@ -119,6 +146,10 @@ class Upscaler:
         """
         found = find_device(device)
         return cls(load_model(find_model(name_or_path)).to(found, find_dtype(dtype, found)), parse_bytes(memory))
+
+    def __repr__(self) -> str:
+        parameter = next(self.model.parameters())
+        return f"Upscaler(scale={self.scale}, device='{parameter.device}', dtype={parameter.dtype}, memory={self.memory})"
 
     @property
     def scale(self) -> int:
@@ -131,8 +162,8 @@ class Upscaler:
         """Enlarge a picture and return one of the same kind.
 
         Args:
-            image: PIL image of any mode; numpy `(h, w)` or `(h, w, c)` with c = 1, 3, 4, uint8, uint16 or float in [0, 1]; or torch
-                `(b, c, h, w)` with c = 1, 3, 4, float in [0, 1]. A fourth channel is transparency.
+            image: a PIL image of any mode; numpy `(h, w)`, `(h, w, c)` or `(b, h, w, c)`, uint8, uint16 or float; or torch `(c, h, w)`
+                or `(b, c, h, w)`, uint8 or float. Floats are in [0, 1]; c is 1, 3 or 4: grey, RGB, RGB and transparency.
             factor: enlarge each side by this and round; None takes the network's scale.
             size: instead, the (height, width) wanted.
             on_progress: called with (done, total) as the work goes on; it may raise to stop.
@@ -144,15 +175,18 @@ class Upscaler:
         if isinstance(image, Image.Image):
             return to_pil(self.enlarge_picture(from_pil(image), **options))  # type: ignore[return-value, arg-type]
         if isinstance(image, Tensor):
-            return self.enlarge_batch(image, **options)  # type: ignore[return-value, arg-type]
+            return self._enlarge_tensor(image, **options)  # type: ignore[return-value, arg-type]
         if isinstance(image, np.ndarray):
             return self._enlarge_array(image, **options)  # type: ignore[return-value, arg-type]
-        raise TypeError(f"image is a {type(image).__name__}; expected a PIL image, a numpy array or a torch tensor")
+        raise TypeError(
+            f"image is a {type(image).__name__}; expected a PIL image, a numpy array or a torch tensor: "
+            "open a file with PIL.Image.open, and give the pictures of a list one by one"
+        )
 
     def enlarge_picture(self, picture: Picture, **options) -> Picture:
         """Enlarge a `Picture`; what it carries goes along."""
         channels = picture.color if picture.alpha is None else np.dstack([picture.color, picture.alpha])
-        enlarged = self._enlarge_channels(channels, **options)
+        enlarged = self._enlarge_channels(channels[None], **options)[0]
         alpha = None if picture.alpha is None else enlarged[..., 3]
         return Picture(enlarged[..., :3], alpha, picture.carried)
 
@@ -173,9 +207,12 @@ class Upscaler:
                 f"tensor has shape {tuple(images.shape)} and is {images.dtype}; "
                 "expected (b, c, h, w) with c = 1, 3 or 4, at least 1x1, a float type"
             )
-        count = len(images)
         height, width = target_size(images.shape[2], images.shape[3], self.scale, factor, size)
-        expected = (*images.shape[:2], height, width)
+        with saying_what_does_not_fit(len(images), height, width):
+            return self._enlarge_all(images, height, width, on_progress, out)
+
+    def _enlarge_all(self, images: Tensor, height: int, width: int, on_progress: ProgressCallback | None, out: Tensor | None) -> Tensor:
+        count, expected = len(images), (*images.shape[:2], height, width)
         step = max(1, BATCH_PIXELS // max(height * width, images[0, 0].numel() * self.scale**2))
         if out is None and count <= step:
             return self._enlarge_some(images.detach(), height, width, on_progress).to(images.dtype)
@@ -198,26 +235,41 @@ class Upscaler:
             height, width = -(-target[0] // scale), -(-target[1] // scale)
         return comfortable_bytes(self.model.config, count, height, width, next(self.model.parameters()).element_size())
 
+    def _enlarge_tensor(self, image: Tensor, **options) -> Tensor:
+        """`(c, h, w)` or `(b, c, h, w)`, uint8 or float, to the same enlarged."""
+        images = image[None] if image.ndim == 3 else image
+        if images.ndim == 4 and images.shape[1] not in (1, 3, 4) and images.shape[3] in (1, 3, 4):
+            raise ValueError(f"tensor has shape {tuple(image.shape)}, channels last; expected (b, c, h, w): give image.movedim(-1, -3)")
+        if image.dtype == torch.uint8:
+            large = self.enlarge_batch(images.float() / 255, **options).mul_(255).round_().to(torch.uint8)
+        else:
+            large = self.enlarge_batch(images, **options)
+        return large[0] if image.ndim == 3 else large
+
     def _enlarge_array(self, image: np.ndarray, **options) -> np.ndarray:
-        channels = image[..., None] if image.ndim == 2 else image
-        if channels.ndim != 3 or channels.shape[2] not in (1, 3, 4):
-            raise ValueError(f"array has shape {image.shape}; expected (h, w) or (h, w, c) with c = 1, 3 or 4")
+        """`(h, w)`, `(h, w, c)` or `(b, h, w, c)`, uint8, uint16 or float, to the same enlarged."""
+        images = image[..., None] if image.ndim == 2 else image
+        images = images[None] if images.ndim == 3 else images
+        if images.ndim != 4 or images.shape[3] not in (1, 3, 4):
+            raise ValueError(f"array has shape {image.shape}; expected (h, w), (h, w, c) or (b, h, w, c) with c = 1, 3 or 4")
         if image.dtype.kind not in "uf" or image.dtype.itemsize > (2 if image.dtype.kind == "u" else 8):
             raise ValueError(f"array is {image.dtype}; expected uint8, uint16 or a float type with values in [0, 1]")
         peak = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1
-        enlarged = self._enlarge_channels(channels.astype(np.float32) / np.float32(peak), **options)
+        enlarged = self._enlarge_channels(images.astype(np.float32) / np.float32(peak), **options)
         if peak > 1:
             enlarged = np.rint(enlarged * peak).astype(image.dtype)
+        enlarged = enlarged if image.ndim == 4 else enlarged[0]
         return enlarged[..., 0] if image.ndim == 2 else enlarged
 
     def _enlarge_channels(self, channels: np.ndarray, **options) -> np.ndarray:
-        """`(h, w, c)` float32 to the same enlarged, c = 1, 3 or 4."""
-        tensor = torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1)))[None]
-        return self.enlarge_batch(tensor, **options)[0].permute(1, 2, 0).numpy()
+        """`(b, h, w, c)` float32 to the same enlarged, c = 1, 3 or 4."""
+        tensor = torch.from_numpy(np.ascontiguousarray(channels.transpose(0, 3, 1, 2)))
+        return self.enlarge_batch(tensor, **options).permute(0, 2, 3, 1).numpy()
 
     def _enlarge_some(self, image: Tensor, height: int, width: int, on_progress: ProgressCallback | None) -> Tensor:
         """`(b, c, h, w)` to `(b, c, height, width)`, float32."""
-        color, alpha = image[:, :3].float().expand(-1, 3, -1, -1), image[:, 3:].float()
+        image = repaired(image.float())
+        color, alpha = image[:, :3].expand(-1, 3, -1, -1), image[:, 3:]
         varied = alpha.numel() > 0 and bool(alpha.min() < alpha.max())
         if varied:  # transparency goes through the same network, as a grey picture
             color = torch.stack([_bled(*pair) for pair in zip(color, alpha, strict=True)])

@@ -1,0 +1,74 @@
+"""docs/api.md: what it shows works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from transformersr.upscale.cli import main, upscale
+
+from pictures import drawing
+
+PAGE = (Path(__file__).parent.parent / "docs" / "api.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+
+
+def commands():
+    lines = [line for block in blocks("sh") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("transformersr")]  # several processes have a test of their own
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with the page's picture and folder of pictures, to work in."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    for path in ("picture.png", "pictures/a.png", "pictures/b.png"):
+        drawing(0, 24).save(tmp_path / path)
+    return tmp_path
+
+
+def pipeline(prompt, output_type="pil"):
+    """What a pipeline of diffusers gives, in its three kinds."""
+    picture = drawing(0, 16)
+    array = np.stack([np.asarray(picture, np.float32) / 255] * 2)
+    kinds = {"pil": [picture], "np": array, "pt": torch.from_numpy(array).permute(0, 3, 1, 2)}
+    return SimpleNamespace(images=kinds[output_type])
+
+
+def test_the_python_runs_from_top_to_bottom(here):
+    names = {"pipeline": pipeline, "prompt": "1girl"}
+    for block in blocks("python"):
+        exec(compile(block, "docs/api.md", "exec"), names)
+    assert names["large"].shape == (2, 3, 32, 32)
+    assert (here / "large.png").exists()
+
+
+@pytest.mark.parametrize("command", commands())
+def test_the_commands_run(here, command):
+    words = shlex.split(command, comments=True)
+    films = [word for word in words if word.startswith("film.")]
+    if films:
+        pytest.importorskip("av")
+        from test_video import make_film
+
+        make_film(here / films[0])
+    result = CliRunner().invoke(main, words[1:], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    if comment := re.search(r"# (\w+\.\w+) beside it", command):
+        assert (here / comment[1]).exists()
+
+
+def test_every_option_of_the_command_is_named():
+    options = [name for parameter in upscale.params for name in parameter.opts if name.startswith("--")]
+    assert [name for name in options if name not in PAGE] == []
