@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib.util
+import re
 import runpy
 import subprocess
 import sys
@@ -23,6 +24,11 @@ NEEDED = ("einops", "safetensors")
 """What a host may lack, in names that are both pip's and Python's. Neither has dependencies."""
 ORIGINAL = "https://huggingface.co/Craap/models/resolve/main/transformerSR_b8_d256_w4_h16.pt"
 """Where the author's README says that the published checkpoint is: 8 pairs of blocks, 256 channels, windows of 4, 16 heads."""
+
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
+MOST_BYTES = 2**32
+"""Where a download ends at the latest; the published checkpoint has a fiftieth of it."""
 
 
 class InstallError(Exception):
@@ -96,10 +102,15 @@ def models_folder() -> Path:
 
 def fetch(url: str, folder: Path, sha256: str | None = None) -> str:
     """Fetch a checkpoint into a folder, whole or not at all; return what came, in words. A file that is there is never replaced."""
-    target = folder / url.partition("?")[0].rstrip("/").rpartition("/")[2]
-    if target.exists():
-        return f"{target} is there already ({describe(target.stat().st_size, digest_of(target))})"
-    folder.mkdir(parents=True, exist_ok=True)
+    if sha256 and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise InstallError(f"--sha256 is {sha256!r}; expected 64 hexadecimal digits")
+    target = folder / file_name(url)
+    try:
+        if target.exists():
+            return f"{target} is there already ({describe(target.stat().st_size, digest_of(target))})"
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InstallError(f"{target} cannot be put there ({error.strerror}); choose another folder with --to") from error
     write_aside = runpy.run_path(str(ROOT / "arch" / "atomic.py"))["write_aside"]  # without the package, which needs PyTorch
     try:
         with write_aside(target) as aside:
@@ -111,6 +122,14 @@ def fetch(url: str, folder: Path, sha256: str | None = None) -> str:
     return f"{target} ({found})"
 
 
+def file_name(url: str) -> str:
+    """What a file from an address is called: one that a host lists, and in no other folder."""
+    name = re.split("[?#]", url)[0].rpartition("/")[2]
+    if not url.lower().startswith(("https://", "http://")) or not name.endswith(SUFFIXES) or not re.fullmatch(r"[\w .%()+,=@~-]+", name):
+        raise InstallError(f"{url!r} is no address of a file of weights; expected https://.../NAME ending in {', '.join(SUFFIXES)}")
+    return name
+
+
 def download(url: str, target: Path) -> int:
     """Write what an address has to a file and return the number of bytes. Raises OSError, and InstallError for a part of it."""
     from urllib.request import Request, urlopen
@@ -118,8 +137,12 @@ def download(url: str, target: Path) -> int:
     size = 0
     with urlopen(Request(url, headers={"User-Agent": "TransformerSR"}), timeout=30) as response, target.open("wb") as file:
         promised = int(response.headers.get("Content-Length") or -1)
-        while block := response.read(2**20):
+        while promised <= MOST_BYTES and (block := response.read(2**20)):
             size += file.write(block)
+            if size > MOST_BYTES:
+                break
+    if max(size, promised) > MOST_BYTES:
+        raise InstallError(f"{url} gives more than {MOST_BYTES:,} bytes, and no network of ours is as large; nothing was kept")
     if promised not in (-1, size):
         raise InstallError(f"{url}: {size:,} of {promised:,} bytes came, then the connection broke; try again")
     return size

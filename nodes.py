@@ -24,7 +24,7 @@ from .arch import load_model
 from .arch.checkpoint import read_checkpoint
 from .upscale.engine import MemoryBudgetError, is_out_of_memory, proportional_size, target_size
 from .upscale.models import as_safetensors, find_in_list, list_models, stamp
-from .upscale.upscaler import DTYPES, Upscaler, find_dtype
+from .upscale.upscaler import DTYPES, Upscaler, find_dtype, find_model
 
 FOLDERS = ("upscale_models", "transformersr")
 MODEL_SCALE, FACTOR, EXACT, LONGEST = "model scale", "factor", "width and height", "longest side"
@@ -51,7 +51,7 @@ def _available(second: int) -> dict[str, Path]:
 
 def safetensors_of(label: str) -> Path:
     """The file of a label, as safetensors. Raises FileNotFoundError, CheckpointError, OSError with one sentence."""
-    return as_safetensors(find_in_list(label, available()), Path(folder_paths.get_user_directory(), "transformersr"))
+    return as_safetensors(find_model(find_in_list(label, available())), Path(folder_paths.get_user_directory(), "transformersr"))
 
 
 def managed(model: nn.Module) -> ModelPatcher:
@@ -193,6 +193,10 @@ class TransformerSRUpscale(_ChoosesModel):
         memory_gb: float = 0.0,
     ) -> tuple[Tensor]:
         """`[b, h, w, c]` in [0, 1] to the same, larger, where the host keeps pictures between nodes."""
+        if not isinstance(image, Tensor) or image.ndim != 4:
+            raise ValueError(f"image is {_kind(image)}; expected pictures [count, height, width, channels]")
+        if not 0 <= memory_gb < float("inf"):
+            raise ValueError(f"memory_gb is {memory_gb}; expected 0 or more")
         upscaler = self._upscaler(model_name, precision, memory_gb)
         count, old_height, old_width, channels = image.shape
         asked = _size(size_by, (old_height, old_width), factor, (height, width), longest_side)
@@ -259,6 +263,10 @@ class _Progress:
         if step != self.shown:
             self.shown = step
             self.bar.update_absolute(step)
+
+
+def _kind(image: object) -> str:
+    return f"of shape {tuple(image.shape)}" if isinstance(image, Tensor) else f"a {type(image).__name__}"
 
 
 def _size(size_by: str, old: tuple[int, int], factor: float, new: tuple[int, int], longest: int) -> dict:

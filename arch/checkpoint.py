@@ -9,24 +9,29 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import pickle
 import re
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from .atomic import write_aside
 from .model import TransformerSR, TransformerSRConfig
+from .pickled import DamagedError, RefusedError, StoredTensor, read_pickled
 
 StateDict = dict[str, Tensor]
 
 WRAPPERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
 ORIGINAL_WINDOW, ORIGINAL_HEADS = 4, 16
+CONFIG_NUMBERS = 300
+"""The most numbers in the tensor `architecture`: eight, and the depths."""
+PAIR_TENSORS = 24
+"""Tensors in a pair of blocks, at least."""
+INDEX_NUMBERS = 2**27
+"""The most in the tables of positions in a window, which no file holds and which grow with the fourth power of the window's side."""
 
 
 class CheckpointError(ValueError):
@@ -101,7 +106,7 @@ def _save(weights: StateDict, config: TransformerSRConfig, path: str | Path, dty
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous() for name, tensor in weights.items()
     }
     with write_aside(path) as aside:
-        save_file(tensors, aside, metadata={"format": "pt", **metadata, "config": config.to_json()})
+        aside.write_bytes(save(tensors, {"format": "pt", **metadata, "config": config.to_json()}))  # `save_file` has errors of its own kind
 
 
 def convert_file(
@@ -135,7 +140,7 @@ def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
     if head.lstrip()[:1] == b"<":
         raise CheckpointError(f"{path}: this is a web page, not weights; the download link probably needs a log-in or a different address")
     if head[:2] == b"PK" or head[:1] == b"\x80":
-        return _unwrap(path, _read_pickle(path)), {}
+        return _read_pickle(path), {}
     raise CheckpointError(
         f"{path}: neither safetensors nor a PyTorch checkpoint; expected a .safetensors, .pt, .pth or .ckpt file of weights"
     )
@@ -149,31 +154,24 @@ def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
         raise CheckpointError(f"{path}: the safetensors file is damaged or cut short ({error}); download or copy it again") from error
 
 
-def _read_pickle(path: Path) -> object:
-    # an open file, and not `torch.load`: there hosts put functions of their own, which rename a file that fails or cannot take an open one
-    with open(path, "rb") as file:
-        try:
-            return torch.serialization.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            if _is_cut_short(path):
-                raise CheckpointError(f"{path}: the file is cut short or damaged; download or copy it again") from error
-            raise CheckpointError(
-                f"{path}: it holds Python objects or code besides tensors and was not opened; ask its author for a .safetensors file"
-            ) from error
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, TypeError, IndexError, zipfile.BadZipFile) as error:
-            raise CheckpointError(f"{path}: the file is cut short or damaged; download or copy it again") from error
+def _read_pickle(path: Path) -> StateDict:
+    try:
+        return read_pickled(path, lambda content: _unwrap(path, content))
+    except RefusedError as error:
+        raise CheckpointError(
+            f"{path}: it holds Python objects or code besides tensors ({error}) and was not opened; ask its author for a .safetensors file"
+        ) from error
+    except DamagedError as error:
+        raise CheckpointError(f"{path}: the file is cut short or damaged ({error}); download or copy it again") from error
 
 
-def _is_cut_short(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(2) == b"PK" and not zipfile.is_zipfile(file)
-
-
-def _unwrap(path: Path, content: object) -> StateDict:
-    while isinstance(content, dict) and (inner := next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None)):
-        content = inner
-    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise CheckpointError(f"{path}: expected a state dict of named tensors and found {type(content).__name__} of something else")
+def _unwrap(path: Path, content: object) -> dict[str, StoredTensor]:
+    for _ in WRAPPERS:  # no more, for one may hold itself
+        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None) if isinstance(content, dict) else None
+        content = inner or content
+    if not isinstance(content, dict) or not content or not all(isinstance(value, StoredTensor) for value in content.values()):
+        kind = type(content).__name__
+        raise CheckpointError(f"{path}: expected a state dict of named tensors and found {kind} of something else; get the weights alone")
     for prefix in ("module.", "_orig_mod.") * 2:
         if all(str(name).startswith(prefix) for name in content):
             content = {str(name).removeprefix(prefix): value for name, value in content.items()}
@@ -184,11 +182,21 @@ def _unwrap(path: Path, content: object) -> StateDict:
 
 
 def _own_config(state: StateDict, metadata: dict[str, str]) -> TransformerSRConfig:
-    config = TransformerSRConfig.from_integers([int(number) for number in state["architecture"].flatten().tolist()])
+    numbers = state["architecture"].flatten()
+    if len(numbers) > CONFIG_NUMBERS or numbers.is_complex() or not numbers.double().isfinite().all():
+        raise ValueError("its configuration is no list of numbers; the file was put together wrongly")
+    config = TransformerSRConfig.from_integers([int(number) for number in numbers.tolist()])
     state["architecture"] = torch.tensor(config.as_integers(), dtype=torch.int32)  # some tools turn it into floats
-    if "config" in metadata and TransformerSRConfig.from_json(metadata["config"]) != config:
+    if "config" in metadata and _from_json(metadata["config"]) != config:
         raise ValueError("the configuration in its metadata is not the one in its tensors; the file was put together wrongly")
     return config
+
+
+def _from_json(text: str) -> TransformerSRConfig | None:
+    try:
+        return TransformerSRConfig.from_json(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _read_original(name: str, state: StateDict, metadata: dict[str, str], window_size: int | None, num_heads: int | None) -> Checkpoint:
@@ -218,6 +226,8 @@ def _read_original(name: str, state: StateDict, metadata: dict[str, str], window
         weights = convert(state, pairs)
     except (KeyError, IndexError) as error:
         raise ValueError(f"it looks like an original TransformerSR ({source}) with tensors missing ({error})") from error
+    except (ZeroDivisionError, RuntimeError, TypeError) as error:
+        raise ValueError(f"it looks like an original TransformerSR ({source}) with tensors that do not fit each other") from error
     weights["architecture"] = torch.tensor(config.as_integers(), dtype=torch.int32)
     return Checkpoint(config, weights, source, metadata)
 
@@ -283,19 +293,30 @@ def _describe_stranger(state: StateDict) -> str:
     for what, pattern in STRANGERS.items():
         if any(re.match(pattern, name) for name in state):
             return f"this is {what}, not a TransformerSR; load it with the tool it was made for"
-    names = ", ".join(list(state)[:3])
+    names = ", ".join(map(shown, list(state)[:3]))
     return f"not a TransformerSR network (its tensors begin with {names}); expected our files or the original author's"
+
+
+def shown(text: str, most: int = 80) -> str:
+    """Text from a file, in a message: one line, and not long."""
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _check_tensors(checkpoint: Checkpoint) -> None:
     """Refuse missing, extra, misshapen and non-finite tensors before anything of the configuration's size is allocated."""
+    config, weights = checkpoint.config, checkpoint.weights
+    pairs = sum(config.depths)
+    if len(weights) < PAIR_TENSORS * pairs:
+        raise ValueError(f"tensors are missing: there are {len(weights)}, too few for {pairs} pairs of blocks")
+    if config.design == "v2" and pairs * config.window_size**4 > INDEX_NUMBERS:
+        raise ValueError(f"{pairs} pairs of blocks with windows of {config.window_size} would take too much memory; expected 16 or less")
     with torch.device("meta"):
-        expected = TransformerSR(checkpoint.config).state_dict()
-    weights = checkpoint.weights
+        expected = TransformerSR(config).state_dict()
     if missing := [name for name in expected if name not in weights]:
         raise ValueError(f"{len(missing)} tensors are missing, the first is {missing[0]}")
     if extra := [name for name in weights if name not in expected]:
-        raise ValueError(f"{len(extra)} tensors do not belong to the network it says it is, the first is {extra[0]}")
+        raise ValueError(f"{len(extra)} tensors do not belong to the network it says it is, the first is {shown(extra[0])}")
     for name, tensor in expected.items():
         found = weights[name]
         if found.shape != tensor.shape:
@@ -318,4 +339,4 @@ def describe(path: str | Path) -> dict[str, str]:
         "dtype": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})),
     }
     values |= {name: str(value) for name, value in dataclasses.asdict(config).items()}
-    return values | {name: text for name, text in checkpoint.metadata.items() if name not in ("format", "config")}
+    return values | {shown(name): shown(text, 10_000) for name, text in checkpoint.metadata.items() if name not in ("format", "config")}

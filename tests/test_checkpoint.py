@@ -154,7 +154,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     save_model(random_model(V2), path)
     before = path.read_bytes()
-    monkeypatch.setattr("transformersr.arch.checkpoint.save_file", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("transformersr.arch.checkpoint.save", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_model(random_model(V2, seed=1), path)
     assert path.read_bytes() == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import re
 import sys
 import types
@@ -16,6 +17,11 @@ from ..arch.model import VARIANTS, TransformerSRConfig
 from .degradation import PRESETS
 
 RECIPES = Path(__file__).parent / "configs"
+RECIPE_BYTES = 2**23
+"""The most of a recipe; one that names ten thousand files has an eighth of it."""
+LIMITS = {"patch": 2048, "batch": 2**16, "micro_batch": 2**16, "drawings": 10**6, "drawings_size": 2**13, "gan_width": 512}
+LIMITS |= {"threads": 1024, "workers": 1024, "validation_crop": 2**14, "seed": 2**63 - 1, "max_pixels": 2**40, "steps": 10**9}
+"""Numbers above which a setting is a mistake that would cost all memory or break elsewhere."""
 SIZES: tuple[str, ...] = ("batch", "micro_batch", "steps", "minutes", "learning_rate", "weight_decay", "threads", "seed")
 SIZES += ("save_every", "save_minutes", "gan_start", "max_pixels", "drawings", "memory_gb")
 CHOICES = {"precision": ("auto", "fp32", "bf16", "fp16"), "device": ("auto", "cpu"), "optimizer": ("muon", "adamw")}
@@ -137,17 +143,17 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.size not in ("auto", *VARIANTS):
-            raise ValueError(f"size is {self.size!r}; expected auto or one of {', '.join(VARIANTS)}")
+            raise ValueError(f"size is {_shown(self.size)}; expected auto or one of {', '.join(VARIANTS)}")
         if self.preset not in PRESETS:
-            raise ValueError(f"preset is {self.preset!r}; expected one of {', '.join(PRESETS)}")
+            raise ValueError(f"preset is {_shown(self.preset)}; expected one of {', '.join(PRESETS)}")
         multiple = self.network().multiple
         if self.patch < 0 or self.patch % multiple:
             raise ValueError(f"patch is {self.patch}; expected a multiple of {multiple}, the window of this network")
         for name, known in CHOICES.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(known)}")
+                raise ValueError(f"{name} is {_shown(getattr(self, name))}; expected one of {', '.join(known)}")
         if not set(self.trackers) <= {"tensorboard", "wandb"}:
-            raise ValueError(f"trackers is {', '.join(self.trackers)}; expected tensorboard, wandb or neither")
+            raise ValueError(f"trackers is {_shown(', '.join(self.trackers))}; expected tensorboard, wandb or neither")
         if self.gan_weight and self.init == "none" and not self.gan_from_nothing:
             raise ValueError(
                 "gan_weight is set and init is none; start from a finished pixel model with init, or allow it by gan_from_nothing"
@@ -166,6 +172,12 @@ class TrainConfig:
         for name in (*SIZES, *WEIGHTS):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        for name, most in LIMITS.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} is {_shown(getattr(self, name))}; expected {most} or less")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and math.isinf(value):
+                raise ValueError(f"{name} is {value}; expected a finite number")
         if self.workers < -1:
             raise ValueError(f"workers is {self.workers}; expected -1 or more")
         for name in ("clip_norm", "gan_rate"):
@@ -184,8 +196,10 @@ class TrainConfig:
             try:
                 count, _, rate = text.partition(" at ")
                 parsed.append((int(count), float(rate)))
+                if not (parsed[-1][0] > 0 and 0 <= parsed[-1][1] < math.inf):
+                    raise ValueError("of no use")
             except ValueError as error:
-                raise ValueError(f"phase {text!r}; expected STEPS at RATE, such as 450000 at 1e-4") from error
+                raise ValueError(f"phase {_shown(text)}; expected STEPS at RATE, such as 450000 at 1e-4") from error
         return parsed
 
     def network(self) -> TransformerSRConfig:
@@ -215,6 +229,8 @@ def load_recipe(path: str | Path, **overrides: object) -> TrainConfig:
     Unknown or ill-typed settings raise ValueError naming the file.
     """
     path = find_recipe(path)
+    if path.stat().st_size > RECIPE_BYTES:
+        raise ValueError(f"{path}: too large for a recipe, which is a small TOML file")
     if sys.version_info >= (3, 11):
         import tomllib
     else:  # here, so that only recipes need it
@@ -222,7 +238,13 @@ def load_recipe(path: str | Path, **overrides: object) -> TrainConfig:
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        if not isinstance(values, dict):
+            raise ValueError("expected settings by name")
         return from_values({**values, **overrides})
+    except RecursionError as error:
+        raise ValueError(f"{path}: brackets in brackets without end; expected settings by name") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a text in UTF-8; expected a TOML recipe") from error
     except (ValueError, tomllib.TOMLDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -231,7 +253,7 @@ def from_values(values: dict[str, object]) -> TrainConfig:
     """Build the configuration from plain values, as TOML or JSON give them."""
     hints = typing.get_type_hints(TrainConfig)
     if unknown := sorted(set(values) - set(hints)):
-        raise ValueError(f"unknown setting {', '.join(unknown)}; known are {', '.join(hints)}")
+        raise ValueError(f"unknown setting {', '.join(_shown(name)[1:-1] for name in unknown[:5])}; known are {', '.join(hints)}")
     checked: dict[str, typing.Any] = {name: _checked(name, value, hints[name]) for name, value in values.items()}
     return TrainConfig(**checked)
 
@@ -239,11 +261,20 @@ def from_values(values: dict[str, object]) -> TrainConfig:
 def _checked(name: str, value: object, hint: object) -> object:
     if isinstance(hint, types.GenericAlias) and isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value):
         return tuple(value)
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) < 2**63:
         return float(value)
     if type(value) is not hint:
-        raise ValueError(f"{name} is {value!r}; expected {getattr(hint, '__name__', hint)}")
+        raise ValueError(f"{name} is {_shown(value)}; expected {getattr(hint, '__name__', hint)}")
     return value
+
+
+def _shown(value: object) -> str:
+    """A value or name from a file, in a message: one line, and not long."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # brackets in brackets, and numbers of more than 4300 digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def without_paths(settings: dict[str, typing.Any]) -> dict[str, typing.Any]:

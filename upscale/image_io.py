@@ -7,6 +7,8 @@ What each format keeps of the pixels:
 - WebP: 8 bits. Grey becomes colour.
 - JPEG and BMP: 8 bits. Alpha is put on white.
 
+How large a picture may be is not Pillow's limit, which is the same for every machine: it is read where its pixels fit into memory.
+
 Never kept: further frames or pages, palettes, CMYK and Lab (which become sRGB).
 """
 
@@ -17,19 +19,22 @@ import math
 import struct
 import sys
 import threading
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
+from io import BufferedWriter, BytesIO, FileIO, UnsupportedOperation
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from ..arch.atomic import write_aside
-from .metadata import DAMAGE, Carried, descriptive_exif, pil_info, read_carried, save_options
+from .engine import free_memory
+from .metadata import Carried, descriptive_exif, pil_info, read_carried, save_options
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +48,12 @@ BYTE_LIMITS = {"TIFF": 2**32 - 2**24, "BMP": 2**32 - 2**24}
 """Bytes of pixels that leave the rest of the file within its 32-bit offsets."""
 TEXT_LIMIT = 2**26
 """Bytes of one decompressed text or profile of a PNG. Pillow's own 2**20 would refuse the whole picture for a long workflow."""
+PIXEL_BYTES = 16
+"""Memory that reading takes for each pixel: Pillow's four bytes, and three floats."""
+SMALL_PIXELS, USUAL_PIXELS = 2**24, 2**28
+"""Pixels that are read however little memory seems to be free, and where nothing says how much is."""
+PROGRAMS = ("EPS", "WMF")
+"""Formats whose files are programs, which Pillow gives to another program, such as Ghostscript, to be run."""
 BAND_PIXELS = 2**21
 """Pixels converted at once, so that a large picture is in memory as itself and not as every step on the way."""
 
@@ -87,45 +98,80 @@ class Picture:
 def read_picture(path: str | Path) -> Picture:
     """Read a picture upright and with all its bits; of several frames or pages the first.
 
-    Raises PictureError for a file that is not a whole picture, and OSError for one that cannot be opened.
+    Raises PictureError for a file that is not a whole picture or too large for this machine, and OSError for one that cannot be opened.
     """
     path = Path(path)
-    with path.open("rb") as file:
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise PictureError(f"{path}: a pipe or a device; expected a file")
+    with path.open("rb") as file, _refusing_damage(path):
         if not file.read(1):
             raise PictureError(f"{path}: the file is empty")
         file.seek(0)
-        with _refusing_damage(path):
+        with _own_settings():
             decoded = _decode(Image.open(file), path, file)
-    return _convert(decoded)
+        return _convert(decoded)
 
 
 def from_pil(image: Image.Image) -> Picture:
     """Convert a PIL image of any mode, upright, at its current frame. PIL images have 16 bits in grey only."""
     name = getattr(image, "filename", "") or "the image"
     with _refusing_damage(name):
-        decoded = _decode(image, name)
-    return _convert(decoded)
+        with _own_settings():
+            decoded = _decode(image, name)
+        return _convert(decoded)
+
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """Whatever its host has set: half a picture is an error, long text is none, and a large picture only where memory is too small."""
+    with _pillow_settings, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged metadata, at length, and of large pictures
+        hosts = ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY, Image.MAX_IMAGE_PIXELS
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = max(TEXT_LIMIT, hosts[1]), max(4 * TEXT_LIMIT, hosts[2])
+        Image.MAX_IMAGE_PIXELS = most_pixels()  # for icons in icons and frames in frames; the picture itself is checked below
+        try:
+            yield
+        finally:
+            (
+                ImageFile.LOAD_TRUNCATED_IMAGES,
+                PngImagePlugin.MAX_TEXT_CHUNK,
+                PngImagePlugin.MAX_TEXT_MEMORY,
+                Image.MAX_IMAGE_PIXELS,
+            ) = hosts
 
 
 @contextmanager
 def _refusing_damage(name: str | Path) -> Iterator[None]:
-    """Turn Pillow's many errors into ours. Whatever its host has set: half a picture is an error, and long text is none."""
-    with _pillow_settings:
-        hosts = ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY
-        ImageFile.LOAD_TRUNCATED_IMAGES = False
-        PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = max(TEXT_LIMIT, hosts[1]), max(4 * TEXT_LIMIT, hosts[2])
-        try:
-            yield
-        except Image.DecompressionBombError as error:
-            remedy = "if you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS, otherwise cut it into parts"
-            raise PictureError(f"{name}: too large to be safe; {remedy} ({error})") from error
-        except UnidentifiedImageError as error:
-            expected = "expected PNG, JPEG, WebP, TIFF, BMP, GIF or another format that Pillow reads"
-            raise PictureError(f"{name}: not a picture, or damaged at its beginning; {expected}") from error
-        except DAMAGE as error:
-            raise PictureError(f"{name}: the picture is truncated or damaged and cannot be read whole ({error})") from error
-        finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = hosts
+    """Turn Pillow's many errors into ours."""
+    try:
+        yield
+    except PictureError:
+        raise
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise PictureError(f"{name}: too large for the memory that is free; free some, or cut the picture into parts") from error
+    except UnidentifiedImageError as error:
+        expected = "expected PNG, JPEG, WebP, TIFF, BMP, GIF or another format that Pillow reads"
+        raise PictureError(f"{name}: not a picture, or damaged at its beginning; {expected}") from error
+    except Exception as error:  # its readers of fifty formats raise anything there is
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise PictureError(f"{name}: the picture is truncated or damaged and cannot be read whole ({reason}); get it again") from error
+
+
+def most_pixels() -> int:
+    """Pixels of the largest picture that fits into the memory that is free."""
+    free = free_memory(torch.device("cpu"))
+    return USUAL_PIXELS if free is None else max(SMALL_PIXELS, free // PIXEL_BYTES)
+
+
+def _check_readable(image: Image.Image, name: str | Path) -> None:
+    """Refuse, before its pixels are decoded, what is no picture but a program, or too large."""
+    if image.format in PROGRAMS:
+        raise PictureError(f"{name}: {image.format} files are programs, and none is run; save the picture as PNG")
+    if image.width * image.height > (most := most_pixels()):
+        size, gibibytes = f"{image.width}x{image.height} pixels", image.width * image.height * PIXEL_BYTES / 2**30
+        room = f"need {gibibytes:.1f} GiB of memory, and {most * PIXEL_BYTES / 2**30:.1f} are free"
+        raise PictureError(f"{name}: {size} {room}; free some, or cut the picture into parts")
 
 
 @dataclass
@@ -141,9 +187,10 @@ class _Decoded:
 
 
 def _decode(image: Image.Image, name: str | Path, file: BinaryIO | None = None) -> _Decoded:
+    _check_readable(image, name)
     animated = image.format != "MPO" and getattr(image, "is_animated", False)  # the further pictures of an MPO are its previews
-    if animated:
-        logger.warning("%s has %s frames or pages; one of them is used", name, getattr(image, "n_frames", "several"))
+    if animated:  # how many, it may take minutes to count
+        logger.warning("%s has several frames or pages; one of them is used", name)
     tiles = getattr(image, "tile", [])
     rawmode = _rawmode(tiles[0]) if tiles else ""
     tiff_exif = descriptive_exif(image.getexif()) if image.format == "TIFF" and (tiles or not animated) else None
@@ -287,7 +334,8 @@ def write_picture(picture: Picture, path: str | Path, format: str | None = None,
     opaque = format in ("JPEG", "BMP")
     channels = _channels(picture, opaque)
     bits = 16 if picture.carried.bits == 16 and (format == "PNG" or (format == "TIFF" and channels == 1)) else 8
-    _check_size(picture, path, format, channels * bits // 8)
+    height, width = picture.color.shape[:2]
+    _check_size(path, format, height, width, channels * bits // 8)
     if not 1 <= quality <= 100:
         raise ValueError(f"quality: expected 1 to 100, got {quality}")
     if opaque and picture.alpha is not None and picture.alpha.min() < 1:
@@ -297,7 +345,15 @@ def write_picture(picture: Picture, path: str | Path, format: str | None = None,
         if format == "PNG" and bits == 16:
             _write_deep_png(picture, aside, options)
         else:
-            _image(picture, bits, opaque).save(aside, format=format, **options)
+            with _Unnumbered(FileIO(aside, "wb")) as file:
+                _image(picture, bits, opaque).save(file, format=format, **options)
+
+
+class _Unnumbered(BufferedWriter):
+    """A file that keeps its number from Pillow: encoders write to numbers themselves, and take half a write, on a full disk, for all."""
+
+    def fileno(self) -> int:
+        raise UnsupportedOperation
 
 
 def _format(path: Path, format: str | None) -> str:
@@ -307,8 +363,12 @@ def _format(path: Path, format: str | None) -> str:
     return FORMATS[suffix]
 
 
-def _check_size(picture: Picture, path: Path, format: str, pixel_bytes: int) -> None:
-    height, width = picture.color.shape[:2]
+def check_target(path: str | Path, height: int, width: int) -> None:
+    """Raise PictureError for a file that cannot hold a picture of this size, before the work of making one."""
+    _check_size(Path(path), _format(Path(path), None), height, width, 1)
+
+
+def _check_size(path: Path, format: str, height: int, width: int, pixel_bytes: int) -> None:
     if max(height, width) > SIDE_LIMITS.get(format, math.inf):
         raise PictureError(f"{path}: {format} takes sides up to {SIDE_LIMITS[format]} pixels, got {width}x{height}; write it as png")
     if height * width * pixel_bytes > BYTE_LIMITS.get(format, math.inf):
@@ -365,7 +425,7 @@ def _deflated_rows(picture: Picture) -> Iterator[bytes]:
     pixel_bytes = 2 * _channels(picture)
     deflate, above = zlib.compressobj(), np.zeros((1, width * pixel_bytes), np.uint8)
     for rows in _row_bands(height, width):
-        data = _quantised(picture, rows, 65535).astype(">u2").view(np.uint8).reshape(-1, width * pixel_bytes)
+        data = _quantised(picture, rows, 65535).astype(">u2", order="C").view(np.uint8).reshape(-1, width * pixel_bytes)
         yield deflate.compress(_filtered(data, above, pixel_bytes).tobytes())
         above = data[-1:]
     yield deflate.flush()

@@ -1,15 +1,13 @@
 """Files of weights in a host's folders: which of them are ours, what they are called in a list, and safetensors in place of pickled ones.
 
 Nothing here reads a whole file, or runs anything in it, to make a list: the names of the tensors stand in clear in the header of a
-safetensors file and in the index of a PyTorch one, and they say whose network it is.
+safetensors file and at the beginning of a PyTorch one, and they say whose network it is.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import zipfile
 import zlib
 from collections.abc import Iterable
 from contextlib import suppress
@@ -17,13 +15,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ..arch.checkpoint import convert_file
+from ..arch.checkpoint import convert_file, shown
 from .upscaler import available_models
 
 SUFFIXES = (".safetensors", ".sft", ".pt", ".pth", ".ckpt")
 """Endings of files that may hold weights."""
-INDEX_BYTES = 2**25
-"""The most that is read of a file to recognise it; the index of the largest networks there are is smaller."""
+INDEX_BYTES = 2**22
+"""The most that is read of a file to recognise it; the index of the largest network of ours is smaller."""
 CONVERTED = "converted_from"
 """Metadata key of a file that `as_safetensors` made: the name, size and time of its source."""
 
@@ -55,7 +53,8 @@ def find_in_list(label: str, models: dict[str, Path]) -> Path:
     label = str(label).replace("\\", "/")
     path = models.get(label) or models.get(f"{label.rpartition('.')[0] or label}.safetensors")
     if path is None or not path.is_file():
-        raise FileNotFoundError(f"{label}: no TransformerSR model of this name; there are {', '.join(list(models)[:8]) or 'none'}")
+        known = ", ".join(list(models)[:8]) or "none"
+        raise FileNotFoundError(f"{shown(label, 200)}: no TransformerSR model of this name; there are {known}")
     return path
 
 
@@ -106,8 +105,8 @@ class _Probe:
 def _probe(path: Path) -> _Probe:
     """Look into a file, once for each of its versions; one that cannot be read says nothing."""
     try:
-        return _look_into(str(path), stamp(path))
-    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError):
+        return _look_into(str(path), stamp(path)) if path.is_file() else _Probe()  # a pipe would be waited for
+    except (OSError, ValueError, RecursionError):
         return _Probe()
 
 
@@ -115,23 +114,17 @@ def _probe(path: Path) -> _Probe:
 def _look_into(path: str, stamp: str) -> _Probe:
     with open(path, "rb") as file:
         head = file.read(9)
-        if head[8:9] == b"{":
-            size = min(int.from_bytes(head[:8], "little"), INDEX_BYTES)
-            header = json.loads(b"{" + file.read(size - 1))
-            ours = any(header.keys() >= set(names) for names in NAMES)
-            return _Probe(ours, (header.get("__metadata__") or {}).get(CONVERTED))
-        index = _index_of_zip(path) if head[:2] == b"PK" else file.read(2**20) if head[:1] == b"\x80" else b""
+        if head[8:] == b"{":
+            size = min(max(int.from_bytes(head[:8], "little"), 1), INDEX_BYTES)
+            return _look_into_header(json.loads(b"{" + file.read(size - 1)))
+        index = file.read(INDEX_BYTES) if head[:2] == b"PK" or head[:1] == b"\x80" else b""  # PyTorch names the tensors at the beginning
     return _Probe(any(all(name.encode() in index for name in names) for names in NAMES))
 
 
-def _index_of_zip(path: str) -> bytes:
-    """The pickle that names the tensors of a `torch.save` file; the tensors are in files of their own."""
-    with zipfile.ZipFile(path) as archive:
-        name = next((name for name in archive.namelist() if re.search(r"(^|/)data\.pkl$", name)), None)
-        if name is None:
-            return b""
-        with archive.open(name) as file:
-            return file.read(INDEX_BYTES)
+def _look_into_header(header: dict) -> _Probe:
+    metadata = header.get("__metadata__")
+    source = metadata.get(CONVERTED) if isinstance(metadata, dict) else None
+    return _Probe(any(header.keys() >= set(names) for names in NAMES), source if isinstance(source, str) else None)
 
 
 # --- converting ----------------------------------------------------------------------------------
@@ -173,5 +166,5 @@ def _targets(path: Path, cache: str | Path | None) -> list[Path]:
 
 def _is_copy(path: Path) -> bool:
     """Whether `as_safetensors` made a file from one beside it."""
-    source = _probe(path).converted_from
-    return source is not None and path.with_name(source.rpartition(" ")[0]).is_file()
+    source = (_probe(path).converted_from or "").rpartition(" ")[0]
+    return source not in ("", ".", "..") and Path(source).name == source and os.path.isfile(path.with_name(source))
