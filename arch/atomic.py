@@ -2,28 +2,61 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import threading
-import zlib
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
+
+ABANDONED = 3600.0
+"""Seconds after which nobody is taken to be still writing to a file aside."""
+CANNOT = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
+"""Errors of file systems that have no way to wait for the disk."""
 
 
 @contextmanager
 def write_aside(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes the place of `path` at the end, or is removed on an error."""
+    """Yield a path beside `path` to write to; it takes the place of `path` at the end, or is removed on an error.
+
+    It is on the disk before it does, so that a power cut leaves the old file or the new one. Its name is hidden and nobody else's; what a
+    killed process left of its own is removed by a later one.
+    """
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path.parent}: no such folder")
-    aside = path.with_name(f".{os.getpid()}-{threading.get_ident():x}-{zlib.crc32(path.name.encode(errors='surrogateescape')):08x}.part")
-    aside.touch()
+    _remove_abandoned(path.parent)
+    aside = path.with_name(f".transformersr-{secrets.token_hex(8)}.part")
+    try:
+        aside.touch(exist_ok=False)
+    except OSError as error:  # in words that name the user's file
+        raise OSError(error.errno, error.strerror, str(path)) from error
     mode = aside.stat().st_mode  # what this user's files have; some writers leave them readable by their owner alone
     try:
         yield aside
+        _bring_to_disk(aside)
         with suppress(OSError):  # some network and memory card file systems know no rights
             aside.chmod(mode)
         os.replace(aside, path)
     finally:
         with suppress(FileNotFoundError):
             aside.unlink()
+
+
+def _bring_to_disk(path: Path) -> None:
+    with path.open("rb+") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in CANNOT:  # a full disk may show here first
+                raise
+
+
+@lru_cache(maxsize=1024)  # once in a process: a folder may hold very many files
+def _remove_abandoned(folder: Path) -> None:
+    for left in folder.glob(".transformersr-*.part"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()

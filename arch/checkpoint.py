@@ -311,8 +311,14 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
         raise ValueError(f"tensors are missing: there are {len(weights)}, too few for {pairs} pairs of blocks")
     if config.design == "v2" and pairs * config.window_size**4 > INDEX_NUMBERS:
         raise ValueError(f"{pairs} pairs of blocks with windows of {config.window_size} would take too much memory; expected 16 or less")
-    with torch.device("meta"):
-        expected = TransformerSR(config).state_dict()
+    for name, shape in _deciding_shapes(config).items():
+        if name in weights and weights[name].shape[:2] != shape:
+            raise ValueError(f"{name} has shape {tuple(weights[name].shape)}; expected it to begin with {shape}")
+        if name not in weights:
+            raise ValueError(f"tensors are missing, the first is {name}")
+    expected = TransformerSR(
+        config
+    ).state_dict()  # no larger than the file; on the meta device it would take two seconds of PyTorch's loading
     if missing := [name for name in expected if name not in weights]:
         raise ValueError(f"{len(missing)} tensors are missing, the first is {missing[0]}")
     if extra := [name for name in weights if name not in expected]:
@@ -325,6 +331,20 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
             raise ValueError(f"{name} is {found.dtype}; expected {'floating-point' if tensor.is_floating_point() else 'whole'} numbers")
         if not found.float().isfinite().all():
             raise ValueError(f"{name} holds values that are not finite (NaN or infinity); the training that wrote it failed")
+
+
+def _deciding_shapes(config: TransformerSRConfig) -> dict[str, tuple[int, int]]:
+    """Two sides of the tensors that together hold every size in the configuration."""
+    dim, tail = config.embed_dim, config.channels * (config.scale * config.unshuffle) ** 2
+    block = "body.0.blocks.0"
+    shapes = {
+        "conv_first.weight": (dim, config.channels * config.unshuffle**2),
+        f"{block}.mlp.fc1.weight": (config.mlp_ratio * dim, dim),
+        "upsample.weight": (tail, dim),
+    }
+    if config.design == "v2":
+        shapes[f"{block}.attention.position_bias"] = ((2 * config.window_size - 1) ** 2, config.num_heads)
+    return shapes
 
 
 def describe(path: str | Path) -> dict[str, str]:

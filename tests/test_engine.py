@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 from transformersr.arch import VARIANTS, TransformerSR
 from transformersr.upscale.engine import (
     HELD_WINDOWS,
     MemoryBudgetError,
+    _plan,
     enlarge,
     enlarge_to,
     picture_bytes,
@@ -87,7 +88,7 @@ class LivePeak(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
+        for tensor in tree_flatten(result)[0]:
             if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage())._cdata not in self.known:
                 self.known.add(storage._cdata)
                 self.live += storage.nbytes()
@@ -112,6 +113,10 @@ class LivePeak(TorchDispatchMode):
 )
 @pytest.mark.parametrize("band_rows", [8, 32, 192])
 def test_peak_memory_stays_below_the_announced(config, band_rows):
+    with LivePeak() as probe:
+        torch.ones(8)
+    if probe.live:
+        pytest.skip("PyTorch 2.1 does not say when a tensor's memory is given back")
     model, image = TransformerSR(config).eval(), torch.rand(1, 3, 192, 64)
     with torch.inference_mode(), LivePeak() as memory:
         model(image, band_rows=band_rows, out=torch.empty(1, 3, 192 * config.scale, 64 * config.scale))
@@ -127,6 +132,27 @@ def test_bands_are_whole_windows_and_no_more_than_asked():
     assert plan_band_rows(config, 1001, 1000, 4, None, most=1) == 8
     enough = picture_bytes(config, 1000, 1000, 4) + row_bytes(config, 1000, 4) * 100
     assert plan_band_rows(config, 1000, 1000, 4, enough) == 72
+
+
+@pytest.mark.parametrize("config", [V1, V2])
+def test_rows_that_wait_may_be_kept_elsewhere(config):
+    model, image = random_model(config), torch.rand(1, 3, 40, 24)
+    with torch.inference_mode():
+        kept = model(image, band_rows=8, store=torch.device("cpu"))
+        assert torch.equal(kept, model(image, band_rows=8))
+
+
+def test_a_device_too_small_for_the_trunk_leaves_it_to_the_host():
+    config, host = VARIANTS["tiny"], torch.device("cpu")
+    trunk = picture_bytes(config, 1000, 1000, 4) - picture_bytes(config, 1000, 1000, 4, stored=True)
+    fits = picture_bytes(config, 1000, 1000, 4) + 40 * row_bytes(config, 1000, 4)
+    assert _plan(config, 1000, 1000, 4, fits, None, host, estimated=False) == (16, None)
+    rows, store = _plan(config, 1000, 1000, 4, trunk // 2, None, host, estimated=False)
+    assert store is host
+    assert rows >= 16
+    with pytest.raises(MemoryBudgetError):
+        _plan(config, 1000, 1000, 4, trunk // 2, None, None, estimated=False)
+    assert _plan(config, 1000, 1000, 4, 1000, None, host, estimated=True) == (8, host)
 
 
 def test_running_out_of_memory_halves_the_band_and_says_so_once(monkeypatch, caplog):

@@ -22,6 +22,9 @@ from transformersr.upscale.processes import Processes, SharingProcesses, find_pr
 
 from models import V2, random_model
 
+needs_cpu_processes = pytest.mark.skipif(
+    not hasattr(torch.cpu, "set_device"), reason="accelerate's processes on CPUs need a PyTorch after 2.1"
+)
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
 """`accelerate launch`; the option does not ask whether there are GPUs, and without it there would be one process."""
 ONE_OF_TWO = """
@@ -58,6 +61,7 @@ def contents(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@needs_cpu_processes
 def test_two_processes_leave_the_files_of_one_and_speak_with_one_voice(folder):
     command = [sys.executable, *LAUNCH, "-m", "transformersr", *arguments(folder, "two")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -69,6 +73,7 @@ def test_two_processes_leave_the_files_of_one_and_speak_with_one_voice(folder):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+@needs_cpu_processes
 def test_a_process_that_dies_hangs_nobody_and_the_rest_is_done_by_the_next_run(folder):
     (folder / "broken.png").unlink()
     with socket.socket() as free:

@@ -149,6 +149,7 @@ def test_bf16_trains(folder, tmp_path):
     assert all(tensor.dtype != torch.bfloat16 for tensor in state(tmp_path / "run")["net"].values())
 
 
+@pytest.mark.skipif(not hasattr(torch.cpu, "set_device"), reason="accelerate's processes on CPUs need a PyTorch after 2.1")
 @pytest.mark.parametrize("more", [{}, GAN], ids=["pixels", "gan"])
 def test_two_processes_come_to_the_weights_of_one(folder, tmp_path, more):
     settings = {**SETTINGS, **more, "batch": 4}

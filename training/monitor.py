@@ -7,8 +7,10 @@ import errno
 import json
 import logging
 import math
+import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +25,7 @@ from tqdm import tqdm
 
 from ..arch import save_model
 from ..arch.atomic import write_aside
+from ..upscale.engine import is_out_of_memory
 from .check import near_duplicates
 from .checkpoint import RunState
 from .config import TrainConfig, without_paths
@@ -98,31 +101,20 @@ class Monitor:
         self.bar.set_description_str(f"step {step}")
 
     def log(self, run: RunState, done: float, figures: Mapping[str, float | Tensor]) -> None:
-        """Write one line of figures; the one place, with validation, that waits for the device."""
+        """Write one line of figures, or say why not; the one place, with validation, that waits for the device."""
         plain = _plain({name: float(value) for name, value in figures.items()})
         progress = run.progress
-        _append(
-            self.out / "train.jsonl",
-            {
-                "step": progress.step,
-                "seconds": round(progress.seconds),
-                **plain,
-                "skipped": progress.skipped,
-                "went_back": progress.went_back,
-            },
-        )
-        self.accelerator.log({f"train/{name}": value for name, value in plain.items() if value is not None}, step=progress.step)
+        record = {"step": progress.step, "seconds": round(progress.seconds), **plain}
+        with _going_on(f"the figures of step {progress.step} are not written"):
+            _append(self.out / "train.jsonl", {**record, "skipped": progress.skipped, "went_back": progress.went_back})
+            self.accelerator.log({f"train/{name}": value for name, value in plain.items() if value is not None}, step=progress.step)
         text = "  ".join(f"{name} {value:.4g}" for name, value in plain.items() if value is not None)
         logger.info("step %d  %.0f %%  %.0f s  %s", progress.step, 100 * done, progress.seconds, text)
 
     def try_to_save(self, run: RunState) -> None:
-        """`validate_and_save`, except that on a full disk the log says so, what was saved before stays, and the run goes on."""
-        try:
+        """`validate_and_save`, except that with disk or memory full the log says so, what was saved before stays, and the run goes on."""
+        with _going_on(f"step {run.progress.step} is not saved"):
             self.validate_and_save(run)
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            reason = "the disk is full; free some space" if full else error
-            logger.error("step %d is not saved (%s); what was saved before it is kept, and the run goes on", run.progress.step, reason)
 
     def finish(self, run: RunState) -> None:
         """Save what is not saved yet, and write the report. Raises OSError where that fails."""
@@ -150,8 +142,8 @@ class Monitor:
         metadata = {"training": json.dumps(record)}
         save_model(run.ema, self.out / "last.safetensors", metadata=metadata)
         if scores.psnr_y > progress.best_psnr:
-            progress.best_psnr = scores.psnr_y
             save_model(run.ema, self.out / "best.safetensors", metadata=metadata)
+            progress.best_psnr = scores.psnr_y
         run.save(self.out / "state.pt")
         self.saved_step = progress.step
 
@@ -178,8 +170,28 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _append(path: Path, values: Mapping[str, Any]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(values) + "\n")
+    """Add a line, whole or not at all."""
+    end = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(values) + "\n")
+    except OSError:
+        with suppress(OSError):
+            os.truncate(path, end)
+        raise
+
+
+@contextmanager
+def _going_on(what: str) -> Iterator[None]:
+    """Say in the log what could not be done where disk or memory are full, or a file cannot be written to, and go on."""
+    try:
+        yield
+    except (OSError, RuntimeError, MemoryError) as error:
+        if not isinstance(error, OSError) and not is_out_of_memory(error):
+            raise
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full; free some space" if full else str(error).partition("\n")[0] or "not enough memory"
+        logger.error("%s (%s); what was saved before it is kept, and the run goes on", what, reason)
 
 
 def _plain(figures: Mapping[str, float]) -> dict[str, float | None]:

@@ -67,9 +67,8 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parts = 3 if parameter.shape[0] == 3 * parameter.shape[1] else 1
-                    for place, direction in zip(
-                        parameter.chunk(parts), self._direction(parameter, parameter.grad).chunk(parts), strict=True
-                    ):
+                    directions = self._direction(parameter, parameter.grad).chunk(parts)
+                    for place, direction in zip(parameter.chunk(parts), directions, strict=True):
                         by_shape.setdefault((place.shape[0], place.shape[1]), []).append((place, direction))
             for shape, places in by_shape.items():
                 steps = orthogonalize(torch.stack([direction for _, direction in places]))

@@ -255,7 +255,7 @@ def add_gradients(
     while True:
         try:
             return _add_gradients(accelerator, run, nets, losses, lq, gt, done)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error) or run.progress.micro_batch == 1 or accelerator.num_processes > 1:
                 raise  # of several processes the others have gone on, and would wait for ever
         run.progress.micro_batch = min(run.progress.micro_batch, len(lq)) // 2
@@ -303,11 +303,13 @@ def add_discriminator_gradients(
 def follow_gradients(run: RunState, nets: Networks, norm: Tensor) -> bool:
     """Take the step, unless a gradient is not finite, and forget the gradients. Returns whether it was taken."""
     progress = run.progress
-    good = bool(norm.isfinite())  # this waits for the device, once a step: nothing else keeps bad numbers out of the weights
+    good = finite = bool(norm.isfinite())  # this waits for the device, once a step: nothing else keeps bad numbers out of the weights
     if run.net_d is not None:
         good = good and bool(nn.utils.clip_grad_norm_(run.net_d.parameters(), math.inf).isfinite())
-    if good or run.scaler is not None:  # the scaler leaves bad steps out by itself, and learns from them
+    if good or (run.scaler is not None and not finite):  # the scaler leaves steps of the network out by itself, and learns from them
         nets.optimizer.step()
+    elif run.scaler is not None:
+        run.scaler.update()  # of the discriminator it knows nothing
     if good and run.optimizer_d is not None:
         run.optimizer_d.step()
     forget_gradients(run, nets)

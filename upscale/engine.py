@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..arch import TransformerSR, TransformerSRConfig
+from .containers import room_in_container
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ ProgressCallback = Callable[[int, int], None]
 HELD_WINDOWS = 3
 """Rows of windows that the layers between two channel blocks hold back together; the last band of a picture is larger by them."""
 
-CPU_BAND_PIXELS = 2**15
+CPU_BAND_PIXELS = 2**14
 """Pixels in a band on a CPU where memory allows more: larger ones gained little or lost (benchmarks/bench_bands.py measures it)."""
 
 PASS_PIXELS = 2**20
@@ -43,9 +44,14 @@ class MemoryBudgetError(ValueError):
 # --- planning ------------------------------------------------------------------------------------
 
 
-def picture_bytes(config: TransformerSRConfig, height: int, width: int, element_size: int) -> int:
-    """What a picture costs whatever the band: two trunks of `embed_dim` channels, the image, and its result in float32."""
+def picture_bytes(config: TransformerSRConfig, height: int, width: int, element_size: int, stored: bool = False) -> int:
+    """What a picture costs whatever the band: two trunks of `embed_dim` channels, the image, and its result in float32.
+
+    Where the trunks are stored elsewhere (and so is the result), the image alone.
+    """
     pixels = height * width
+    if stored:
+        return config.channels * pixels * element_size
     trunk = config.embed_dim * pixels // config.unshuffle**2
     return 2 * trunk * element_size + config.channels * pixels * (element_size + 4 * config.scale**2)
 
@@ -58,9 +64,15 @@ def row_bytes(config: TransformerSRConfig, width: int, element_size: int) -> int
 
 
 def plan_band_rows(
-    config: TransformerSRConfig, height: int, width: int, element_size: int, budget: int | None, most: int | None = None
+    config: TransformerSRConfig,
+    height: int,
+    width: int,
+    element_size: int,
+    budget: int | None,
+    most: int | None = None,
+    stored: bool = False,
 ) -> int:
-    """Rows of a band for a picture, in whole windows: as many as `budget` bytes and `most` rows allow.
+    """Rows of a band for a picture, in whole windows: as many as `budget` bytes and `most` rows allow, `stored` as in `picture_bytes`.
 
     Raises MemoryBudgetError where not even one row of windows fits. A budget of None does not limit.
     """
@@ -70,7 +82,7 @@ def plan_band_rows(
     if budget is None:
         return rows
     per_row = row_bytes(config, width, element_size)
-    fixed = picture_bytes(config, height, width, element_size) + HELD_WINDOWS * step * per_row
+    fixed = picture_bytes(config, height, width, element_size, stored) + HELD_WINDOWS * step * per_row
     if budget < fixed + step * per_row:
         raise MemoryBudgetError(
             f"a picture of {width}x{height} needs at least {_readable(fixed + step * per_row)} with this model and precision, "
@@ -105,9 +117,15 @@ def free_memory(device: torch.device) -> int | None:
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (torch.cuda.mem_get_info(device)[0] + cached) * 4 // 5
     if device.type == "cpu":
-        with suppress(OSError):  # Linux alone has this file
-            available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
-            return int(available[1]) * 1024 * 4 // 5 if available else None
+        rooms = [room for room in (_available_memory(), room_in_container()) if room is not None]
+        return min(rooms) * 4 // 5 if rooms else None
+    return None
+
+
+def _available_memory() -> int | None:
+    with suppress(OSError):  # Linux alone has this file
+        available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
+        return int(available[1]) * 1024 if available else None
     return None
 
 
@@ -117,11 +135,12 @@ def free_memory(device: torch.device) -> int | None:
 def enlarge(model: TransformerSR, image: Tensor, *, memory: int | None = None, on_progress: ProgressCallback | None = None) -> Tensor:
     """Enlarge a batch with a network: `(b, c, h, w)` in [0, 1] to `(b, c, h * scale, w * scale)`, float32, clamped to [0, 1].
 
-    The network runs on its own device and in its own dtype; the result lies on the image's device. Values that are not finite in the input
-    are replaced by black, in a half-precision result by those of a float32 run; both are logged.
+    The network runs on its own device and in its own dtype; the result lies on the image's device. The input is `repaired`; where a
+    half-precision result is not finite, the picture is done again in float32, and that is logged.
 
     Args:
-        memory: bytes that the network's tensors may take beside the weights; None takes what is free.
+        memory: bytes that the network's tensors may take beside the weights; None takes what is free. One picture counts with its result;
+            those of the others in the batch, its transparency among them, come on top.
         on_progress: see `ProgressCallback`.
 
     Raises:
@@ -131,12 +150,10 @@ def enlarge(model: TransformerSR, image: Tensor, *, memory: int | None = None, o
     config = model.config
     if image.ndim != 4 or image.shape[1] != config.channels or 0 in image.shape:
         raise ValueError(f"image has shape {tuple(image.shape)}; expected (batch, {config.channels}, height, width), none of them 0")
-    if not image.isfinite().all():
-        logger.warning("the picture holds values that are not finite (NaN or infinity); they are taken as black")
-        image = image.nan_to_num(0.0, 0.0, 0.0)
-
+    image = repaired(image)
     count, _, height, width = image.shape
-    out = image.new_empty(count, config.channels, height * config.scale, width * config.scale, dtype=torch.float32)
+    with saying_what_does_not_fit(count, height * config.scale, width * config.scale):
+        out = image.new_empty(count, config.channels, height * config.scale, width * config.scale, dtype=torch.float32)
     rows, start, frames = model.total_rows(height), 0, _frames_together(model, image, memory)
     with torch.inference_mode():
         while start < count:
@@ -151,6 +168,23 @@ def enlarge(model: TransformerSR, image: Tensor, *, memory: int | None = None, o
                 continue
             start += frames
     return out.clamp_(0, 1)
+
+
+def repaired(image: Tensor) -> Tensor:
+    """The image with 0 where it is NaN or infinite and all else cut to [0, 1]; itself where there is nothing to repair.
+
+    A network would carry one NaN into every pixel of the result. What is far from [0, 1] is a mistake of whoever made it, and logged too.
+    """
+    if ((image >= 0) & (image <= 1)).all():
+        return image
+    if broken := image.numel() - int(image.isfinite().sum()):
+        text = "%d of the picture's %d values are not finite (NaN or infinity) and are taken as black; look at the step that made them"
+        logger.warning(text, broken, image.numel())
+        image = image.nan_to_num(0.0, 0.0, 0.0)
+    low, high = float(image.min()), float(image.max())
+    if low < -1 or high > 2:
+        logger.warning("the picture has values from %g to %g; expected 0 to 1, and what is outside is cut off", low, high)
+    return image.clamp(0, 1)
 
 
 class _Rows:
@@ -177,13 +211,21 @@ def _frames_together(model: TransformerSR, image: Tensor, memory: int | None) ->
 def _enlarge_pass(model: TransformerSR, image: Tensor, out: Tensor, memory: int | None, report: _Rows) -> None:
     parameter = next(model.parameters())
     device, dtype = parameter.device, parameter.dtype
-    _enlarge_within(model, image.to(device, dtype), out, memory, report)
-    if dtype != torch.float32 and not out.isfinite().all():
-        logger.warning("%s gave values that are not finite; the picture is done again in float32", dtype)
+    image = image.contiguous()  # convolutions of another layout round in another way, and who calls should not matter
+    trouble = "gave values that are not finite"
+    try:
+        _enlarge_within(model, image.to(device, dtype), out, memory, report)
+        again = dtype != torch.float32 and not out.isfinite().all()
+    except RuntimeError as error:
+        if dtype == torch.float32 or "not implemented for" not in str(error):
+            raise
+        again, trouble = True, f"cannot be computed on {device} by PyTorch {torch.__version__}"  # fp16 on a CPU by 2.1
+    if again:
+        logger.warning("%s %s; the picture is done in float32", dtype, trouble)
         try:
             _enlarge_within(model.float(), image.to(device, torch.float32), out, memory, report)
         except MemoryBudgetError as error:
-            raise MemoryBudgetError(f"{dtype} gave values that are not finite, and in float32 {error}") from error
+            raise MemoryBudgetError(f"{dtype} {trouble}, and in float32 {error}") from error
         finally:
             model.to(dtype)
     if not out.isfinite().all():
@@ -193,31 +235,31 @@ def _enlarge_pass(model: TransformerSR, image: Tensor, out: Tensor, memory: int 
 
 
 def _enlarge_within(model: TransformerSR, image: Tensor, out: Tensor, memory: int | None, report: _Rows) -> None:
-    """Run with the band that the memory allows, and with half of it for as long as the device says that it is full."""
+    """Run with the band that the memory allows, and with less for as long as the device says that it is full.
+
+    Less is half the band, and at the end the rows that wait for others kept in the host's memory.
+    """
     config, device = model.config, image.device
     height, width = image.shape[2], image.shape[3] * len(image)  # see `comfortable_bytes`
     most = max(1, CPU_BAND_PIXELS // -(-width // config.unshuffle)) if device.type == "cpu" else None
-    try:
-        budget = free_memory(device) if memory is None else memory
-        band_rows = plan_band_rows(config, height, width, image.element_size(), budget, most)
-    except MemoryBudgetError:
-        if memory is not None:
-            raise
-        band_rows = config.window_size  # free memory is only an estimate: try
+    host = None if device.type == "cpu" else torch.device("cpu")
+    budget = free_memory(device) if memory is None else memory
+    band_rows, store = _plan(config, height, width, image.element_size(), budget, most, host, estimated=memory is None)
     told = False
     while True:
         try:
             report.done = 0
-            model(image, band_rows=band_rows, on_rows=report, out=out)
+            model(image, band_rows=band_rows, on_rows=report, out=out, store=store)
             return
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            if band_rows <= config.window_size:
+            if band_rows <= config.window_size and store is host:
                 raise MemoryBudgetError(
                     f"{device} is out of memory for a picture of {image.shape[3]}x{height} even {band_rows} rows at a time; free memory, "
                     "take half precision, a smaller model or the CPU, or upscale the picture in parts"
                 ) from error
+        store = host if band_rows <= config.window_size else store
         band_rows = max(config.window_size, band_rows // 2 // config.window_size * config.window_size)
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -226,14 +268,60 @@ def _enlarge_within(model: TransformerSR, image: Tensor, out: Tensor, memory: in
             told = True
 
 
+def _plan(
+    config: TransformerSRConfig,
+    height: int,
+    width: int,
+    element_size: int,
+    budget: int | None,
+    most: int | None,
+    host: torch.device | None,
+    estimated: bool,
+) -> tuple[int, torch.device | None]:
+    """Rows of a band, and where rows wait: on the device (None) if they fit there, else on `host`, a device other than the network's.
+
+    Raises MemoryBudgetError for a budget that is too small, unless it is only `estimated`: then the least is tried.
+    """
+    try:
+        return plan_band_rows(config, height, width, element_size, budget, most), None
+    except MemoryBudgetError:
+        if host is not None:
+            with suppress(MemoryBudgetError):
+                return plan_band_rows(config, height, width, element_size, budget, most, stored=True), host
+        if not estimated:
+            raise
+        return config.window_size, host
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that a device's memory is full. Only CUDA has a class for it; the others say so in words."""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
+    """Whether an error says that memory is full, a device's or the process's. Few have a class for it; the others say so in words."""
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(
-        text in str(error).lower()
-        for text in ("out of memory", "not enough memory", "not enough gpu video memory", "can't allocate memory", "alloc_failed")
-    )
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY)
+
+
+OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "not enough gpu video memory",
+    "can't allocate memory",
+    "alloc_failed",
+    "could not create a primitive",  # of oneDNN, which does PyTorch's convolutions on CPUs
+    "could not create a memory object",
+    "storage size calculation overflowed",
+)
+
+
+@contextmanager
+def saying_what_does_not_fit(count: int, height: int, width: int) -> Iterator[None]:
+    """Turn running out of memory for results of this size into MemoryBudgetError: where no smaller band would help."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        pictures = f"a result of {width}x{height}" if count == 1 else f"{count} results of {width}x{height}"
+        raise MemoryBudgetError(f"out of memory for {pictures}; free memory, or make it smaller or fewer at a time") from error
 
 
 # --- sizes ---------------------------------------------------------------------------------------
@@ -282,7 +370,8 @@ def enlarge_to(model: TransformerSR, image: Tensor, height: int, width: int, **o
         image = enlarge(model, image, on_progress=_share(progress, work, index), **options)
     if image.shape[2:] == (height, width):
         return image
-    return F.interpolate(image, (height, width), mode="bicubic", align_corners=False, antialias=True).clamp_(0, 1)
+    with saying_what_does_not_fit(len(image), height, width):
+        return F.interpolate(image, (height, width), mode="bicubic", align_corners=False, antialias=True).clamp_(0, 1)
 
 
 def _no_longer_than(image: Tensor, height: int, width: int) -> Tensor:

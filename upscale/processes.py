@@ -50,6 +50,10 @@ class SharingProcesses(Processes):
                 "several processes were started, and accelerate is needed to share pictures among them; "
                 'install it with `pip install accelerate` (or "transformersr[train]"), or start one process'
             ) from error
+        import torch
+
+        if not hasattr(torch.cpu, "set_device"):  # accelerate calls it
+            raise ValueError(f"several processes need a PyTorch after 2.1, and this is {torch.__version__}; start one process")
         _share_threads()
         self._state: Any = PartialState(cpu=True, backend="gloo", timeout=LONGEST_WAIT)
         self._utils: Any = utils

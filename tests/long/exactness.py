@@ -1,0 +1,219 @@
+"""How exact every shipped model is, as Markdown: docs/reliability.md has what it printed.
+
+    OMP_NUM_THREADS=1 python tests/long/exactness.py FOLDER_OF_PICTURES
+
+About three minutes on one core for two tiny models. Differences are in levels of 8 bits (1/255), before rounding to them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from transformersr import Upscaler
+from transformersr.training.folders import find_pictures
+from transformersr.training.metrics import psnr
+from transformersr.upscale.image_io import PictureError, read_picture
+from transformersr.upscale.upscaler import available_models
+
+CROP = 96
+"""Side of what is taken of a picture's middle."""
+HALF_COUNT, HALF_SIDE = 6, 64
+"""How many pictures, and how much of each, half precision is run on: most processors are a tenth as fast in it."""
+FLAT = 64
+"""Side of a plain picture."""
+MARGIN = 8
+"""Pixels at its edge that do not count as its middle."""
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def crops(folder: Path, count: int) -> Tensor:
+    """The middle of pictures spread evenly over a folder, `(count, 3, CROP, CROP)`."""
+    paths = find_pictures(folder)
+    found = []
+    for path in paths[:: max(1, len(paths) // (2 * count))]:
+        try:
+            color = read_picture(path).color
+        except PictureError:
+            continue
+        top, left = ((side - CROP) // 2 for side in color.shape[:2])
+        if min(top, left) >= 0:
+            found.append(torch.from_numpy(np.ascontiguousarray(color[top : top + CROP, left : left + CROP])).permute(2, 0, 1))
+    if len(found) < count:
+        raise SystemExit(f"{folder}: {len(found)} pictures of at least {CROP}x{CROP} found; expected {count}, or fewer with --pictures")
+    return torch.stack(found[:: len(found) // count][:count]).contiguous()
+
+
+def flats() -> Tensor:
+    """27 plain colours, each channel 0, a half or 1: `(27, 3, FLAT, FLAT)`."""
+    levels = torch.tensor([0.0, 0.5, 1.0])
+    return torch.cartesian_prod(levels, levels, levels)[:, :, None, None].expand(-1, -1, FLAT, FLAT).contiguous()
+
+
+def extremes() -> dict[str, Tensor]:
+    """What no picture looks like, `(1, 3, 32, 32)` each."""
+    side, black = 32, torch.zeros(1, 3, 32, 32)
+    rows = torch.arange(side)
+    noise = torch.rand(black.shape, generator=torch.Generator().manual_seed(0))
+    pictures = {name: black.clone() for name in ("black", "white", "one white pixel", "one NaN pixel", "all NaN")}
+    pictures["white"] += 1
+    pictures["one white pixel"][..., side // 2, side // 2] = 1
+    pictures["one NaN pixel"] += 0.5
+    pictures["one NaN pixel"][..., side // 2, side // 2] = float("nan")
+    pictures["all NaN"] += float("nan")
+    pictures["checks of 1 pixel"] = ((rows[:, None] + rows) % 2).float().expand(1, 3, -1, -1).contiguous()
+    pictures["checks of 8 pixels"] = ((rows[:, None] // 8 + rows // 8) % 2).float().expand(1, 3, -1, -1).contiguous()
+    return pictures | {"noise": noise, "noise of 0 to 255": 255 * noise, "noise of 0 to 1e30": 1e30 * noise}
+
+
+# --- measuring -----------------------------------------------------------------------------------
+
+
+def levels(one: Tensor, other: Tensor) -> float:
+    """The largest difference, in levels."""
+    return 255 * float((one - other).abs().max())
+
+
+def mean_shift(large: Tensor, small: Tensor) -> Tensor:
+    """How far the mean of every channel of every picture moved, in levels `(b, 3)`."""
+    return 255 * (large.double().mean((2, 3)) - small.double().mean((2, 3)))
+
+
+def precisions(name: str, device: str, pictures: Tensor) -> Iterator[tuple[str, ...]]:
+    expected = Upscaler.from_pretrained(name, device, "fp32")(pictures)
+    for dtype in ("fp16", "bf16"):
+        result = Upscaler.from_pretrained(name, device, dtype)(pictures)
+        eights = ((result * 255).round() != (expected * 255).round()).float().mean()
+        worst = min(psnr(one, other) for one, other in zip(result, expected, strict=True))
+        yield dtype, f"{psnr(result, expected):.1f}", f"{worst:.1f}", f"{levels(result, expected):.3f}", f"{100 * eights:.2f} %"
+
+
+def sameness(name: str, device: str, pictures: Tensor, expected: Tensor) -> Iterator[tuple[str, ...]]:
+    """What should not matter, and how much it does."""
+    upscaler = Upscaler.from_pretrained(name, device, "fp32")
+    yield "again, the same process", f"{levels(upscaler(pictures), expected):.6f}"
+    child = [sys.executable, __file__, "--child", name, device]
+    digests = {subprocess.run(child, check=True, capture_output=True, text=True).stdout for _ in range(2)}
+    yield "another process, twice", "the same bits" if digests == {digest(upscaler)} else "OTHER BITS"
+    picture, alone = pictures[:1], expected[:1]
+    for rows in (8, 24, 40, CROP):
+        with torch.inference_mode():
+            result = upscaler.model(picture.to(next(upscaler.model.parameters()).device), band_rows=rows).cpu().clamp(0, 1)
+        yield f"bands of {rows} rows" if rows < CROP else "the whole picture at once", f"{levels(result, alone):.6f}"
+    small = pictures[:, :, :24, :24].contiguous()
+    singly = torch.cat([upscaler(one[None]) for one in small])
+    for count in (2, 3, 8):
+        together = torch.cat([upscaler(some) for some in small.split(count)])
+        yield f"batches of {count}", f"{levels(together, singly):.6f}"
+    laid = picture.contiguous(memory_format=torch.channels_last)
+    yield "channels last in memory", f"{levels(upscaler(laid), alone):.6f}"
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        yield f"{threads} thread{'s' * (threads > 1)}", f"{levels(upscaler(picture), alone):.6f}"
+    torch.set_num_threads(1)
+
+
+def colours(upscaler: Upscaler, pictures: Tensor, expected: Tensor) -> Iterator[tuple[str, ...]]:
+    """Mean over all pictures, and the furthest of any."""
+    plain, edge = flats(), MARGIN * upscaler.scale
+    large = upscaler(plain)
+    for what, shift in {
+        f"27 plain pictures of {FLAT}x{FLAT}": mean_shift(large, plain),
+        f"their middle, without {MARGIN} pixels of edge": mean_shift(large[..., edge:-edge, edge:-edge], plain),
+        f"{len(pictures)} pictures": mean_shift(expected, pictures),
+    }.items():
+        within = f"{int((shift.abs().amax(1) < 0.5).sum())} of {len(shift)}"
+        yield what, ", ".join(f"{one:+.3f}" for one in shift.mean(0)), f"{shift.abs().max():.3f}", within
+
+
+def extreme_results(name: str, device: str) -> Iterator[tuple[str, ...]]:
+    upscalers = {dtype: Upscaler.from_pretrained(name, device, dtype) for dtype in ("fp32", "fp16", "bf16")}
+    for what, picture in extremes().items():
+        usable = picture.nan_to_num(0.0).clamp(0, 1)
+        with Said() as said:
+            results = {dtype: upscaler(picture) for dtype, upscaler in upscalers.items()}
+        result, finite = results["fp32"], all(bool(one.isfinite().all()) for one in results.values())
+        off = [f"{levels(results[dtype], result):.2f}" for dtype in ("fp16", "bf16")]
+        shift = mean_shift(result, usable).abs().max()
+        text = "; ".join(dict.fromkeys(said.messages))
+        yield what, "yes" if finite else "NO", f"{result.min():.3f} to {result.max():.3f}", f"{shift:.2f}", *off, text
+
+
+class Said(logging.Handler):
+    """Collects the warnings of the package while it is entered."""
+
+    def __enter__(self) -> Said:
+        self.messages: list[str] = []
+        logging.getLogger("transformersr").addHandler(self)
+        return self
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+    def __exit__(self, *error: object) -> None:
+        logging.getLogger("transformersr").removeHandler(self)
+
+
+def digest(upscaler: Upscaler) -> str:
+    """Of the bits that a fixed picture becomes."""
+    picture = torch.rand(1, 3, 48, 40, generator=torch.Generator().manual_seed(1))
+    return hashlib.sha256(upscaler(picture).numpy().tobytes()).hexdigest()
+
+
+# --- printing ------------------------------------------------------------------------------------
+
+
+def table(title: str, columns: str, rows: Iterator[tuple[str, ...]]) -> None:
+    heads = columns.split(", ")
+    print(f"\n{title}\n\n| {' | '.join(heads)} |\n|{' --- |' * len(heads)}", flush=True)
+    for row in rows:
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", help="pictures, at any depth")
+    parser.add_argument("--pictures", type=int, default=16, help="how many of them to take, spread evenly")
+    parser.add_argument("--models", nargs="*", default=list(available_models()))
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--child", nargs=2, metavar=("MODEL", "DEVICE"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if options.child:
+        sys.stdout.write(digest(Upscaler.from_pretrained(*options.child, "fp32")))
+        return
+    if options.folder is None:
+        parser.error("which folder of pictures?")
+    start, pictures = time.monotonic(), crops(options.folder, options.pictures)
+    few = pictures[:: max(1, len(pictures) // HALF_COUNT), :, :HALF_SIDE, :HALF_SIDE][:HALF_COUNT].contiguous()
+    device = torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.machine()
+    print(f"{time.strftime('%Y-%m-%d')}, {options.device} ({device}), Python {platform.python_version()}, torch {torch.__version__}")
+    for name in options.models:
+        upscaler = Upscaler.from_pretrained(name, options.device, "fp32")
+        expected = upscaler(pictures)
+        print(f"\n### {name}")
+        columns = "precision, PSNR to fp32 in dB, of the worst picture, largest difference in levels, 8-bit values that change"
+        table(f"Precision, {HALF_SIDE}x{HALF_SIDE} of {len(few)} pictures:", columns, precisions(name, options.device, few))
+        table("The same picture, fp32:", "what changes, largest difference in levels", sameness(name, options.device, pictures, expected))
+        columns = "pictures, mean shift of R; G; B in levels, furthest, pictures within 0.5"
+        table("Colour, fp32:", columns, colours(upscaler, pictures, expected))
+        columns = "picture, finite, values of the result, mean shift in levels, fp16 off by, bf16 off by, what is said"
+        table("Extreme pictures:", columns, extreme_results(name, options.device))
+    print(f"\n{time.monotonic() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

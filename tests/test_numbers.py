@@ -1,0 +1,168 @@
+"""Same input, same output; extreme input, finite and explained output; flat colours stay. All on the weights that ship.
+
+`tests/long/exactness.py` prints the figures behind these limits.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+
+from transformersr import Upscaler
+from transformersr.training.validate import to_tensor
+from transformersr.upscale.engine import enlarge
+from transformersr.upscale.upscaler import available_models
+
+from pictures import drawing
+
+ROUNDING = 1e-5
+"""What another order of the same additions may change, in values of [0, 1]: a four-hundredth of a step of 8 bits."""
+
+
+@pytest.fixture(scope="module", params=available_models())
+def name(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def upscaler(name):
+    return Upscaler.from_pretrained(name, "cpu", "fp32")
+
+
+@pytest.fixture(scope="module")
+def image():
+    return to_tensor(drawing(0, 48))[..., :37]
+
+
+@pytest.fixture(scope="module")
+def expected(upscaler, image):
+    return upscaler(image)
+
+
+def difference(one, other) -> float:
+    return float((one - other).abs().max())
+
+
+# --- the same every time -------------------------------------------------------------------------
+
+
+def test_a_second_run_gives_the_same_bits(upscaler, image, expected):
+    assert torch.equal(upscaler(image), expected)
+
+
+def test_how_a_picture_lies_in_memory_does_not_matter(upscaler, image, expected):
+    assert torch.equal(upscaler(image.contiguous(memory_format=torch.channels_last)), expected)
+
+
+@pytest.mark.parametrize("rows", [8, 24])
+def test_the_height_of_bands_changes_rounding_at_most(upscaler, image, expected, rows):
+    with torch.inference_mode():
+        assert difference(upscaler.model(image, band_rows=rows).clamp(0, 1), expected) <= ROUNDING
+
+
+def test_company_in_a_batch_changes_rounding_at_most(upscaler, image, expected):
+    batch = torch.cat([image, 1 - image, image.flip(3)])
+    assert difference(upscaler(batch)[:1], expected) <= ROUNDING
+
+
+def test_the_number_of_threads_changes_rounding_at_most(upscaler, image, expected):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert difference(upscaler(image), expected) <= ROUNDING
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("dtype", "levels"), [("fp16", 2), ("bf16", 12)])
+def test_half_precision_is_as_close_as_said(name, upscaler, image, dtype, levels):
+    corner = image[..., :24, :24]
+    assert 255 * difference(Upscaler.from_pretrained(name, "cpu", dtype)(corner), upscaler(corner)) < levels
+
+
+def test_a_precision_that_the_device_cannot_do_is_done_in_float32_and_said(upscaler, image, expected, monkeypatch, caplog):
+    model = copy.deepcopy(upscaler.model).half()
+    forward = model.forward
+
+    def refuse(picture, **options):
+        if picture.dtype == torch.float16:
+            raise RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
+        return forward(picture, **options)
+
+    monkeypatch.setattr(model, "forward", refuse)
+    assert 255 * difference(enlarge(model, image), expected) < 0.1  # its tables have been in fp16
+    assert "torch.float16 cannot be computed on cpu" in caplog.text
+
+
+# --- extreme pictures ----------------------------------------------------------------------------
+
+
+def extremes(side: int = 16) -> dict[str, torch.Tensor]:
+    black, rows = torch.zeros(3, side, side), torch.arange(side)
+    dot = black.clone()
+    dot[:, side // 2, side // 2] = 1
+    noise = torch.rand(3, side, side, generator=torch.Generator().manual_seed(0))
+    checks = ((rows[:, None] + rows) % 2).float().expand(3, -1, -1)
+    return {"black": black, "white": black + 1, "dot": dot, "checks": checks, "noise": noise}
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_extreme_pictures_give_finite_ones_of_about_their_brightness(name, dtype):
+    upscaler, pictures = Upscaler.from_pretrained(name, "cpu", dtype), torch.stack(list(extremes().values()))
+    large = upscaler(pictures)
+    assert large.isfinite().all()
+    shift = 255 * (large.mean((2, 3)) - pictures.mean((2, 3))).abs().amax(1)
+    for name, levels in zip(extremes(), shift.tolist(), strict=True):
+        assert levels < (5 if name in ("checks", "noise") else 1), f"{name} came out {levels:.2f} levels of 255 off"
+
+
+def test_values_that_are_no_numbers_are_black_and_said(upscaler, image, caplog):
+    broken, black = image.clone(), image.clone()
+    for value, column in ((float("nan"), 3), (float("inf"), 4), (float("-inf"), 5)):
+        broken[..., 7, column], black[..., 7, column] = value, 0
+    assert torch.equal(upscaler(broken), upscaler(black))
+    assert "9 of the picture's 5328 values are not finite (NaN or infinity) and are taken as black" in caplog.text
+    assert torch.equal(enlarge(upscaler.model, torch.full_like(image, float("nan"))), upscaler(torch.zeros_like(image)))
+
+
+def test_transparency_outlives_one_value_that_is_no_number(upscaler, image):
+    picture = torch.cat([image, torch.ones_like(image[:, :1])], 1)
+    picture[:, 3, :24] = 0
+    expected = upscaler(picture)
+    picture[:, :, 0, 0] = float("nan")  # where nothing is seen anyway
+    assert torch.equal(upscaler(picture)[:, 3], expected[:, 3])
+    assert difference(upscaler(picture)[:, :, 30 * upscaler.scale :], expected[:, :, 30 * upscaler.scale :]) < 1 / 255
+
+
+@pytest.mark.parametrize("peak", [255.0, 1e30])
+def test_values_far_outside_are_cut_off_and_said(upscaler, image, peak, caplog):
+    assert torch.equal(upscaler(image * peak), upscaler((image * peak).clamp(0, 1)))
+    assert f"to {float((image * peak).max()):g}; expected 0 to 1" in caplog.text
+
+
+def test_a_small_overshoot_is_cut_off_in_silence(upscaler, image, caplog):
+    caplog.set_level(logging.WARNING)
+    overshot = image * 1.2 - 0.1
+    assert torch.equal(upscaler(overshot), upscaler(overshot.clamp(0, 1)))
+    assert not caplog.records
+
+
+# --- colours -------------------------------------------------------------------------------------
+
+
+def test_plain_areas_keep_their_colour(upscaler):
+    """Half a level of 255, in every channel of 27 colours, away from the picture's edge."""
+    levels, edge = torch.tensor([0.0, 0.5, 1.0]), 8 * upscaler.scale
+    colours = torch.cartesian_prod(levels, levels, levels)
+    large = upscaler(colours[:, :, None, None].expand(-1, -1, 24, 24))
+    shift = 255 * (large[..., edge:-edge, edge:-edge].mean((2, 3)) - colours)
+    worst = int(shift.abs().amax(1).argmax())
+    assert shift.abs().max() < 0.5, f"{colours[worst].tolist()} shifts by {shift[worst].tolist()} levels"
+
+
+def test_a_drawing_keeps_its_mean_colour(upscaler):
+    picture = to_tensor(drawing(1))
+    assert 255 * (upscaler(picture).mean((2, 3)) - picture.mean((2, 3))).abs().max() < 0.5

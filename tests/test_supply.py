@@ -1,0 +1,135 @@
+"""What comes with the package is what was shipped, and nothing of ours calls out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from transformersr.arch import CheckpointError, load_model
+from transformersr.upscale import upscaler as upscaling
+from transformersr.upscale.upscaler import WEIGHTS, available_models, find_model
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# --- weights -------------------------------------------------------------------------------------
+
+
+def test_every_shipped_file_of_weights_has_its_sum():
+    """After replacing or adding one: `cd weights && sha256sum *.safetensors > SHA256SUMS`."""
+    found = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in sorted(WEIGHTS.glob("*.safetensors"))]
+    assert (WEIGHTS / "SHA256SUMS").read_text(encoding="utf-8").splitlines() == found
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch):
+    """A copy of the shipped weights that takes their place."""
+    folder = Path(shutil.copytree(WEIGHTS, tmp_path / "weights")).resolve()
+    monkeypatch.setattr(upscaling, "WEIGHTS", folder)
+    return folder
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 818528\n"
+DAMAGE = {
+    "one bit": lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    "half a download": lambda data: data[: len(data) // 2],
+    "a Git LFS pointer": lambda data: POINTER,
+    "nothing": lambda data: b"",
+}
+
+
+@pytest.mark.parametrize("spoil", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("by_path", [False, True])
+def test_shipped_weights_that_changed_are_refused_in_one_sentence(weights, spoil, by_path):
+    path = find_model("x4-tiny")
+    path.write_bytes(spoil(path.read_bytes()))
+    with pytest.raises(CheckpointError, match=r"x4-tiny\.safetensors is not the file that came with the package.*install.*again"):
+        find_model(path if by_path else "x4-tiny")
+    assert find_model("x2-tiny").parent == weights
+
+
+def test_weights_without_their_list_are_refused(weights):
+    (weights / "SHA256SUMS").unlink()
+    with pytest.raises(CheckpointError, match="SHA256SUMS"):
+        find_model()
+
+
+def test_changed_weights_are_used_knowingly_from_elsewhere(weights, tmp_path):
+    own = tmp_path / "x4-tiny.safetensors"
+    shutil.copyfile(weights / "x2-tiny.safetensors", own)
+    assert load_model(find_model(own)).config.scale == 2
+
+
+# --- the network ---------------------------------------------------------------------------------
+
+CLOSED = """
+import sys
+
+def refuse(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "urllib.Request", "http.client.connect"):
+        raise AssertionError(f"{event}{arguments} with the network closed")
+
+sys.addaudithook(refuse)
+"""
+EVERYTHING = """
+import importlib, pathlib
+root, folder, home = map(pathlib.Path, sys.argv[1:])
+for path in sorted(path for folder in ("arch", "upscale", "training") for path in (root / folder).rglob("*.py")):
+    name = ".".join(("transformersr", *path.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
+    if path.name not in ("__main__.py", "spandrel_arch.py"):
+        importlib.import_module(name)
+assert not list(home.iterdir()), "importing wrote something"
+from transformersr.upscale.cli import main
+train = ["train", folder, "--out", home / "run", "--recipe", "debug", "--steps", 4]
+for command in (train, ["upscale", folder / "0.png", "--device", "cpu", "-o", home]):
+    main([str(word) for word in command], standalone_mode=False)
+"""
+
+
+def run_closed(code: str, *arguments: object, home: Path) -> str:
+    """Run Python in a process that cannot ask the network anything, with an empty home, and return what it prints."""
+    environment = os.environ | {"HOME": str(home), "XDG_CACHE_HOME": str(home / "cache"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", CLOSED + code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "network closed" not in done.stderr  # nor tried and gone on without
+    return done.stdout
+
+
+def test_importing_training_and_upscaling_ask_the_network_nothing(folder, tmp_path):
+    run_closed(EVERYTHING, ROOT, folder, tmp_path, home=tmp_path)
+    assert (tmp_path / "run" / "best.safetensors").is_file()
+    assert (tmp_path / "0.png").is_file()
+
+
+def test_the_hook_that_closes_the_network_works(tmp_path):
+    code = "import urllib.request\ntry: urllib.request.urlopen('http://127.0.0.1:9')\nexcept AssertionError as error: print(error)"
+    assert "with the network closed" in run_closed(code, home=tmp_path)
+
+
+def test_only_the_installer_knows_how_to_call_out():
+    """No module of the package imports what opens addresses, so the tests above cannot have missed a path through it."""
+    modules = [path for folder in ("arch", "upscale", "training", "weights") for path in (ROOT / folder).rglob("*.py")]
+    opening = re.compile(r"^\s*(?:import|from)\s+(?:urllib\.request|http\.client|requests|httpx|socket|huggingface_hub|torch\.hub)\b", re.M)
+    assert not [path for path in [*modules, ROOT / "nodes.py", ROOT / "__init__.py"] if opening.search(path.read_text(encoding="utf-8"))]
+
+
+# --- versions ------------------------------------------------------------------------------------
+
+
+def test_the_oldest_versions_are_those_announced():
+    """`constraints-oldest.txt` pins what pyproject.toml promises; where it cannot, a comment there says why."""
+    announced = dict(re.findall(r'"([a-z]+)>=([0-9.]+)', (ROOT / "pyproject.toml").read_text(encoding="utf-8")))
+    pinned = dict(re.findall(r"^([a-z]+)==([0-9.]+)", (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8"), re.M))
+    for name in ("torch", "numpy", "pillow", "einops", "click", "tqdm", "accelerate", "tensorboard", "tomli"):
+        assert f"{pinned[name]}.0.0".startswith(f"{announced[name]}."), name
+
+
+def test_shipped_models_are_there_to_be_checked():
+    assert len(available_models()) >= 2
