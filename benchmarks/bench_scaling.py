@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from transformersr.arch.atomic import write_aside
+from transformersr.training.charts import Chart, as_svg
 
 from machine import command_line, describe_machine, read_status, write_report
 
@@ -78,35 +79,17 @@ def table(lines: list[Line]) -> str:
 
 
 def plot(lines: list[Line]) -> str:
-    """Time and memory over pixels, both axes logarithmic, as SVG."""
-    import math
-
-    pixels = [side**2 for side, *_ in lines]
-    width, height, margin = 640, 300, 48
-    left, right = math.log(pixels[0]), math.log(pixels[-1])
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">']
-    parts.append(f'<rect width="{width}" height="{height}" fill="#fff"/>')
-    for index, side in enumerate(side for side, *_ in lines):
-        x = margin + (width - 2 * margin) * (math.log(pixels[index]) - left) / (right - left)
-        parts.append(f'<text x="{x:.0f}" y="{height - 12}" text-anchor="middle" fill="#444">{side}²</text>')
-    for values, colour, name, place in (
-        ([seconds for _, _, seconds, _ in lines], "#2a6fdb", "time", 0),
-        ([float(peak) for *_, peak in lines], "#d9480f", "peak memory", 1),
-    ):
-        top, bottom = math.log(max(values)), math.log(min(values))
-        points = [
-            (
-                margin + (width - 2 * margin) * (math.log(count) - left) / (right - left),
-                height - margin - (height - 2 * margin) * (math.log(value) - bottom) / (top - bottom),
-            )
-            for count, value in zip(pixels, values, strict=True)
+    """Time and memory over megapixels of the small picture, as SVG."""
+    megapixels = [side**2 / 1e6 for side, *_ in lines]
+    longest = max(seconds for _, _, seconds, _ in lines)
+    times = [(count, seconds / longest) for count, (_, _, seconds, _) in zip(megapixels, lines, strict=True)]
+    peaks = [(count, peak / 2**30) for count, (*_, peak) in zip(megapixels, lines, strict=True)]
+    return as_svg(
+        [
+            Chart("Time over megapixels of the small picture, as a part of the largest's", {"time": times}),
+            Chart("Peak memory in GiB over megapixels of the small picture", {"memory": peaks}),
         ]
-        parts.append(
-            f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in points)}"/>'
-        )
-        parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" fill="{colour}"/>' for x, y in points]
-        parts.append(f'<text x="{margin}" y="{24 + 18 * place}" fill="{colour}">{name} (logarithmic)</text>')
-    return "".join([*parts, "</svg>\n"])
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -18,6 +19,14 @@ Point = tuple[float, float]
 WIDTH, HEIGHT = 560, 220
 LEFT, RIGHT, TOP, BOTTOM = 58, 536, 22, 194
 MOST_POINTS = 300
+STYLE = """
+text{font:11px sans-serif;fill:#555}
+.name{font-size:13px}
+.grid,.reference{stroke:#ddd;fill:none}
+.line-0 path{stroke:#1f6feb;stroke-width:1.5;fill:none}
+.line-0 circle{fill:#1f6feb}
+"""
+"""Of a file of its own."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,19 @@ def draw(chart: Chart) -> str:
     hover = escape(json.dumps(_hover(area, lines)))
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(chart.title)}" data-hover="{hover}">{"".join(parts)}</svg>'
     return f"<figure><figcaption>{escape(chart.title)}{_legend(lines, chart)}</figcaption>{svg}</figure>"
+
+
+def as_svg(charts: Sequence[Chart]) -> str:
+    """Charts one below the other as an SVG file of its own, in fixed colours."""
+    rows = []
+    for index, chart in enumerate(charts):
+        title = f'<text class="name" x="8" y="16">{escape(chart.title)}</text>'
+        drawing = re.sub(r".*<svg[^>]*>|</svg>.*", "", draw(chart))
+        rows.append(f'<g transform="translate(0 {index * (HEIGHT + 24)})">{title}<g transform="translate(0 24)">{drawing}</g></g>')
+    height = len(rows) * (HEIGHT + 24)
+    size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
+    style = f'<rect width="100%" height="100%" fill="#fff"/><style>{STYLE}</style>'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}{"".join(rows)}</svg>\n'
 
 
 def number(value: float) -> str:

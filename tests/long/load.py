@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -30,7 +29,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from transformersr.arch import save_model
-from transformersr.training.charts import HEIGHT, WIDTH, Chart, draw
+from transformersr.training.charts import Chart, as_svg
 from transformersr.upscale import batch
 from transformersr.upscale.cli import main
 from transformersr.upscale.image_io import Picture, write_picture
@@ -42,12 +41,6 @@ from pictures import drawing
 FRAMES, SIDE, BATCHES = 500, 24, 3
 GROWTH = 24.0
 """MiB that memory may grow by from the second quarter of the work to the last."""
-STYLE = """
-text{font:11px sans-serif;fill:#555}
-.name{font-size:13px}
-.grid,.reference{stroke:#ddd;fill:none}
-.line-0 path{stroke:#1f6feb;stroke-width:1.5;fill:none}
-"""
 
 
 @dataclass(frozen=True)
@@ -197,8 +190,8 @@ def live_tensors() -> int:
 # --- what came of it -----------------------------------------------------------------------------
 
 
-def judge(name: str, samples: list[Sample]) -> str:
-    """Print the figures of some work, and return its drawing."""
+def judge(name: str, samples: list[Sample]) -> Chart:
+    """Print the figures of some work, and return the chart of its memory."""
     quarter = len(samples) // 4
     second, last = fmean(one.mib for one in samples[quarter : 2 * quarter]), fmean(one.mib for one in samples[-quarter:])
     late, most = samples[quarter:], max(one.mib for one in samples)
@@ -209,21 +202,7 @@ def judge(name: str, samples: list[Sample]) -> str:
     assert last - second < GROWTH, "memory grows"
     assert late[-1].files <= late[0].files, "files stay open"
     assert late[-1].threads <= late[0].threads, "threads stay"
-    return draw(Chart(name, {"MiB": [(one.place, one.mib) for one in samples]}, reference={"nothing": 0.0}))
-
-
-def as_svg(figures: Iterator[str], names: list[str]) -> str:
-    """Drawings one below the other in one file."""
-    parts = [re.search(r"<svg[^>]*>(.*)</svg>", figure)[1] for figure in figures]
-    rows = [
-        f'<g transform="translate(0 {index * (HEIGHT + 24)})"><text class="name" x="8" y="16">{name}</text>'
-        f'<g transform="translate(0 24)">{part}</g></g>'
-        for index, (name, part) in enumerate(zip(names, parts, strict=True))
-    ]
-    height = len(rows) * (HEIGHT + 24)
-    size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
-    style = f'<rect width="100%" height="100%" fill="#fff"/><style>{STYLE}</style>'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}{"".join(rows)}</svg>\n'
+    return Chart(name, {"MiB": [(one.place, one.mib) for one in samples]}, reference={"nothing": 0.0})
 
 
 if __name__ == "__main__":
@@ -237,6 +216,6 @@ if __name__ == "__main__":
             f"Memory in MiB over a folder of {asked.pictures:,} pictures",
             f"Memory in MiB, without the result, over {BATCHES} batches of {FRAMES} frames through the node",
         ]
-        drawings = [judge(names[0], run_folder(Path(folder), asked.pictures)), judge(names[1], run_node(Path(folder)))]
+        charts = [judge(names[0], run_folder(Path(folder), asked.pictures)), judge(names[1], run_node(Path(folder)))]
     if asked.chart:
-        asked.chart.write_text(as_svg(iter(drawings), names))
+        asked.chart.write_text(as_svg(charts))
