@@ -141,7 +141,7 @@ class Monitor:
         record = {"step": progress.step, "scores": figures, "settings": without_paths(dataclasses.asdict(self.config))}
         metadata = {"training": json.dumps(record)}
         save_model(run.ema, self.out / "last.safetensors", metadata=metadata)
-        if scores.psnr_y > progress.best_psnr:
+        if scores.psnr_y > progress.best_psnr or self.config.gan_weight:  # against a discriminator PSNR falls, so newest is best
             save_model(run.ema, self.out / "best.safetensors", metadata=metadata)
             progress.best_psnr = scores.psnr_y
         run.save(self.out / "state.pt")

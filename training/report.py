@@ -86,8 +86,11 @@ class Run:
 
     @property
     def best(self) -> Record | None:
-        """The validation with the highest PSNR-Y."""
-        return max((one for one in self.validations if _is_number(one.get("psnr_y"))), key=lambda one: one["psnr_y"], default=None)
+        """The validation with the highest PSNR-Y; of an adversarial run the newest, as `best.safetensors` is."""
+        measured = [one for one in self.validations if _is_number(one.get("psnr_y"))]
+        if self.settings.get("gan_weight"):
+            return measured[-1] if measured else None
+        return max(measured, key=lambda one: one["psnr_y"], default=None)
 
     @property
     def last(self) -> Record:
