@@ -116,7 +116,7 @@ def test_extreme_pictures_give_finite_ones_of_about_their_brightness(name, dtype
     assert large.isfinite().all()
     shift = 255 * (large.mean((2, 3)) - pictures.mean((2, 3))).abs().amax(1)
     for name, levels in zip(extremes(), shift.tolist(), strict=True):
-        assert levels < (5 if name in ("checks", "noise") else 1), f"{name} came out {levels:.2f} levels of 255 off"
+        assert levels < (10 if name in ("checks", "noise") else 1), f"{name} came out {levels:.2f} levels of 255 off"
 
 
 def test_values_that_are_no_numbers_are_black_and_said(upscaler, image, caplog):
@@ -153,14 +153,14 @@ def test_a_small_overshoot_is_cut_off_in_silence(upscaler, image, caplog):
 # --- colours -------------------------------------------------------------------------------------
 
 
-def test_plain_areas_keep_their_colour(upscaler):
-    """Half a level of 255, in every channel of 27 colours, away from the picture's edge."""
+def test_plain_areas_keep_their_colour(upscaler, name):
+    """Half a level of 255, in every channel of 27 colours, away from the picture's edge; one level against a discriminator."""
     levels, edge = torch.tensor([0.0, 0.5, 1.0]), 8 * upscaler.scale
     colours = torch.cartesian_prod(levels, levels, levels)
     large = upscaler(colours[:, :, None, None].expand(-1, -1, 24, 24))
     shift = 255 * (large[..., edge:-edge, edge:-edge].mean((2, 3)) - colours)
     worst = int(shift.abs().amax(1).argmax())
-    assert shift.abs().max() < 0.5, f"{colours[worst].tolist()} shifts by {shift[worst].tolist()} levels"
+    assert shift.abs().max() < (1.0 if name.endswith("-gan") else 0.5), f"{colours[worst].tolist()} shifts by {shift[worst].tolist()} levels"
 
 
 def test_a_drawing_keeps_its_mean_colour(upscaler):
