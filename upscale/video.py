@@ -49,7 +49,7 @@ class _Look:
         return (self.width, self.height) if self.turns % 2 else (self.height, self.width)
 
 
-FILES_ALONE = {"protocol_whitelist": "file"}
+LOCAL = {"protocol_whitelist": "file"}
 """For FFmpeg, which would follow a playlist's addresses."""
 
 
@@ -88,11 +88,11 @@ def enlarge_film(
     if target.suffix.lower() not in CONTAINERS:
         raise ValueError(f"{target}: expected a name ending in {', '.join(CONTAINERS)}")
     try:
-        with av.open(str(source), options=FILES_ALONE) as film:
+        with av.open(str(source), options=LOCAL) as film:
             look = _first_look(film)
         height, width = (side + side % 2 for side in target_size(*look.upright, upscaler.scale, factor, size))
         format = CONTAINERS[target.suffix.lower()]
-        with av.open(str(source), options=FILES_ALONE) as film, write_aside(target) as aside, av.open(str(aside), "w", format=format) as out:
+        with av.open(str(source), options=LOCAL) as film, write_aside(target) as aside, av.open(str(aside), "w", format=format) as out:
             stream = _add_film(out, film, look, height, width, quality)
             _write(out, film, _enlarged(_frames(film, on_progress), look, upscaler, height, width), stream, target)
     except av.FFmpegError as error:
