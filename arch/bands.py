@@ -1,9 +1,9 @@
 """Stream a picture through local layers in bands of rows, with exactly the full-frame result.
 
 A layer here takes an iterator of `Band`s, top to bottom, and gives the bands of its result. What it still needs for the rows to come (a
-convolution's last rows, half a window) it holds back itself, so nothing is computed twice and no seam exists. Chaining layers chains
-iterators, and only the rows held back and one layer's work are in memory. One band holding the whole picture makes every layer an
-ordinary one: that is what training runs.
+convolution's last rows, half a window) it holds back itself, so no seam exists, and next to nothing is computed twice. Chaining layers
+chains iterators, and only the rows held back and one layer's work are in memory. One band holding the whole picture makes every layer
+an ordinary one: that is what training runs.
 
 The chains are built from `map` and `filter` and not from generators, because a generator keeps its local variables, whole bands, alive
 while the layers after it work.
