@@ -83,7 +83,7 @@ def train(data, out, recipe, resume, host, **settings) -> None:
     click.echo(install_weights(best, folder, model_name(best)).path if folder else best)
 
 
-@click.command(cls=SettingsCommand)
+@click.command(short_help="Name the pictures that training would leave out.", cls=SettingsCommand)
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--recipe", help="TOML file of settings, or the name of one that comes with it; options given here win.")
 def check(data, recipe, **settings) -> None:
@@ -99,7 +99,7 @@ def check(data, recipe, **settings) -> None:
     click.echo(f"{usable} pictures can be used")
 
 
-@click.command(cls=SettingsCommand)
+@click.command(short_help="Draw 16 training crops as a network gets them.", cls=SettingsCommand)
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default="preview.png", show_default=True, help="Picture to write.")
 @click.option("--recipe", help="TOML file of settings, or the name of one that comes with it (base-x4, gan, ...); options given here win.")
@@ -113,7 +113,7 @@ def preview(data, out, recipe, **settings) -> None:
     click.echo(out)
 
 
-@click.command()
+@click.command(short_help="Draw synthetic pictures to train on.")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--count", type=click.IntRange(min=1), default=200, show_default=True, help="How many pictures there are to be.")
 @click.option("--size", type=click.IntRange(min=64), default=768, show_default=True, help="Their side in pixels.")
@@ -138,7 +138,7 @@ def draw(out, count, size, seed, fonts) -> None:
     click.echo(out)
 
 
-@click.command()
+@click.command(short_help="Measure weights on pictures of your own.")
 @click.argument("weights")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--files", multiple=True, metavar="PATTERN", help='Only these files, as patterns relative to DIR ("part-1/sky/*").')

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 
-@click.command()
+@click.command(short_help="Write the report.html of a run.")
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run) -> None:
     """Write report.html into the folder RUN: figures, curves, pictures and settings of a run, finished or not."""
@@ -17,7 +17,7 @@ def report(run) -> None:
     click.echo(write_report(run))
 
 
-@click.command()
+@click.command(short_help="Write a run's weights as one file.")
 @click.argument("run")
 @click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="File to write. Default: in the run's folder, named after it.")
 @click.option("--dtype", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True, help="Number format to store.")

@@ -58,7 +58,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 
 
-@main.command()
+@main.command(short_help="Enlarge pictures, folders of them, films.")
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @click.option("-o", "--output", metavar="PATH", help="Folder for the results, or for a single picture its file. Default: beside the input.")
 @click.option("--scale", "factor", type=Factor(), help="How many times larger, 1.5 or 3 say. Default: what the model gives.")
