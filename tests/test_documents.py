@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN.remove(ROOT / "docs" / "api.md")  # test_api_page.py runs that
 PAGES = [path for folder in ("", "docs", "weights", "examples", "benchmarks/results") for path in sorted((ROOT / folder).glob("*.md"))]
-OTHERS_OPTIONS = {"--extra-index-url", "--logdir", "--no-deps", "--no-half"}
+OTHERS_OPTIONS = {"--extra-index-url", "--logdir", "--multi_gpu", "--no-deps", "--no-half", "--num_processes"}
 """Options of other programs."""
 
 
@@ -113,6 +113,9 @@ def check_pip(words: list[str]) -> None:
     extras = re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
     package = words[-1]
     assert words[0] == "install"
+    if "-r" in words:
+        check_files([package])
+        return
     assert package == "." or re.fullmatch(r"\.\[(\w+)\]", package)[1] in extras
 
 
@@ -153,7 +156,7 @@ def our_options() -> set[str]:
     """Options of all commands of ours, and of the scripts that the hosts and developers run."""
     parsed = (command.get_params(click.Context(command)) for command in main.commands.values())
     options = {name for parameter in chain.from_iterable(parsed) for name in (*parameter.opts, *parameter.secondary_opts)}
-    scripts = [ROOT / "install.py", ROOT / "preload.py", *(ROOT / "benchmarks").glob("*.py")]
+    scripts = [ROOT / "install.py", ROOT / "preload.py", *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tests" / "long").glob("*.py")]
     return options | set(re.findall(r'"(--[\w-]+)"', "".join(script.read_text(encoding="utf-8") for script in scripts))) | {"--version"}
 
 
