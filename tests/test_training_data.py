@@ -218,9 +218,39 @@ def test_small_crops_are_those_of_the_whole_picture_made_small():
     whole = np.asarray(shrink(drawing(0), 4, "bicubic"))
     for index in range(10):
         place = crops.place(index)
-        small = crops._small(place, np.random.default_rng(0))
+        small, _ = crops._cut(place, np.random.default_rng(0))
         row, column = place.y // 4, place.x // 4
         assert np.array_equal(small, whole[row : row + 8, column : column + 8])
+
+
+def test_reduced_crops_are_larger_places_made_smaller():
+    """On a ramp down and a ramp across, a crop's values say where in the picture it lies and how much of it there is."""
+    steps = np.arange(120) * SLOPE
+    pixels = np.stack([np.repeat(steps[:, None], 120, 1), np.repeat(steps[None], 120, 0), np.zeros((120, 120))], 2).astype(np.uint8)
+    crops = crops_of([TrainingPicture("", pixels)], reduced=1.0)
+    crops.preset = Degradation(("bicubic",))
+    sides = set()
+    for index in range(40):
+        place = crops.place(index)
+        small, gt = crops._cut(place, np.random.default_rng(0))
+        sides.add(place.side)
+        expected = [start + place.side / 2 - 0.5 for start in (place.y, place.x)]
+        for crop, count in ((gt, 32), (small, 8)):
+            values = crop[..., :2].astype(np.float64) / SLOPE
+            inner = values[count // 4 : -count // 4, count // 4 : -count // 4]
+            middle = inner.mean((0, 1))
+            assert middle == pytest.approx(expected, abs=0.3)  # rounding to a level is up to a quarter of a pixel
+            assert inner[-1, 0, 0] - inner[0, 0, 0] == pytest.approx((count // 2 - 1) * place.side / count, abs=1)
+            expected = list(middle)
+    assert min(sides) >= 40
+    assert max(sides) <= 64
+    assert len(sides) > 10
+
+
+def test_reduced_crops_stay_out_of_pairs_and_of_pictures_without_room():
+    paired = crops_of([TrainingPicture("", np.asarray(drawing(0)), np.asarray(shrink(drawing(0), 4, "area")))], reduced=1.0)
+    small = crops_of([TrainingPicture("", np.asarray(drawing(0))[:38])], reduced=1.0)
+    assert {crops.place(index).side for crops in (paired, small) for index in range(20)} == {32}
 
 
 def test_a_crop_says_where_it_is_from(folder):

@@ -58,6 +58,8 @@ class TrainConfig:
     """Share of the crops that come from drawings, where there are any."""
     memory_gb: float = 4.0
     """GiB of pictures kept in memory; more of them are kept in a file in the folder of the run."""
+    reduced: float = 0.0
+    """Chance that a crop is a place up to twice as large, made smaller: finer lines and more of a figure in it than the pictures have."""
     keep_flat: float = 0.15
     """Chance that a crop without detail is used; otherwise another place is tried, up to four times."""
 
@@ -185,7 +187,7 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number above 0")
         if self.validation_crop and self.validation_crop < 16 * self.scale:
             raise ValueError(f"validation_crop is {self.validation_crop}; expected 0 or at least {16 * self.scale}")
-        for name in ("keep_flat", "drawings_share", "ema_decay", "edge_start", "flat_weight"):
+        for name in ("keep_flat", "reduced", "drawings_share", "ema_decay", "edge_start", "flat_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected a number from 0 to 1")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,15 +20,19 @@ logger = logging.getLogger(__name__)
 
 MARGIN = 16
 """Sharp pixels around a crop that are degraded with it and then cut off, so that filters meet the picture and not the crop's border."""
+REDUCTION = (0.5, 0.8)
+"""By which factors a place is reduced to a crop, where it is; between the upper one and 1 a filter would soften more than it sharpens."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a crop is cut: its upper left corner in sharp pixels, a multiple of the scale."""
+    """Where a crop is cut: a square of a picture, in its sharp pixels; the corner is a multiple of the scale."""
 
     picture: TrainingPicture
     y: int
     x: int
+    side: int
+    """That of a crop, or more where the square is reduced to one."""
 
     def __str__(self) -> str:
         return f"{self.picture.name} at {self.x}, {self.y}"
@@ -37,7 +42,7 @@ class CropDataset(Dataset):
     """Crops numbered without end. Crop `i` depends on the seed and on `i` alone, so that runs resume exactly with any number of workers.
 
     Pictures take turns by their area, except that drawings, where there are others too, make up `drawings_share` of the crops. `preset`
-    makes the small crops of pictures that come without a small version.
+    makes the small crops of pictures that come without a small version; `reduced` of those are cut from a larger place, made smaller.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class CropDataset(Dataset):
         keep_flat: float,
         seed: int,
         drawings_share: float = 0.3,
+        reduced: float = 0.0,
     ):
         self.pictures = pictures
         self.turns = np.cumsum(_chances(pictures, drawings_share))
@@ -57,6 +63,7 @@ class CropDataset(Dataset):
         self.preset = PRESETS[preset]
         self.keep_flat = keep_flat
         self.seed = seed
+        self.reduced = reduced
         if self.preset.video:
             logger.info("preset %s: %s", preset, describe_video())
 
@@ -64,7 +71,7 @@ class CropDataset(Dataset):
         """`lq (3, patch, patch)` and `gt (3, patch * scale, patch * scale)`, uint8."""
         rng = np.random.default_rng([self.seed, index])
         place = self._draw_place(rng)
-        lq, gt = self._small(place, rng), self._sharp(place)
+        lq, gt = self._cut(place, rng)
         turn, flip = int(rng.integers(4)), bool(rng.integers(2))
         return _oriented(lq, turn, flip), _oriented(gt, turn, flip)
 
@@ -76,30 +83,48 @@ class CropDataset(Dataset):
         for _ in range(4):
             turn = np.searchsorted(self.turns, rng.random() * self.turns[-1], side="right")
             picture = self.pictures[int(turn)]
-            y, x = (int(rng.integers((side - self.size) // self.scale + 1)) * self.scale for side in picture.gt.shape[:2])
-            place = Place(picture, y, x)
-            if rng.random() < self.keep_flat or _has_detail(self._sharp(place)):
+            side = self._draw_side(picture, rng)
+            y, x = (int(rng.integers((length - side) // self.scale + 1)) * self.scale for length in picture.gt.shape[:2])
+            if rng.random() < self.keep_flat or _has_detail(picture.gt[y : y + side, x : x + side]):
                 break
-        return place
+        return Place(picture, y, x, side)
 
-    def _sharp(self, place: Place) -> np.ndarray:
-        return place.picture.gt[place.y : place.y + self.size, place.x : place.x + self.size]
+    def _draw_side(self, picture: TrainingPicture, rng: np.random.Generator) -> int:
+        """Side of the square that becomes a crop: the crop's own, or a larger one of a picture that has no small version."""
+        if not self.reduced or picture.lq is not None or rng.random() >= self.reduced:
+            return self.size
+        side = min(round(self.size / rng.uniform(*REDUCTION)), *picture.gt.shape[:2])
+        return side if side * REDUCTION[1] >= self.size else self.size
 
-    def _small(self, place: Place, rng: np.random.Generator) -> np.ndarray:
-        """The small crop: cut from the picture's small version, or degraded with what surrounds it."""
-        patch = self.size // self.scale
-        if place.picture.lq is not None:
+    def _cut(self, place: Place, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """The small crop and the sharp one: the first from the picture's small version, or degraded with what surrounds it."""
+        picture, patch = place.picture, self.size // self.scale
+        if picture.lq is not None:
             row, column = place.y // self.scale, place.x // self.scale
-            return place.picture.lq[row : row + patch, column : column + patch]
-        margin = -(-MARGIN // self.scale) * self.scale
-        top, left = max(place.y - margin, 0), max(place.x - margin, 0)
-        bottom, right = (
-            min(start + self.size + margin, side // self.scale * self.scale)
-            for start, side in zip((place.y, place.x), place.picture.gt.shape[:2], strict=True)
+            gt = picture.gt[place.y : place.y + self.size, place.x : place.x + self.size]
+            return picture.lq[row : row + patch, column : column + patch], gt
+        factor = place.side / self.size  # of the picture's pixels over the crop's
+        height, width = picture.gt.shape[:2]
+        top, left, bottom, right = (
+            min(-(-MARGIN // self.scale), int(room / factor) // self.scale) * self.scale
+            for room in (place.y, place.x, height - place.y - place.side, width - place.x - place.side)
         )
-        small = np.asarray(degrade(Image.fromarray(place.picture.gt[top:bottom, left:right]), self.scale, self.preset, rng))
-        row, column = (place.y - top) // self.scale, (place.x - left) // self.scale
-        return small[row : row + patch, column : column + patch]
+        across = place.x - left * factor, place.x + place.side + right * factor
+        down = place.y - top * factor, place.y + place.side + bottom * factor
+        whole = _resized(picture.gt, across, down, (left + self.size + right, top + self.size + bottom))
+        small = np.asarray(degrade(whole, self.scale, self.preset, rng))
+        row, column = top // self.scale, left // self.scale
+        return small[row : row + patch, column : column + patch], np.asarray(whole)[top : top + self.size, left : left + self.size]
+
+
+def _resized(pixels: np.ndarray, across: tuple[float, float], down: tuple[float, float], size: tuple[int, int]) -> Image.Image:
+    """Part of a picture at a size of `(width, height)`; reduced by a Hamming window for the reason that `pictures.reduced` gives."""
+    left, top = int(across[0]), int(down[0])
+    part = Image.fromarray(pixels[top : math.ceil(down[1]), left : math.ceil(across[1])])
+    if part.size == size:
+        return part
+    right, bottom = min(across[1] - left, part.width), min(down[1] - top, part.height)  # rounding may lie a hair outside
+    return part.resize(size, Image.Resampling.HAMMING, (across[0] - left, down[0] - top, right, bottom))
 
 
 def _chances(pictures: Sequence[TrainingPicture], drawings_share: float) -> np.ndarray:

@@ -211,7 +211,9 @@ def find_training_pictures(config: TrainConfig, files: Split, cache: Cache | Non
 
 def training_crops(config: TrainConfig, pictures: PictureStore) -> CropDataset:
     """The crops of a run."""
-    return CropDataset(pictures, config.patch, config.scale, config.preset, config.keep_flat, config.seed, config.drawings_share)
+    return CropDataset(
+        pictures, config.patch, config.scale, config.preset, config.keep_flat, config.seed, config.drawings_share, config.reduced
+    )
 
 
 def draw_crops(config: TrainConfig, data: str | Path, path: Path, count: int = 16) -> None:
