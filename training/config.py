@@ -22,8 +22,8 @@ RECIPE_BYTES = 2**23
 LIMITS = {"patch": 2048, "batch": 2**16, "micro_batch": 2**16, "drawings": 10**6, "drawings_size": 2**13, "gan_width": 512}
 LIMITS |= {"threads": 1024, "workers": 1024, "validation_crop": 2**14, "seed": 2**63 - 1, "max_pixels": 2**40, "steps": 10**9}
 """Numbers above which a setting is a mistake that would cost all memory or break elsewhere."""
-SIZES: tuple[str, ...] = ("batch", "micro_batch", "steps", "minutes", "learning_rate", "weight_decay", "threads", "seed")
-SIZES += ("save_every", "save_minutes", "gan_start", "max_pixels", "drawings", "memory_gb")
+NOT_NEGATIVE: tuple[str, ...] = ("batch", "micro_batch", "steps", "minutes", "learning_rate", "weight_decay", "threads", "seed")
+NOT_NEGATIVE += ("save_every", "save_minutes", "gan_start", "max_pixels", "drawings", "memory_gb")
 CHOICES = {"precision": ("auto", "fp32", "bf16", "fp16"), "device": ("auto", "cpu"), "optimizer": ("muon", "adamw")}
 WEIGHTS = ("filter_weight", "color_weight", "feature_weight", "gan_weight", "gan_r1")
 
@@ -171,7 +171,7 @@ class TrainConfig:
         for name in ("log_every", "warmup_steps", "gan_ramp", "gan_width", "drawings_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        for name in (*SIZES, *WEIGHTS):
+        for name in (*NOT_NEGATIVE, *WEIGHTS):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected 0 or more")
         for name, most in LIMITS.items():

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from ..arch import save_model
 from ..arch.atomic import write_aside
 from ..upscale.engine import is_out_of_memory
+from ..upscale.messages import BAR
 from .check import near_duplicates
 from .checkpoint import RunState
 from .config import TrainConfig, without_paths
@@ -36,8 +37,6 @@ from .strips import draw_strip, save_image
 from .validate import Pair, Scores, mean_scores, resize_with, score, score_pair, validation_pairs
 
 logger = logging.getLogger(__name__)
-
-BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} done, {remaining} left{postfix}"
 
 
 @dataclass(frozen=True)

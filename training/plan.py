@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from ..upscale.cores import usable_cores
 from ..upscale.engine import free_memory
 from ..upscale.upscaler import available_models, find_device
 from .config import TrainConfig
@@ -65,10 +65,9 @@ def choose_precision(config: TrainConfig) -> str:
 
 def choose_workers(config: TrainConfig, device: torch.device, processes: int) -> int:
     """Processes that prepare crops beside each process that trains."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if config.workers >= 0:
         return config.workers
-    return 0 if device.type == "cpu" else min(MOST_WORKERS, max(1, cores // processes - 1))
+    return 0 if device.type == "cpu" else min(MOST_WORKERS, max(1, usable_cores() // processes - 1))
 
 
 def choose_micro_batch(config: TrainConfig, forward: Callable[[Tensor], Tensor], device: torch.device, processes: int) -> tuple[int, str]:

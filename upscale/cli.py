@@ -18,12 +18,10 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..training.cli import COMMANDS
 from .cores import share_cores
-from .messages import Messages
+from .messages import BAR, Messages
 
 if TYPE_CHECKING:
     from .batch import Failure, Job, Plan
-
-FORMATS = {"png": ".png", "webp": ".webp", "jpg": ".jpg"}
 
 
 class Size(click.ParamType):
@@ -67,7 +65,9 @@ def main() -> None:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32, bf16, fp16.")
 @click.option("--memory", metavar="BYTES", help="Most memory the network's tensors may take, 2G say; the result is the same for any.")
-@click.option("--format", "format_", type=click.Choice(list(FORMATS)), default="png", show_default=True, help="File format of the results.")
+@click.option(
+    "--format", "format_", type=click.Choice(["png", "webp", "jpg"]), default="png", show_default=True, help="File format of the results."
+)
 @click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of jpg, webp (lossless at 100) and films.")
 @click.option("--resume", is_flag=True, help="Leave out pictures whose result exists.")
 @click.option("--overwrite", is_flag=True, help="Replace results that exist. Inputs are never replaced.")
@@ -92,7 +92,7 @@ def upscale(inputs, output, factor, size, model, device, dtype, memory, format_,
     def plan() -> tuple[Plan, list[Job]]:
         scale = upscaler().scale  # loaded first, so that of several processes one says what is wrong with it
         suffix = f"_{size[1]}x{size[0]}" if size else f"_x{factor or scale:g}"
-        plan = plan_jobs(inputs, output, FORMATS[format_], suffix, resume)
+        plan = plan_jobs(inputs, output, f".{format_}", suffix, resume)
         return plan, largest_first(plan.todo) if processes.count > 1 else plan.todo
 
     whole, todo = processes.from_first(plan)
@@ -135,9 +135,6 @@ def conclude(plan: Plan, failures: list[Failure]) -> int:
     elif total > 1:
         click.echo(f"{total - len(failures)} of {total} pictures done")
     return 1 if failures else 0
-
-
-BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} done, {remaining} left"
 
 
 @main.command()

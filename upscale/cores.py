@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 
 
+def usable_cores() -> int:
+    """How many cores this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def share_cores() -> None:
     """Let threads that wait for each other on Linux give their core away soon; has an effect only before PyTorch is loaded.
 

@@ -367,7 +367,7 @@ def enlarge_to(model: TransformerSR, image: Tensor, height: int, width: int, **o
     work = [model.config.scale ** (2 * index) for index in range(passes)]  # pixels of each pass
     for index in range(passes):
         image = _no_longer_than(image, -(-height // model.config.scale), -(-width // model.config.scale)) if index else image
-        image = enlarge(model, image, on_progress=_share(progress, work, index), **options)
+        image = enlarge(model, image, on_progress=_share_of_passes(progress, work, index), **options)
     if image.shape[2:] == (height, width):
         return image
     with saying_what_does_not_fit(len(image), height, width):
@@ -388,7 +388,7 @@ def count_passes(height: int, width: int, scale: int, target_height: int, target
     return passes
 
 
-def _share(progress: ProgressCallback | None, work: list[int], index: int) -> ProgressCallback | None:
+def _share_of_passes(progress: ProgressCallback | None, work: list[int], index: int) -> ProgressCallback | None:
     """Progress of one pass as progress of all, in thousandths."""
     if progress is None:
         return None

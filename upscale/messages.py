@@ -1,8 +1,11 @@
-"""What the commands say when something cannot be done."""
+"""What the commands say: how far they are, and why something cannot be done."""
 
 from __future__ import annotations
 
 import click
+
+BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} done, {remaining} left{postfix}"
+"""Of tqdm."""
 
 
 class Messages(click.Group):

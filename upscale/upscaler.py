@@ -221,7 +221,7 @@ class Upscaler:
             raise ValueError(f"out has shape {tuple(out.shape)}; expected {expected}")
         for start in range(0, count, step):
             some = images[start : start + step].detach()
-            out[start : start + step] = self._enlarge_some(some, height, width, _share(on_progress, start, len(some), count))
+            out[start : start + step] = self._enlarge_some(some, height, width, _share_of_batch(on_progress, start, len(some), count))
         return out
 
     def comfortable_memory(
@@ -285,7 +285,7 @@ class Upscaler:
         return large
 
 
-def _share(progress: ProgressCallback | None, start: int, some: int, count: int) -> ProgressCallback | None:
+def _share_of_batch(progress: ProgressCallback | None, start: int, some: int, count: int) -> ProgressCallback | None:
     """Progress of `some` pictures as progress of `count`, of which `start` are done."""
     if progress is None:
         return None
