@@ -72,6 +72,17 @@ def on_device(patcher: ModelPatcher, memory: int) -> Iterator[None]:
             patcher.model.to(patcher.offload_device)
 
 
+@contextmanager
+def naming_the_input(memory_gb: float) -> Iterator[None]:
+    """Say where the budget that is too small was set: in the node, under another name."""
+    try:
+        yield
+    except MemoryBudgetError as error:
+        if memory_gb:
+            raise MemoryBudgetError(f"{error}. The budget is memory (GB) in this node; 0 takes what is free") from error
+        raise
+
+
 class _ChoosesModel:
     """What the nodes with a list of models have in common."""
 
@@ -88,7 +99,7 @@ class _ChoosesModel:
             if model_name is not None:
                 find_in_list(model_name, available())
         except FileNotFoundError as error:
-            return f"{error}. Put model files into models/upscale_models and press R to refresh the lists."
+            return f"{error}. Put a TransformerSR file into models/upscale_models and press R, or choose another model in the node."
         return True
 
     @classmethod
@@ -202,7 +213,7 @@ class TransformerSRUpscale(_ChoosesModel):
         asked = _size(size_by, (old_height, old_width), factor, (height, width), longest_side)
         new_height, new_width = target_size(old_height, old_width, upscaler.scale, **asked)
         large = _new_images(count, new_height, new_width, channels)
-        with on_device(self._patcher, upscaler.comfortable_memory(count, old_height, old_width, **asked)):
+        with naming_the_input(memory_gb), on_device(self._patcher, upscaler.comfortable_memory(count, old_height, old_width, **asked)):
             upscaler.enlarge_batch(image.movedim(-1, 1), **asked, on_progress=_Progress(), out=large.movedim(-1, 1))
         return (large,)
 

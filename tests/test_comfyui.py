@@ -93,6 +93,7 @@ def test_examples_have_pictures_and_every_setting(path):
 
 
 def test_requirements_leave_the_hosts_pytorch_alone():
+    """ComfyUI-Manager and comfy-cli install from this file; without it comfy-cli's `--fast-deps` would read PyTorch in pyproject.toml."""
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert lines == ["einops", "safetensors"]
 
@@ -324,7 +325,17 @@ def test_a_damaged_model_is_named_in_one_sentence(server):
     done = server.finish(server.start(graph(model_name="transformersr-damaged.pt")))
     (error,) = [content for kind, content in done["status"]["messages"] if kind == "execution_error"]
     assert error["node_id"] == "up"
-    assert error["exception_message"].endswith("transformersr-damaged.pt: the file is cut short or damaged; download or copy it again\n")
+    assert re.search(
+        r"transformersr-damaged.pt: the file is cut short or damaged.*; download or copy it again\n$", error["exception_message"]
+    )
+
+
+@needs_comfyui
+def test_a_budget_that_is_too_small_is_called_by_the_name_in_the_node(server):
+    done = server.finish(server.start(graph("large.png", memory_gb=0.01)))
+    (error,) = [content for kind, content in done["status"]["messages"] if kind == "execution_error"]
+    english = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert f"The budget is {english[UPSCALE]['inputs']['memory_gb']['name']} in this node" in error["exception_message"]
 
 
 @needs_comfyui
