@@ -107,7 +107,7 @@ def fetch(url: str, folder: Path, sha256: str | None = None) -> str:
     target = folder / file_name(url)
     try:
         if target.exists():
-            return f"{target} is there already ({describe(target.stat().st_size, digest_of(target))})"
+            return f"{target} is there already ({size_and_digest(target.stat().st_size, digest_of(target))})"
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InstallError(f"{target} cannot be put there ({error.strerror}); choose another folder with --to") from error
@@ -115,8 +115,8 @@ def fetch(url: str, folder: Path, sha256: str | None = None) -> str:
     try:
         with write_aside(target) as aside:
             size = download(url, aside)
-            check(url, aside, size, sha256)
-            found = describe(size, digest_of(aside))
+            check_download(url, aside, size, sha256)
+            found = size_and_digest(size, digest_of(aside))
     except (OSError, HTTPException, ValueError) as error:  # ValueError: no address at all
         raise InstallError(f"{url} could not be fetched ({error}); download it in a browser and put it into {folder}") from error
     return f"{target} ({found})"
@@ -148,7 +148,7 @@ def download(url: str, target: Path) -> int:
     return size
 
 
-def check(url: str, path: Path, size: int, sha256: str | None) -> None:
+def check_download(url: str, path: Path, size: int, sha256: str | None) -> None:
     """Refuse what is no file of weights, or not the one expected."""
     with path.open("rb") as file:
         head = file.read(9)
@@ -167,7 +167,7 @@ def digest_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def describe(size: int, digest: str) -> str:
+def size_and_digest(size: int, digest: str) -> str:
     """Size and digest for people to compare."""
     return f"{size:,} bytes, SHA-256 {digest}"
 
