@@ -131,6 +131,8 @@ def convert_file(
 
 def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
     """All tensors of a file, wrappers and `module.` prefixes taken off, and its metadata. Raises CheckpointError, OSError."""
+    if path.exists() and not path.is_dir() and not path.is_file():
+        raise CheckpointError(f"{path}: a pipe or a device; expected a file")
     with open(path, "rb") as file:
         head = file.read(512)
     if not head:

@@ -19,7 +19,7 @@ import pickle
 import re
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ PICKLE_BYTES = 2**22
 """The most that is interpreted. The largest network of ours needs 3 MiB, and each byte can make a hundred in memory."""
 MOST_SIDES, MOST_ARGUMENTS = 8, 16
 """Of a tensor, and of a function."""
+MOST_LEVELS = 16
+"""Of mappings and lists in each other. The state of a run has five."""
 MAGIC = 0x1950A86A20F9469CFC6C
 """The first pickle of the older format."""
 
@@ -67,8 +69,8 @@ class StoredTensor:
     stride: tuple[int, ...]
 
 
-def read_pickled(path: Path, choose: Callable[[object], dict[str, StoredTensor]]) -> dict[str, Tensor]:
-    """The tensors that `choose` takes from what a file holds; no others are read.
+def read_pickled(path: Path, choose: Callable[[Any], Any] = lambda content: content) -> Any:
+    """What `choose` takes of a file's mappings, lists and plain values, every `StoredTensor` in it read; no others are.
 
     Raises RefusedError, DamagedError, what `choose` raises, and OSError.
     """
@@ -80,11 +82,31 @@ def read_pickled(path: Path, choose: Callable[[object], dict[str, StoredTensor]]
         except Exception as error:  # an interpreter of broken instructions can fail in any way there is
             raise DamagedError(f"its pickle cannot be read: {type(error).__name__}") from error
         chosen = choose(content)
-        declared = sum(math.prod(stored.size) * stored.storage.dtype.itemsize for stored in chosen.values())
+        tensors = list(_tensors_in(chosen, iter(range(PICKLE_BYTES))))
+        declared = sum(math.prod(stored.size) * stored.storage.dtype.itemsize for stored in tensors)
         if declared > path.stat().st_size:
             raise DamagedError(f"its tensors would take {declared:,} bytes, and the file has {path.stat().st_size:,}")
         storages: dict[Storage, Tensor] = {}
-        return {name: _load(file, stored, places, storages) for name, stored in chosen.items()}
+        return _with_tensors(chosen, lambda stored: _load(file, stored, places, storages))
+
+
+def _tensors_in(value: object, room: Iterator[int], level: int = 0) -> Iterator[StoredTensor]:
+    """The tensors in a value; `room` has one item for each value that it may hold, for lists of the same list need few bytes."""
+    if level > MOST_LEVELS or next(room, None) is None:
+        raise DamagedError("its mappings and lists hold themselves, or each other very often")
+    if isinstance(value, StoredTensor):
+        yield value
+    inner: Iterable = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    for one in inner:
+        yield from _tensors_in(one, room, level + 1)
+
+
+def _with_tensors(value: Any, load: Callable[[StoredTensor], Tensor]) -> Any:
+    if isinstance(value, StoredTensor):
+        return load(value)
+    if isinstance(value, dict):
+        return {key: _with_tensors(one, load) for key, one in value.items()}
+    return type(value)(_with_tensors(one, load) for one in value) if isinstance(value, (list, tuple)) else value
 
 
 # --- instructions --------------------------------------------------------------------------------

@@ -16,9 +16,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from transformersr.arch import save_model
+from transformersr.training.config import from_values
+from transformersr.training.train import start_accelerator
 from transformersr.upscale.batch import Job, largest_first
 from transformersr.upscale.cli import main
-from transformersr.upscale.processes import Processes, SharingProcesses, find_processes
+from transformersr.upscale.processes import Processes, SharingProcesses, check_cpu_processes, find_processes
 
 from models import V2, random_model
 
@@ -136,3 +138,16 @@ def test_accelerate_is_asked_only_where_a_launcher_started_several_and_is_named_
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="pip install accelerate"):
         find_processes()
+
+
+def test_a_pytorch_that_cannot_have_several_processes_on_cpus_is_named_before_accelerate_fails(monkeypatch, tmp_path):
+    monkeypatch.delattr(torch.cpu, "set_device", raising=False)  # as in 2.1
+    config = from_values({"size": "tiny", "init": "none", "device": "cpu", "trackers": []})
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for start in (find_processes, lambda: start_accelerator(config, tmp_path)):
+        with pytest.raises(ValueError, match=r"several processes on CPUs need a PyTorch after 2\.1.*; start one process"):
+            start()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    check_cpu_processes()

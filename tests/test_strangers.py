@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -30,12 +31,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save
 
-from transformersr.arch import CheckpointError, load_model, save_model
+from transformersr.arch import VARIANTS, CheckpointError, load_model, save_model
 from transformersr.arch.checkpoint import describe
-from transformersr.training.config import TrainConfig, load_recipe
+from transformersr.training.checkpoint import RunState
+from transformersr.training.config import TrainConfig, from_values, load_recipe
+from transformersr.training.perceptual import VGG19_LAYERS, FeatureLoss
 from transformersr.upscale import image_io
-from transformersr.upscale.image_io import PictureError, check_target, read_picture
+from transformersr.upscale.image_io import Picture, PictureError, check_target, read_picture, write_picture
 from transformersr.upscale.messages import one_line
+from transformersr.upscale.metadata import Carried
 from transformersr.upscale.models import list_models
 from transformersr.upscale.upscaler import Upscaler
 
@@ -244,6 +248,14 @@ def saved(path: Path, content: object, **options) -> Path:
     return path
 
 
+def written(path: Path, state: dict[str, torch.Tensor]) -> Path:
+    """As safetensors; pickled where there are complex numbers, which older ones of it do not take."""
+    if any(value.is_complex() for value in state.values()):
+        return saved(path, state)
+    path.write_bytes(save(state))
+    return path
+
+
 PARTS = [
     number(0),
     number(1),
@@ -274,6 +286,120 @@ def test_any_program_of_instructions_is_refused(tmp_path, monkeypatch, program):
     monkeypatch.chdir(tmp_path)
     refused(zipped(tmp_path / "program.pt", b"".join(program)))
     assert os.listdir(tmp_path) == ["program.pt"]
+
+
+# --- files of a training run ---------------------------------------------------------------------
+
+TINY_RUN = from_values({"size": "tiny", "scale": 2, "init": "none", "seed": 1, "optimizer": "adamw"})
+
+
+@pytest.fixture
+def run(monkeypatch):
+    """A run with a network that takes no time, after a step."""
+    monkeypatch.setitem(VARIANTS, "tiny", dataclasses.replace(V2, depths=(1,)))
+    state = RunState.start(TINY_RUN, torch.device("cpu"))
+    for parameter in state.net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    state.optimizer.step()
+    return state
+
+
+def saved_with(run: RunState, path: Path, change) -> Path:
+    """The state of a run with something changed in it."""
+    run.save(path)
+    content = torch.load(path, weights_only=True)
+    change(content)
+    return saved(path, content)
+
+
+def test_the_state_of_a_run_comes_back_and_the_rates_are_those_of_the_settings(run, tmp_path):
+    run.save(tmp_path / "state.pt")
+    again = RunState.resume(dataclasses.replace(TINY_RUN, weight_decay=0.5), torch.device("cpu"), tmp_path / "state.pt")
+    assert again.progress == run.progress
+    assert again.optimizer.param_groups[0]["weight_decay"] == 0.5
+    ours, theirs = run.optimizer.state_dict()["state"], again.optimizer.state_dict()["state"]
+    assert all(torch.equal(theirs[key][name], value) for key, values in ours.items() for name, value in values.items())
+
+
+REPEATED = b"]q\x01" + b"".join(b"](" + bytes([ord("h"), index]) * 20 + b"eq" + bytes([index + 1]) for index in range(1, 12))
+STATES = {
+    **{kind: CODE[kind] for kind in ("system", "eval", "nested", "load", "state of a class", "extension")},
+    **{lie: LIES[lie] for lie in ("repeated", "set of rows", "storage", "long bytes", "deep key", "nothing")},
+    "lists of lists": REPEATED,
+    "a list that holds itself": b"]q\x01h\x01a",
+}
+
+
+@pytest.mark.parametrize("attack", STATES)
+def test_the_state_of_a_run_runs_nothing_and_takes_no_memory(run, tmp_path, monkeypatch, attack):
+    resource = pytest.importorskip("resource")
+    monkeypatch.chdir(tmp_path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for read in (run.load, run.go_back):
+        refused(zipped(tmp_path / "state.pt", STATES[attack]), ValueError, read)
+    assert os.listdir(tmp_path) == ["state.pt"]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 2**10
+
+
+CHANGES = {
+    "step": lambda content: content["progress"].update(step="7"),
+    "negative": lambda content: content["progress"].update(step=-1),
+    "not a number": lambda content: content["progress"].update(seconds=float("nan")),
+    "unknown": lambda content: content["progress"].update(more=1),
+    "no weights": lambda content: content.pop("ema"),
+    "numbered weights": lambda content: content.update(net={0: torch.zeros(1)}),
+    "a list": lambda content: content.update(optimizer=[1, 2]),
+    "another shape": lambda content: content["optimizer"]["state"][0].update(exp_avg=torch.zeros(3)),
+    "no tensor": lambda content: content["optimizer"]["state"][0].update(exp_avg=7),
+    "no such parameter": lambda content: content["optimizer"]["state"].update({10**6: {"step": torch.zeros(1)}}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_state_of_a_run_is_refused(run, tmp_path, change):
+    path = saved_with(run, tmp_path / "state.pt", CHANGES[change])
+    assert "of a run with other settings" in refused(path, ValueError, run.load)
+    path.write_bytes(path.read_bytes()[:1000])
+    refused(path, ValueError, run.load)
+
+
+def vgg19(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Weights laid out as torchvision's, one channel wide; "_" stands for "." in names of changed ones."""
+    sides = {index: 3 if index == 0 else 1 for index in VGG19_LAYERS}
+    state = {f"features.{index}.weight": torch.ones(1, side, 3, 3) for index, side in sides.items()}
+    state |= {f"features.{index}.bias": torch.ones(1) for index in sides}
+    return state | {name.replace("_", "."): value for name, value in changes.items()}
+
+
+FEATURES = {
+    "sides without numbers": vgg19(features_0_weight=torch.zeros(2**20, 2**20, 0, 0)),
+    "as many biases": vgg19(features_0_weight=torch.zeros(2**20, 3, 0, 0), features_0_bias=torch.zeros(2**20)),
+    "no bias": vgg19(features_2_bias=torch.tensor(1.0)),
+    "channels that do not follow": vgg19(features_5_weight=torch.ones(1, 9, 3, 3)),
+    "not a number": vgg19(features_7_weight=torch.full((1, 1, 3, 3), torch.nan)),
+    "whole numbers": vgg19(features_10_bias=torch.ones(1, dtype=torch.int64)),
+    "complex": vgg19(features_10_bias=torch.ones(1, dtype=torch.complex64)),
+    "another network": random_state(pairs=1, dim=8, scale=2),
+}
+
+
+@pytest.mark.parametrize("fault", FEATURES)
+def test_features_that_are_not_vgg19s_are_refused(tmp_path, fault):
+    for path in (written(tmp_path / "vgg.safetensors", FEATURES[fault]), saved(tmp_path / "vgg.pth", FEATURES[fault])):
+        assert "expected the state dict of torchvision's VGG19" in refused(path, CheckpointError, FeatureLoss)
+
+
+@pytest.mark.parametrize("attack", CODE)
+def test_no_code_runs_from_a_file_of_features(tmp_path, monkeypatch, attack):
+    monkeypatch.chdir(tmp_path)
+    assert "code" in refused(zipped(tmp_path / "vgg.safetensors", CODE[attack]), CheckpointError, FeatureLoss)  # told by its content
+    assert os.listdir(tmp_path) == ["vgg.safetensors"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX only")
+def test_weights_are_not_waited_for_at_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "transformersr.pt")
+    assert "expected a file" in refused(tmp_path / "transformersr.pt")
 
 
 # --- weights: safetensors ------------------------------------------------------------------------
@@ -357,7 +483,7 @@ SPOILT = {
 @pytest.mark.parametrize("fault", SPOILT)
 def test_networks_that_are_not_what_they_say_are_refused(tmp_path, fault):
     state, words = SPOILT[fault]
-    (tmp_path / "spoilt.safetensors").write_bytes(save(state))
+    written(tmp_path / "spoilt.safetensors", state)
     with pytest.raises(CheckpointError, match=words):
         load_model(tmp_path / "spoilt.safetensors")
     refused(tmp_path / "spoilt.safetensors")
@@ -404,6 +530,8 @@ def encoded(format: str, size: tuple[int, int] = (40, 30), **options) -> bytes:
 
 FORMATS = ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "ICO", "TGA", "PCX", "PPM", "SGI", "DDS", "BLP", "QOI"]
 FORMATS += ["MSP", "SPIDER", "XBM"]
+Image.init()
+WRITABLE = [format for format in FORMATS if format in Image.SAVE and format in Image.OPEN]  # older Pillows have fewer
 MODES = {"MSP": "1", "XBM": "1", "SPIDER": "F", "BLP": "P"}
 
 
@@ -413,7 +541,7 @@ def any_format(format: str) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("format", [format for format in FORMATS if format in (Image.init(), Image.SAVE)[1]])
+@pytest.mark.parametrize("format", WRITABLE)
 def test_a_format_is_told_by_its_content_and_half_a_picture_is_none(tmp_path, format):
     whole = any_format(format)
     path = tmp_path / "picture.jpg"
@@ -444,8 +572,11 @@ def test_a_picture_that_is_a_program_is_not_run(tmp_path, monkeypatch):
 
 def png(width: int, height: int, data: bytes = b"") -> bytes:
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", data or zlib.compress(b"")), (b"IEND", b"")]
-    parts = [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 BOMBS = {
@@ -485,6 +616,55 @@ def test_a_size_that_a_format_cannot_have_is_known_before_the_work(tmp_path):
         check_target(tmp_path / "a.png", 1, side)
 
 
+def tiled_tiff(side: int) -> bytes:
+    """An 8x8 picture in a tile of any size."""
+    values = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 500, 325: 10}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
+    return (b"II*\0\x08\0\0\0" + struct.pack("<H", len(values)) + entries).ljust(500, b"\0") + zlib.compress(bytes(100))
+
+
+def many_scans(scans: int) -> bytes:
+    """A progressive JPEG that goes over the picture once more, again and again."""
+    whole = encoded("JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    return whole[:-2] + scans * whole[last:-2] + whole[-2:]
+
+
+def long_text(letters: int) -> bytes:
+    """A PNG with a text of equal letters."""
+    chunk = png_chunk(b"zTXt", b"a\0\0" + zlib.compress(b"a" * letters, 9))
+    return png(4, 4).replace(b"\0\0\0\x08IDAT", chunk + b"\0\0\0\x08IDAT")
+
+
+UNFOLDING = {
+    "a.tif": (tiled_tiff(46000), "tiles of 46000x46000 pixels are larger than the picture"),
+    "a.jpg": (many_scans(1000), "scans, and expected are 1000 or less"),
+    "a.png": (long_text(2**26), "Decompressed"),
+}
+
+
+@pytest.mark.parametrize("file", UNFOLDING)
+def test_small_files_that_unfold_are_refused(tmp_path, file):
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    content, words = UNFOLDING[file]
+    (tmp_path / file).write_bytes(content)
+    assert words in refused(tmp_path / file, PictureError, read_picture)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 2**10
+
+
+def test_text_and_profiles_do_not_unfold_into_results(tmp_path, caplog):
+    """A text of 4 million equal letters is 4 KB in a PNG."""
+    carried = Carried(text={"parameters": "a" * 2**22}, icc_profile=(bytes(16) + b"RGB ").ljust(2**24 + 2**23, b"a"))
+    for suffix in ("png", "jpg", "webp", "tif"):
+        write_picture(Picture(np.zeros((2, 2, 3), np.float32), None, carried), tmp_path / f"a.{suffix}")
+        again = read_picture(tmp_path / f"a.{suffix}").carried
+        assert again.icc_profile == (None if suffix == "jpg" else carried.icc_profile)
+    assert read_picture(tmp_path / "a.png").carried.text == carried.text
+    assert (tmp_path / "a.png").stat().st_size < 2**16
+    assert "the ICC profile of 25165824 bytes is not written: JPEG takes up to 16707345" in caplog.text
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX only")
 def test_pipes_and_broken_links_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
@@ -506,14 +686,24 @@ def test_strange_names_are_read_and_told_in_one_line(tmp_path, file):
     assert one_line(str(caught.value)).isprintable()
 
 
+OPTIONS = {"TIFF": {"compression": "tiff_lzw"}}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems that take any name")
+def test_a_name_moves_no_cursor_of_the_terminal(tmp_path):
+    path = tmp_path / "two\nlines\x1b[2J.gif"
+    red, blue = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
+    red.save(path, save_all=True, append_images=[blue])  # of which a line in the log tells
+    save_model(random_model(V2), tmp_path / "model.safetensors")
+    command = ["-m", "transformersr", "upscale", str(path), "-o", str(tmp_path / "a.png"), "-m", str(tmp_path / "model.safetensors")]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0
+    assert r"two\nlines\x1b[2J.gif has several frames" in done.stderr
+    assert "\x1b[2J" not in done.stderr
+
+
 SEEDS = [
-    encoded("PNG"),
-    encoded("JPEG"),
-    encoded("WEBP"),
-    encoded("TIFF", compression="tiff_lzw"),
-    encoded("GIF"),
-    encoded("AVIF"),
-    encoded("DDS"),
+    encoded(format, **OPTIONS.get(format, {})) for format in ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "AVIF", "DDS") if format in WRITABLE
 ]
 
 

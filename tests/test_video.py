@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from transformersr import Upscaler
 from transformersr.arch import save_model
-from transformersr.upscale import video
+from transformersr.upscale import image_io, video
 from transformersr.upscale.cli import main
 
 from models import V2, random_model
@@ -144,4 +144,27 @@ def test_what_a_kind_of_file_cannot_hold_is_said(tmp_path, upscaler):
         out.mux([*stream.encode(frame), *stream.encode(None)])
     with pytest.raises(ValueError, match=r"audio as tta.*\.mkv"):
         video.enlarge_film(tmp_path / "film.mkv", tmp_path / "large.mp4", upscaler)
+    assert not (tmp_path / "large.mp4").exists()
+
+
+def test_a_playlist_under_the_name_of_a_film_opens_no_other_file(tmp_path, upscaler):
+    """FFmpeg goes by what is in a file, and a playlist may name any."""
+    make_film(tmp_path / "private.mkv")
+    (tmp_path / "film.mp4").write_text("ffconcat version 1.0\nfile private.mkv\n")
+    with av.open(str(tmp_path / "film.mp4")) as film:
+        assert len(list(film.decode(video=0))) == FRAMES  # so it would
+    with pytest.raises(ValueError, match=r"film\.mp4: cannot be read or written as a film"):
+        video.enlarge_film(tmp_path / "film.mp4", tmp_path / "large.mp4", upscaler)
+    assert not (tmp_path / "large.mp4").exists()
+
+
+def test_frames_that_do_not_fit_into_memory_are_refused_before_and_on_the_way(tmp_path, upscaler, monkeypatch):
+    source = make_film(tmp_path / "film.mp4")
+    for module in (image_io, video):
+        monkeypatch.setattr(module, "most_pixels", lambda: 1000)
+    with pytest.raises(ValueError, match=r"film\.mp4: 48x32 pixels need .* are free"):
+        video.enlarge_film(source, tmp_path / "large.mp4", upscaler)
+    monkeypatch.setattr(video, "check_pixels", lambda *args: None)  # as if the file's header said less
+    with pytest.raises(ValueError, match=r"film\.mp4: "):
+        video.enlarge_film(source, tmp_path / "large.mp4", upscaler)
     assert not (tmp_path / "large.mp4").exists()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
-import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from torch import nn
 
 from ..arch import TransformerSR
 from ..arch.atomic import write_aside
+from ..arch.checkpoint import shown
+from ..arch.pickled import RefusedError, read_pickled
 from .adversarial import UNetDiscriminator
 from .config import TrainConfig
 from .networks import initial_network
-from .optimizers import make_optimizer
+from .optimizers import MuonAdamW, make_optimizer
 
 
 @dataclass
@@ -85,27 +88,68 @@ class RunState:
     def save(self, path: Path) -> None:
         """Write the state; the file appears whole or not at all. Raises OSError."""
         content = io.BytesIO()  # written by PyTorch itself, a full disk would be an error without a name
-        torch.save({**{name: part.state_dict() for name, part in self._parts().items()}, "progress": vars(self.progress)}, content)
+        parts = {name: _without_settings(part.state_dict()) for name, part in self._parts().items()}
+        torch.save({**parts, "progress": vars(self.progress)}, content)
         with write_aside(path) as aside:
             aside.write_bytes(content.getbuffer())
 
     def load(self, path: Path) -> None:
-        """Put a saved state back. Raises ValueError for a file that is damaged or of a run with other settings."""
-        try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
+        """Put a saved state back. Raises ValueError for a file that is damaged or of a run with other settings, and OSError."""
+        with _refusing(path):
+            saved = read_pickled(path)
             self._put(saved)
-            self.progress = Progress(**saved["progress"])
-        except (RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
-            raise ValueError(f"{path}: damaged, or of a run with other settings ({str(error).splitlines()[0]})") from error
+            self.progress = _checked(Progress(**saved["progress"]))
 
     def go_back(self, path: Path) -> None:
-        """Put weights and optimisers back as they were saved; the run goes on with new crops."""
-        self._put(torch.load(path, map_location="cpu", weights_only=True))
+        """Put weights and optimisers back as they were saved; the run goes on with new crops. Raises as `load`."""
+        with _refusing(path):
+            self._put(read_pickled(path))
 
     def _put(self, saved: dict[str, Any]) -> None:
         for name, part in self._parts().items():
-            part.load_state_dict(saved[name])
+            part.load_state_dict(_with_settings(saved[name], part) if isinstance(part, torch.optim.Optimizer) else saved[name])
 
     def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | Any]:
         names = ("net", "ema", "optimizer", "net_d", "optimizer_d", "scaler")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn what a file that is none of ours leads to, here and in PyTorch, into one sentence."""
+    try:
+        yield
+    except RefusedError as error:
+        raise ValueError(f"{path}: it holds Python objects or code ({error}), which no run saves, and was not opened") from error
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+        reason = shown((str(error).splitlines() or [type(error).__name__])[0], 200)
+        raise ValueError(
+            f"{path}: damaged, or of a run with other settings ({reason}); give the settings it began with, or start a new run"
+        ) from error
+
+
+def _without_settings(state: dict[str, Any]) -> dict[str, Any]:
+    """The state of a network as it is, that of an optimiser without rates and the like: these are settings of the run, and may change."""
+    if "parts" in state:
+        return {"parts": [_without_settings(part) for part in state["parts"]]}
+    return {"state": state["state"]} if "param_groups" in state else state
+
+
+def _with_settings(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The way back. Raises ValueError for the state of other parameters."""
+    if isinstance(optimizer, MuonAdamW):
+        return {"parts": [_with_settings(one, part) for one, part in zip(saved["parts"], optimizer.parts, strict=True)]}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for index, values in saved["state"].items():
+        if any(value.shape not in (torch.Size(), parameters[index].shape) for value in values.values()):
+            raise ValueError(f"the optimiser's values for parameter {index} are of another shape")
+    return {"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]}
+
+
+def _checked(progress: Progress) -> Progress:
+    """Raises ValueError for figures that no run has."""
+    for name, start in vars(Progress()).items():
+        value = getattr(progress, name)
+        if type(value) is not type(start) or not 0 <= value < 2**63:
+            raise ValueError(f"{name} is {value!r:.80}")
+    return progress

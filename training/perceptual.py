@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..arch.attention import without_autocast
+from ..arch.checkpoint import CheckpointError, read_tensors
 
 FILTER_SETS, FILTERS_A_SET, TAPS = 32, 48, 4
 
@@ -18,6 +18,7 @@ VGG19_LAYERS |= {28: 0.0, 30: 0.0, 32: 0.0, 34: 1.0}
 """Index of each convolution in torchvision's VGG19, with the weight of its responses before the ReLU (Real-ESRGAN's choice of layers:
 conv1_2, 2_2, 3_4, 4_4 and 5_4; 0: passed through)."""
 VGG19_POOLS = (4, 9, 18, 27)
+EXPECTED = "expected the state dict of torchvision's VGG19"
 
 
 class RandomFilterLoss(nn.Module):
@@ -54,7 +55,7 @@ class RandomFilterLoss(nn.Module):
 class FeatureLoss(nn.Module):
     """L1 distance between VGG19's responses (Johnson et al. 2016, arXiv:1603.08155), for weights that the user has.
 
-    Raises ValueError where the file is no state dict of torchvision's VGG19.
+    Raises CheckpointError where the file is no state dict of torchvision's VGG19, and OSError.
     """
 
     mean: Tensor
@@ -62,16 +63,17 @@ class FeatureLoss(nn.Module):
 
     def __init__(self, path: str | Path):
         super().__init__()
-        path = Path(path)
-        weights = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-        self.convs = nn.ModuleDict()
+        weights, _ = read_tensors(Path(path))
+        self.convs, channels = nn.ModuleDict(), 3
         for index in VGG19_LAYERS:
             weight, bias = (weights.get(f"features.{index}.{name}") for name in ("weight", "bias"))
-            if weight is None or bias is None or weight.ndim != 4:
-                raise ValueError(f"{path}: features.{index} is missing; expected the state dict of torchvision's VGG19")
-            conv = nn.Conv2d(weight.shape[1], weight.shape[0], 3, padding=1)
+            if weight is None or bias is None or bias.ndim != 1 or weight.shape != (len(bias), channels, 3, 3):
+                raise CheckpointError(f"{path}: features.{index} is missing or misshapen; {EXPECTED}")
+            if not all(values.is_floating_point() and values.float().isfinite().all() for values in (weight, bias)):
+                raise CheckpointError(f"{path}: features.{index} holds values that are no finite numbers; {EXPECTED}")
+            conv = nn.Conv2d(channels, len(bias), 3, padding=1)
             conv.load_state_dict({"weight": weight, "bias": bias})
-            self.convs[str(index)] = conv
+            self.convs[str(index)], channels = conv, len(bias)
         self.requires_grad_(False)
         self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406])[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225])[:, None, None], persistent=False)

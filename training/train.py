@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..upscale.engine import is_out_of_memory
+from ..upscale.engine import is_out_of_memory, keep_freed_memory
+from ..upscale.processes import check_cpu_processes
 from .adversarial import R1_EVERY, discriminator_loss, generator_loss, r1_penalty
 from .checkpoint import Progress, RunState
 from .config import TrainConfig
@@ -75,6 +76,8 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
         torch.set_num_threads(config.threads)
     config, choices = fill_in(config)
     accelerator, precision = start_accelerator(config, out)
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
 
     files = split_pictures(data, config.validation, config.exclude, without=out)  # the strips of a run are no pictures to learn from
     workers = choose_workers(config, accelerator.device, accelerator.num_processes)
@@ -147,6 +150,8 @@ def start_accelerator(config: TrainConfig, out: Path) -> tuple[Accelerator, str]
         AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run of this process may have had other settings
     trackers = [name for name in config.trackers if _is_installed(name)]
     on_cpu = device_kind(config) == "cpu"  # has to be said, or several processes on CPUs do not find each other
+    if on_cpu:
+        check_cpu_processes()
     mixed = "no" if precision == "fp32" else precision
     accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed, log_with=trackers or None, project_dir=out / "logs")
     return accelerator, precision

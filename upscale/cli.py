@@ -18,7 +18,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..training.cli import COMMANDS
 from .cores import share_cores
-from .messages import BAR, Messages
+from .messages import BAR, Messages, OneLine, one_line
 
 if TYPE_CHECKING:
     from .batch import Failure, Job, Plan
@@ -53,7 +53,9 @@ class Factor(click.ParamType):
 def main() -> None:
     """Enlarge anime-style pictures with clean lines, and train networks that do."""
     share_cores()
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 @main.command(short_help="Enlarge pictures, folders of them, films.")
@@ -111,7 +113,7 @@ def show_progress(jobs: list[Job], hidden: bool) -> Iterator[Callable[[int, floa
     with tqdm(total=len(jobs), unit="picture", bar_format=BAR, disable=hidden or None) as bar, logging_redirect_tqdm():
 
         def show(index: int, share: float) -> None:
-            bar.set_description_str(jobs[index].source.name[-40:], refresh=False)
+            bar.set_description_str(one_line(jobs[index].source.name)[-40:], refresh=False)
             bar.update(index + share - bar.n)
 
         yield show

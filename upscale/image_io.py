@@ -46,12 +46,16 @@ SIDE_LIMITS = {"JPEG": 65500, "WEBP": 16383}
 """The longest sides that the encoders take."""
 BYTE_LIMITS = {"TIFF": 2**32 - 2**24, "BMP": 2**32 - 2**24}
 """Bytes of pixels that leave the rest of the file within its 32-bit offsets."""
-TEXT_LIMIT = 2**26
-"""Bytes of one decompressed text or profile of a PNG. Pillow's own 2**20 would refuse the whole picture for a long workflow."""
+TEXT_LIMIT = 2**25
+"""Bytes of the decompressed text or profile of a PNG. Pillow's own 2**20 for one text would refuse a picture for a long workflow."""
 PIXEL_BYTES = 16
 """Memory that reading takes for each pixel: Pillow's four bytes, and three floats."""
 SMALL_PIXELS, USUAL_PIXELS = 2**24, 2**28
 """Pixels that are read however little memory seems to be free, and where nothing says how much is."""
+MOST_SCANS = 1000
+"""Times that a JPEG may go over the picture. A hundred bytes are one, and one takes a second of a large picture; encoders make ten."""
+TILE_PIXELS = 2**22
+"""Pixels of the tile of a TIFF that may be larger than its picture."""
 PROGRAMS = ("EPS", "WMF")
 """Formats whose files are programs, which Pillow gives to another program, such as Ghostscript, to be run."""
 BAND_PIXELS = 2**21
@@ -128,7 +132,7 @@ def _own_settings() -> Iterator[None]:
         warnings.simplefilter("ignore")  # of damaged metadata, at length, and of large pictures
         hosts = ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY, Image.MAX_IMAGE_PIXELS
         ImageFile.LOAD_TRUNCATED_IMAGES = False
-        PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = max(TEXT_LIMIT, hosts[1]), max(4 * TEXT_LIMIT, hosts[2])
+        PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = max(TEXT_LIMIT, hosts[1]), max(TEXT_LIMIT, hosts[2])
         Image.MAX_IMAGE_PIXELS = most_pixels()  # for icons in icons and frames in frames; the picture itself is checked below
         try:
             yield
@@ -168,10 +172,30 @@ def _check_readable(image: Image.Image, name: str | Path) -> None:
     """Refuse, before its pixels are decoded, what is no picture but a program, or too large."""
     if image.format in PROGRAMS:
         raise PictureError(f"{name}: {image.format} files are programs, and none is run; save the picture as PNG")
-    if image.width * image.height > (most := most_pixels()):
-        size, gibibytes = f"{image.width}x{image.height} pixels", image.width * image.height * PIXEL_BYTES / 2**30
-        room = f"need {gibibytes:.1f} GiB of memory, and {most * PIXEL_BYTES / 2**30:.1f} are free"
-        raise PictureError(f"{name}: {size} {room}; free some, or cut the picture into parts")
+    check_pixels(name, image.width, image.height)
+    tags: Any = getattr(image, "tag_v2", None)
+    if image.format == "TIFF" and tags:
+        width, height = (tags.get(tag, 0) for tag in (322, 323))
+        if width * height > max(TILE_PIXELS, 2 * image.width * image.height):
+            raise PictureError(f"{name}: its tiles of {width}x{height} pixels are larger than the picture; save it as PNG")
+
+
+def _check_scans(file: BinaryIO, name: str | Path) -> None:
+    place, scans, last = file.tell(), 0, b""
+    file.seek(0)
+    while piece := file.read(2**20):
+        scans += (last + piece).count(b"\xff\xda")
+        last = piece[-1:]
+    file.seek(place)
+    if scans > MOST_SCANS:
+        raise PictureError(f"{name}: it is put together from {scans} scans, and expected are {MOST_SCANS} or less; save it as PNG")
+
+
+def check_pixels(name: str | Path, width: int, height: int) -> None:
+    """Raise PictureError for a picture, or a frame of a film, that is too large for the memory that is free."""
+    if width * height > (most := most_pixels()):
+        room = f"need {width * height * PIXEL_BYTES / 2**30:.1f} GiB of memory, and {most * PIXEL_BYTES / 2**30:.1f} are free"
+        raise PictureError(f"{name}: {width}x{height} pixels {room}; free some, or cut the picture into parts")
 
 
 @dataclass
@@ -188,6 +212,8 @@ class _Decoded:
 
 def _decode(image: Image.Image, name: str | Path, file: BinaryIO | None = None) -> _Decoded:
     _check_readable(image, name)
+    if file is not None and image.format in ("JPEG", "MPO"):
+        _check_scans(file, name)
     animated = image.format != "MPO" and getattr(image, "is_animated", False)  # the further pictures of an MPO are its previews
     if animated:  # how many, it may take minutes to count
         logger.warning("%s has several frames or pages; one of them is used", name)
@@ -340,8 +366,9 @@ def write_picture(picture: Picture, path: str | Path, format: str | None = None,
         raise ValueError(f"quality: expected 1 to 100, got {quality}")
     if opaque and picture.alpha is not None and picture.alpha.min() < 1:
         logger.warning("%s: %s has no transparency; the picture is put on white", path, format)
-    options = save_options(picture.carried, format, quality)
-    with write_aside(path) as aside:
+    with write_aside(path) as aside, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of damaged metadata, at length
+        options = save_options(picture.carried, format, quality)
         if format == "PNG" and bits == 16:
             _write_deep_png(picture, aside, options)
         else:

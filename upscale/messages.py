@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import click
 
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} done, {remaining} left{postfix}"
@@ -16,6 +18,13 @@ class Messages(click.Group):
             return super().invoke(ctx)
         except (ValueError, OSError, FloatingPointError, MemoryError) as error:
             raise click.ClickException(one_line(str(error)) or "not enough memory") from error
+
+
+class OneLine(logging.Formatter):
+    """Log lines without what moves a cursor: names of files come from anybody. A traceback after one is as it is."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return one_line(super().formatMessage(record))
 
 
 def one_line(text: str) -> str:

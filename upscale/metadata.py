@@ -27,6 +27,12 @@ logger = logging.getLogger(__name__)
 
 MARKER_LIMIT = 65533
 """Bytes in one marker segment of a JPEG file."""
+EXIF_LIMIT = 2**24
+"""Bytes of EXIF data in other formats: a PNG's text may be compressed to a thousandth, and here it is not."""
+LONG_TEXT = 2**20
+"""Letters from which text goes into a PNG compressed, for the same reason. Shorter text stays readable for programs that look for it."""
+JPEG_PROFILE = 255 * 65519
+"""Bytes of an ICC profile in a JPEG file, which are as many segments as there are numbers for."""
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error)
 """What Pillow raises on broken files."""
 
@@ -214,6 +220,9 @@ def save_options(carried: Carried, format: str, quality: int) -> dict[str, Any]:
     else:
         comment = carried.text.get("Comment", "").encode("utf-8", "replace")[:MARKER_LIMIT] or None
         segments = {"exif": _exif_with_text(carried, format), "extra": _xmp_segment(carried.xmp), "comment": comment}
+        if profile is not None and len(profile) > JPEG_PROFILE:
+            logger.warning("the ICC profile of %d bytes is not written: JPEG takes up to %d", len(profile), JPEG_PROFILE)
+            profile = None
         options = {**segments, "icc_profile": profile, "dpi": dpi, "quality": quality, "subsampling": 0}
     return _without_none(options)
 
@@ -228,11 +237,11 @@ def _png_info(carried: Carried) -> PngImagePlugin.PngInfo:
         info.add(name, data)
     for key, value in carried.text.items():
         if 0 < len(key) < 80 and all(ord(letter) < 256 for letter in key):
-            info.add_text(key, value)  # as tEXt, or as iTXt what is not Latin-1
+            info.add_text(key, value, zip=len(value) > LONG_TEXT)  # as tEXt, or as iTXt what is not Latin-1
         else:
             logger.warning("text %.80r is not written: PNG takes names of 1 to 79 Latin-1 characters", key)
     if carried.xmp is not None:
-        info.add_itxt(_XMP_KEY, carried.xmp)
+        info.add_itxt(_XMP_KEY, carried.xmp, zip=len(carried.xmp) > LONG_TEXT)
     return info
 
 
@@ -249,7 +258,7 @@ def _xmp_segment(xmp: bytes | None) -> bytes | None:
 
 def _exif_with_text(carried: Carried, format: str) -> bytes | None:
     """The EXIF block with the text for which it has a free place."""
-    limit = MARKER_LIMIT if format == "JPEG" else 2**31
+    limit = MARKER_LIMIT if format == "JPEG" else EXIF_LIMIT
     exif = carried.exif
     if exif is not None and len(exif) > limit:
         logger.warning("EXIF data of %d bytes are not written: %s takes up to %d", len(exif), format, limit)

@@ -50,10 +50,7 @@ class SharingProcesses(Processes):
                 "several processes were started, and accelerate is needed to share pictures among them; "
                 'install it with `pip install accelerate` (or "transformersr[train]"), or start one process'
             ) from error
-        import torch
-
-        if not hasattr(torch.cpu, "set_device"):  # accelerate calls it
-            raise ValueError(f"several processes need a PyTorch after 2.1, and this is {torch.__version__}; start one process")
+        check_cpu_processes()
         _share_threads()
         self._state: Any = PartialState(cpu=True, backend="gloo", timeout=LONGEST_WAIT)
         self._utils: Any = utils
@@ -87,8 +84,19 @@ class SharingProcesses(Processes):
 
 def find_processes() -> Processes:
     """This process among those that a launcher started with it. Without one nothing is imported or asked."""
-    started = {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1
-    return SharingProcesses() if started else Processes()
+    return SharingProcesses() if _several_were_started() else Processes()
+
+
+def check_cpu_processes() -> None:
+    """Raise ValueError where a launcher started several processes and PyTorch cannot have them talk through their CPUs."""
+    import torch
+
+    if _several_were_started() and not hasattr(torch.cpu, "set_device"):  # accelerate calls it
+        raise ValueError(f"several processes on CPUs need a PyTorch after 2.1, and this is {torch.__version__}; start one process")
+
+
+def _several_were_started() -> bool:
+    return {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= os.environ.keys() and int(os.environ["WORLD_SIZE"]) > 1
 
 
 def _share_threads() -> None:

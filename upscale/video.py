@@ -15,6 +15,7 @@ import numpy as np
 
 from ..arch.atomic import write_aside
 from .engine import PASS_PIXELS, target_size
+from .image_io import check_pixels, most_pixels
 from .upscaler import Upscaler
 
 logger = logging.getLogger(__name__)
@@ -49,8 +50,12 @@ class _Look:
         return (self.width, self.height) if self.turns % 2 else (self.height, self.width)
 
 
-LOCAL = {"protocol_whitelist": "file"}
-"""For FFmpeg, which would follow a playlist's addresses."""
+KINDS = "mov,matroska,avi,asf,flv,mpegts,mpeg,mpegvideo"
+"""FFmpeg's names of what is read."""
+BYTES = {"metadata_errors": "surrogateescape"}
+"""Titles go through as they are, whatever letters they are in."""
+READING: dict[str, Any] = {"options": {"protocol_whitelist": "file", "format_whitelist": KINDS}, **BYTES}
+"""FFmpeg goes by contents: a playlist under a film's name would have it read other files, of this machine or the network."""
 
 
 def is_film(path: Path) -> bool:
@@ -88,11 +93,11 @@ def enlarge_film(
     if target.suffix.lower() not in CONTAINERS:
         raise ValueError(f"{target}: expected a name ending in {', '.join(CONTAINERS)}")
     try:
-        with av.open(str(source), options=LOCAL) as film:
+        with av.open(str(source), **READING) as film:
             look = _first_look(film)
         height, width = (side + side % 2 for side in target_size(*look.upright, upscaler.scale, factor, size))
         format = CONTAINERS[target.suffix.lower()]
-        with av.open(str(source), options=LOCAL) as film, write_aside(target) as aside, av.open(str(aside), "w", format=format) as out:
+        with av.open(str(source), **READING) as film, write_aside(target) as aside, av.open(str(aside), "w", format=format, **BYTES) as out:
             stream = _add_film(out, film, look, height, width, quality)
             _write(out, film, _enlarged(_frames(film, on_progress), look, upscaler, height, width), stream, target)
     except av.FFmpegError as error:
@@ -110,10 +115,12 @@ def _import_av() -> Any:
 def _pictures(film: Any) -> Any:
     """The stream of moving pictures; a cover is none."""
     for stream in film.streams.video:
-        if not stream.disposition & type(stream.disposition).attached_pic:
+        if stream.codec_context and not stream.disposition & type(stream.disposition).attached_pic:
+            check_pixels(film.name, stream.codec_context.width, stream.codec_context.height)
+            stream.codec_context.options = {"max_pixels": str(most_pixels())}  # for those that become larger on the way
             stream.thread_type = "AUTO"
             return stream
-    raise ValueError(f"{film.name}: there are no moving pictures in it")
+    raise ValueError(f"{film.name}: there are no moving pictures in it that can be read")
 
 
 def _first_look(film: Any) -> _Look:
@@ -243,7 +250,8 @@ def _add_copy(out: Any, old: Any, target: Path) -> Any:
         stream = out.add_stream_from_template(old, opaque=True)
     except ValueError as error:
         what = getattr(old.codec_context, "name", None) or "unknown"
-        raise ValueError(f"{target}: this kind of file cannot hold {old.type} as {what}; give a name that ends in .mkv with -o") from error
+        remedy = "take it out of the film first" if target.suffix.lower() == ".mkv" else "give a name that ends in .mkv with -o"
+        raise ValueError(f"{old.container.name}: {target.suffix} files cannot hold {old.type} as {what}; {remedy}") from error
     stream.metadata.update(old.metadata)
     stream.disposition = old.disposition.value
     return stream

@@ -12,6 +12,8 @@ It is kept in the folder `--keep` under its number, and the exit code is 1. Peak
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import io
 import os
 import random
@@ -24,6 +26,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -59,6 +62,27 @@ def read_picture(path: Path) -> None:
         suffix = ("png", "jpg", "webp", "tif", "bmp")[path.stat().st_size % 5]
         image_io.write_picture(picture, path.with_name(f"written.{suffix}"))
     return None
+
+
+def read_film(path: Path) -> None:
+    """A film: through a small network, into the container that takes everything."""
+    from transformersr.upscale import video
+
+    try:
+        video.enlarge_film(path, path.with_name("written.mkv"), small_upscaler())
+    except ValueError as error:
+        check_sentence(error, path)
+
+
+@functools.cache
+def small_upscaler():
+    """A network that takes no time."""
+    from transformersr.upscale.upscaler import Upscaler
+
+    sys.path.insert(0, str(HERE.parent))
+    from models import V2, random_model
+
+    return Upscaler(random_model(dataclasses.replace(V2, depths=(1,))))
 
 
 def read_recipe(path: Path) -> None:
@@ -143,6 +167,43 @@ def pictures() -> dict[str, bytes]:
     return found
 
 
+def films() -> dict[str, bytes]:
+    """Four small frames and a tone, in every container."""
+    import av
+    import numpy as np
+
+    found, rng = {}, np.random.default_rng(0)
+    kinds = {
+        "mp4": "libx264",
+        "mkv": "libx264",
+        "avi": "mpeg4",
+        "ts": "libx264",
+        "flv": "flv",
+        "webm": "libvpx",
+        "wmv": "wmv2",
+        "mpg": "mpeg1video",
+    }
+    containers = {"mkv": "matroska", "ts": "mpegts", "wmv": "asf", "mpg": "mpeg"}
+    for suffix, codec in kinds.items():
+        file = io.BytesIO()
+        with av.open(file, "w", format=containers.get(suffix, suffix)) as out:
+            stream = out.add_stream(codec, rate=25)
+            stream.width, stream.height, stream.pix_fmt = 32, 16, "yuv420p"
+            tone = out.add_stream("aac", rate=16000, layout="mono") if suffix in ("mp4", "mkv", "ts") else None
+            out.metadata["title"] = "Tiny"
+            for index in range(4):
+                frame = av.VideoFrame.from_ndarray(rng.integers(0, 255, (16, 32, 3), np.uint8), format="rgb24")
+                frame.pts, frame.time_base = index, Fraction(1, 25)
+                out.mux(stream.encode(frame))
+            out.mux(stream.encode(None))
+            if tone:
+                sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+                sound.sample_rate, sound.pts = 16000, 0
+                out.mux([*tone.encode(sound), *tone.encode(None)])
+        found[f"film.{suffix}"] = file.getvalue()
+    return found
+
+
 def convert(image, mode: str):
     """A picture in another mode, by way of a profile where Pillow has no other."""
     from PIL import ImageCms
@@ -161,7 +222,6 @@ def profile() -> bytes:
 
 def recipes() -> dict[str, bytes]:
     """The recipes of the package, and the settings of a run."""
-    import dataclasses
     import json
 
     from transformersr.training.config import RECIPES, TrainConfig
@@ -172,6 +232,7 @@ def recipes() -> dict[str, bytes]:
 
 READERS: dict[str, tuple[Callable[[Path], None], Callable[[], dict[str, bytes]]]] = {
     "checkpoint": (read_checkpoint, checkpoints),
+    "film": (read_film, films),
     "picture": (read_picture, pictures),
     "recipe": (read_recipe, recipes),
 }
