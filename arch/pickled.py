@@ -80,7 +80,7 @@ def read_pickled(path: Path, choose: Callable[[Any], Any] = lambda content: cont
         except (RefusedError, DamagedError):
             raise
         except Exception as error:  # an interpreter of broken instructions can fail in any way there is
-            raise DamagedError(f"its pickle cannot be read: {type(error).__name__}") from error
+            raise DamagedError("its list of tensors cannot be read") from error
         chosen = choose(content)
         tensors = list(_tensors_in(chosen, iter(range(PICKLE_BYTES))))
         declared = sum(math.prod(stored.size) * stored.storage.dtype.itemsize for stored in tensors)

@@ -27,9 +27,9 @@ from transformersr.arch.atomic import write_aside
 from transformersr.arch.checkpoint import convert_file, read_checkpoint
 from transformersr.training import monitor as monitoring
 from transformersr.training import train as training
-from transformersr.training.checkpoint import Progress, RunState
 from transformersr.training.config import from_values
 from transformersr.training.report import read_records
+from transformersr.training.run_state import Progress, RunState
 from transformersr.training.train import train
 from transformersr.upscale.batch import Job, run_jobs
 from transformersr.upscale.containers import room_in_container

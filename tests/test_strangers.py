@@ -33,9 +33,9 @@ from safetensors.torch import save
 
 from transformersr.arch import VARIANTS, CheckpointError, load_model, save_model
 from transformersr.arch.checkpoint import describe
-from transformersr.training.checkpoint import RunState
 from transformersr.training.config import TrainConfig, from_values, load_recipe
 from transformersr.training.perceptual import VGG19_LAYERS, FeatureLoss
+from transformersr.training.run_state import RunState
 from transformersr.upscale import image_io
 from transformersr.upscale.image_io import Picture, PictureError, check_target, read_picture, write_picture
 from transformersr.upscale.messages import one_line
@@ -314,11 +314,32 @@ def saved_with(run: RunState, path: Path, change) -> Path:
 
 def test_the_state_of_a_run_comes_back_and_the_rates_are_those_of_the_settings(run, tmp_path):
     run.save(tmp_path / "state.pt")
-    again = RunState.resume(dataclasses.replace(TINY_RUN, weight_decay=0.5), torch.device("cpu"), tmp_path / "state.pt")
+    again = RunState.resume(tmp_path / "state.pt", dataclasses.replace(TINY_RUN, weight_decay=0.5), torch.device("cpu"))
     assert again.progress == run.progress
     assert again.optimizer.param_groups[0]["weight_decay"] == 0.5
     ours, theirs = run.optimizer.state_dict()["state"], again.optimizer.state_dict()["state"]
     assert all(torch.equal(theirs[key][name], value) for key, values in ours.items() for name, value in values.items())
+
+
+class Scaler:
+    """Of gradients, as far as a state knows one."""
+
+    def __init__(self, scale: float):
+        self.scale = scale
+
+    def state_dict(self) -> dict[str, float]:
+        return {"scale": self.scale}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.scale = state["scale"]
+
+
+def test_the_scale_of_gradients_in_fp16_comes_back(run, tmp_path):
+    run.scaler = Scaler(512.0)
+    run.save(tmp_path / "state.pt")
+    scaler = Scaler(65536.0)
+    RunState.resume(tmp_path / "state.pt", TINY_RUN, torch.device("cpu"), scaler)
+    assert scaler.scale == 512.0
 
 
 REPEATED = b"]q\x01" + b"".join(b"](" + bytes([ord("h"), index]) * 20 + b"eq" + bytes([index + 1]) for index in range(1, 12))

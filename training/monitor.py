@@ -28,10 +28,10 @@ from ..arch.atomic import write_aside
 from ..upscale.engine import is_out_of_memory
 from ..upscale.messages import BAR
 from .check import near_duplicates
-from .checkpoint import RunState
 from .config import TrainConfig, without_paths
 from .folders import Split
 from .report import write_report
+from .run_state import RunState
 from .store import PictureStore
 from .strips import draw_strip, save_image
 from .validate import Pair, Scores, mean_scores, resize_with, score, score_pair, validation_pairs

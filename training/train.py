@@ -26,7 +26,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ..upscale.engine import is_out_of_memory, keep_freed_memory
 from ..upscale.processes import check_cpu_processes
 from .adversarial import R1_EVERY, discriminator_loss, generator_loss, r1_penalty
-from .checkpoint import Progress, RunState
 from .config import TrainConfig
 from .dataset import CropDataset
 from .folders import Split, split_pictures
@@ -35,6 +34,7 @@ from .monitor import Monitor, Validation
 from .networks import checkpoint_groups, update_average
 from .perceptual import FeatureLoss, RandomFilterLoss
 from .plan import choose_micro_batch, choose_precision, choose_workers, device_kind, fill_in
+from .run_state import Progress, RunState
 from .store import Cache, Drawings, PictureStore, read_pictures
 from .strips import contact_sheet, save_image, to_image
 
@@ -86,7 +86,8 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
         pictures = find_training_pictures(config, files, cache, workers)
     crops = training_crops(config, pictures)
     device = accelerator.device
-    run = RunState.resume(config, device, state_file) if state_file.exists() else RunState.start(config, device)
+    given = config, device, accelerator.scaler
+    run = RunState.resume(state_file, *given) if state_file.exists() else RunState.start(*given)
     nets = Networks.prepare(run, config, accelerator)
     progress = run.progress
     micro_batch, why = choose_micro_batch(config, run.net, accelerator.device, accelerator.num_processes)
@@ -177,7 +178,6 @@ class Networks:
         if config.checkpointing:
             checkpoint_groups(run.net)
         forward, optimizer = accelerator.prepare(torch.compile(run.net) if config.compile else run.net, run.optimizer)
-        run.scaler = accelerator.scaler
         return cls(forward, optimizer, accelerator.prepare_model(run.net_d) if run.net_d else None)
 
 

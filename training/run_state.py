@@ -62,20 +62,20 @@ class RunState:
     """Of gradients in fp16: anything with a state_dict, or None."""
 
     @classmethod
-    def start(cls, config: TrainConfig, device: torch.device) -> RunState:
+    def start(cls, config: TrainConfig, device: torch.device, scaler: Any = None) -> RunState:
         """A run at its first step, the same for the same settings."""
         torch.manual_seed(config.seed)
-        return cls._around(initial_network(config), config, device)
+        return cls._around(initial_network(config), config, device, scaler)
 
     @classmethod
-    def resume(cls, config: TrainConfig, device: torch.device, path: Path) -> RunState:
+    def resume(cls, path: Path, config: TrainConfig, device: torch.device, scaler: Any = None) -> RunState:
         """A run as `save` left it; what it once started from need not be there any more. Raises ValueError as `load`."""
-        run = cls._around(TransformerSR(config.network()), config, device)
+        run = cls._around(TransformerSR(config.network()), config, device, scaler)
         run.load(path)
         return run
 
     @classmethod
-    def _around(cls, net: TransformerSR, config: TrainConfig, device: torch.device) -> RunState:
+    def _around(cls, net: TransformerSR, config: TrainConfig, device: torch.device, scaler: Any) -> RunState:
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
         net = net.to(device, memory_format=layout).train()  # type: ignore[call-overload]
         ema = copy.deepcopy(net).eval().requires_grad_(False)
@@ -83,7 +83,7 @@ class RunState:
         if config.gan_weight:
             net_d = UNetDiscriminator(config.gan_width).to(device, memory_format=layout).train()  # type: ignore[call-overload]
             optimizer_d = torch.optim.AdamW(net_d.parameters(), lr=config.gan_rate, betas=(0.9, 0.99), weight_decay=0.0)
-        return cls(net, ema, make_optimizer(net, config), net_d, optimizer_d, Progress())
+        return cls(net, ema, make_optimizer(net, config), net_d, optimizer_d, Progress(), scaler)
 
     def save(self, path: Path) -> None:
         """Write the state; the file appears whole or not at all. Raises OSError."""
