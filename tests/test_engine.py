@@ -33,7 +33,7 @@ from models import V1, V2, random_model
 
 @pytest.mark.parametrize("config", [V1, V2], ids=["v1", "v2"])
 def test_a_small_budget_changes_nothing_but_the_band(config, monkeypatch):
-    monkeypatch.setattr("transformersr.upscale.engine.CPU_BAND_PIXELS", 2**30)
+    monkeypatch.setattr("transformersr.upscale.engine.CPU_BAND_BYTES", 2**40)
     model, image = random_model(config), torch.rand(2, 3, 96, 40)
     bands = []
     forward = model.forward
@@ -159,7 +159,7 @@ def test_a_device_too_small_for_the_trunk_leaves_it_to_the_host():
 
 
 def test_running_out_of_memory_halves_the_band_and_says_so_once(monkeypatch, caplog):
-    monkeypatch.setattr("transformersr.upscale.engine.CPU_BAND_PIXELS", 2**30)
+    monkeypatch.setattr("transformersr.upscale.engine.CPU_BAND_BYTES", 2**40)
     model, image = random_model(V2), torch.rand(1, 3, 64, 16)
     expected, forward, tried = enlarge(model, image), model.forward, []
 

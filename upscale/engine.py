@@ -28,8 +28,9 @@ ProgressCallback = Callable[[int, int], None]
 HELD_WINDOWS = 3
 """Rows of windows that the layers between two channel blocks hold back together; the last band of a picture is larger by them."""
 
-CPU_BAND_PIXELS = 2**14
-"""Pixels in a band on a CPU where memory allows more: larger ones gained little or lost (benchmarks/bench_bands.py measures it)."""
+CPU_BAND_BYTES = 9 * 2**20
+"""Of the widest layer of a band on a CPU where memory allows more: 128x128 pixels of `tiny`. Larger ones gain little or nothing
+(benchmarks/bench_bands.py measures it) and from 32 MiB on they are not kept from one layer to the next (`keep_freed_memory`)."""
 
 PASS_PIXELS = 2**20
 """Pixels that frames run together have at most; a larger picture alone keeps any device busy."""
@@ -90,6 +91,12 @@ def plan_band_rows(
             f"and the budget is {_readable(budget)}; raise the budget, take half precision or a smaller model, or cut the picture in parts"
         )
     return min(rows, (budget - fixed) // per_row // step * step)
+
+
+def cpu_band_rows(config: TransformerSRConfig, width: int) -> int:
+    """Rows of a band in which a CPU works fastest, whatever its memory."""
+    widest = max(3, config.mlp_ratio) * config.embed_dim * 4  # bytes for a pixel of queries, keys and values or the hidden layer, float32
+    return max(1, CPU_BAND_BYTES // (widest * -(-width // config.unshuffle)))
 
 
 def plan_frames(config: TransformerSRConfig, count: int, height: int, width: int, element_size: int, budget: int | None, most: int) -> int:
@@ -255,7 +262,7 @@ def _enlarge_within(model: TransformerSR, image: Tensor, out: Tensor, memory: in
     """
     config, device = model.config, image.device
     height, width = image.shape[2], image.shape[3] * len(image)  # see `comfortable_bytes`
-    most = max(1, CPU_BAND_PIXELS // -(-width // config.unshuffle)) if device.type == "cpu" else None
+    most = cpu_band_rows(config, width) if device.type == "cpu" else None
     host = None if device.type == "cpu" else torch.device("cpu")
     budget = free_memory(device) if memory is None else memory
     band_rows, store = _plan(config, height, width, image.element_size(), budget, most, host, estimated=memory is None)
