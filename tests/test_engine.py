@@ -275,6 +275,14 @@ def test_a_network_that_starts_as_bicubic_does_not_shift():
     assert ((result - expected).abs().max() / slope) < 0.01
 
 
+def test_what_does_not_fit_in_a_later_pass_names_the_pass():
+    model, image = random_model(V2), torch.rand(1, 3, 16, 16)
+    with pytest.raises(MemoryBudgetError, match=r"^pass 2 of 2: a picture of 32x32 needs"):
+        enlarge_to(model, image, 64, 64, memory=300_000)
+    with pytest.raises(MemoryBudgetError, match=r"^a picture of 16x16 needs"):
+        enlarge_to(model, image, 64, 64, memory=10_000)
+
+
 def test_float_resize_never_goes_through_8_bits():
     model = random_model(V2)
     result = enlarge_to(model, torch.linspace(0.4, 0.41, 64).expand(1, 3, 64, 64), 96, 96)

@@ -388,7 +388,10 @@ def enlarge_to(model: TransformerSR, image: Tensor, height: int, width: int, **o
     work = [model.config.scale ** (2 * index) for index in range(passes)]  # pixels of each pass
     for index in range(passes):
         image = _no_longer_than(image, -(-height // model.config.scale), -(-width // model.config.scale)) if index else image
-        image = enlarge(model, image, on_progress=_share_of_passes(progress, work, index), **options)
+        try:
+            image = enlarge(model, image, on_progress=_share_of_passes(progress, work, index), **options)
+        except MemoryBudgetError as error:  # names the size of a picture that nobody has seen
+            raise MemoryBudgetError(f"pass {index + 1} of {passes}: {error}" if index else str(error)) from error
     if image.shape[2:] == (height, width):
         return image
     with saying_what_does_not_fit(len(image), height, width):
