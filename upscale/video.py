@@ -52,9 +52,7 @@ class _Look:
 
 KINDS = "mov,matroska,avi,asf,flv,mpegts,mpeg,mpegvideo"
 """FFmpeg's names of what is read."""
-BYTES = {"metadata_errors": "surrogateescape"}
-"""Titles go through as they are, whatever letters they are in."""
-READING: dict[str, Any] = {"options": {"protocol_whitelist": "file", "format_whitelist": KINDS}, **BYTES}
+READING = {"options": {"protocol_whitelist": "file", "format_whitelist": KINDS}}
 """FFmpeg goes by contents: a playlist under a film's name would have it read other files, of this machine or the network."""
 
 
@@ -93,11 +91,11 @@ def enlarge_film(
     if target.suffix.lower() not in CONTAINERS:
         raise ValueError(f"{target}: expected a name ending in {', '.join(CONTAINERS)}")
     try:
-        with av.open(str(source), **READING) as film:
+        with _opened(source, **READING) as film:
             look = _first_look(film)
         height, width = (side + side % 2 for side in target_size(*look.upright, upscaler.scale, factor, size))
         format = CONTAINERS[target.suffix.lower()]
-        with av.open(str(source), **READING) as film, write_aside(target) as aside, av.open(str(aside), "w", format=format, **BYTES) as out:
+        with _opened(source, **READING) as film, write_aside(target) as aside, _opened(aside, mode="w", format=format) as out:
             stream = _add_film(out, film, look, height, width, quality)
             _write(out, film, _enlarged(_frames(film, on_progress), look, upscaler, height, width), stream, target)
     except av.FFmpegError as error:
@@ -110,6 +108,15 @@ def _import_av() -> Any:
     except ImportError as error:
         raise ValueError('films need PyAV; install it with `pip install "transformersr[video]"`, or `pip install av`') from error
     return av
+
+
+def _opened(path: Path, **options: Any) -> Any:
+    """A container in which titles go through as they are, whatever letters they are in; from PyAV 19 on they do so by themselves."""
+    import av
+
+    if int(av.__version__.partition(".")[0]) < 19:
+        options["metadata_errors"] = "surrogateescape"
+    return av.open(str(path), **options)
 
 
 def _pictures(film: Any) -> Any:
