@@ -9,13 +9,14 @@ Times and PSNR-Y are those of the report's tables over all ways of making small,
 from __future__ import annotations
 
 import argparse
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 
 from transformersr.arch.atomic import write_aside
+
+from reports import Row, is_ours, read_report
 
 matplotlib.use("agg")
 from matplotlib import pyplot
@@ -32,17 +33,13 @@ class Point:
 
 
 def read_points(report: str) -> dict[str, list[Point]]:
-    """Upscalers of each scale ("x4"), from the first table below its heading."""
-    points = {}
-    for scale, text in re.findall(r"^## (x[0-9])\n(.*?)(?=^## |\Z)", report, re.MULTILINE | re.DOTALL):
-        rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-        head, ends = rows[0], [index for index, row in enumerate(rows) if row == rows[0]] + [len(rows)]
-        name, psnr, seconds = (head.index(title) for title in ("upscaler", "PSNR-Y ↑", "s / LR MP"))
-        points[scale] = [
-            Point(row[name].removesuffix(" (ours)"), "(ours)" in row[name], float(row[psnr]), float(row[seconds]))
-            for row in rows[2 : ends[1]]
-        ]
-    return points
+    """Upscalers of each scale ("x4")."""
+    return {scale: [point_of(row) for row in rows] for scale, rows in read_report(report).items()}
+
+
+def point_of(row: Row) -> Point:
+    """A row of a report, with its seconds on the clock."""
+    return Point(row["upscaler"].removesuffix(" (ours)"), is_ours(row), float(row["PSNR-Y ↑"]), float(row["s / LR MP"]))
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from transformersr.upscale.cli import main
 
 from models import V2, random_model
 from pictures import drawing
+from reports import DOCUMENTS, filled, tables_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -226,6 +227,18 @@ def test_figures_of_sizes_are_those_of_the_networks():
         pairs = " + ".join(map(str, config.depths))
         assert listed[name] == [str(config.embed_dim), str(config.num_heads), pairs, f"{count:,}"]
         assert dataclasses.replace(config, scale=4) == config  # the table says "at x4"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_figures_beside_others_are_those_of_the_reports(path):
+    """After a new report: `python benchmarks/reports.py HOLDOUT FOREIGN`."""
+    text = path.read_text(encoding="utf-8")
+    assert "<!-- quality" in text
+    results = ROOT / "benchmarks" / "results"
+    latest = [sorted(results.glob(f"quality-{name}-*.md"))[-1] for name in ("holdout", "foreign")]
+    assert filled(text, tables_of(*(report.read_text(encoding="utf-8") for report in latest))) == text
+    if path.name == "README.md":
+        assert all(f"(benchmarks/results/{report.name})" in text for report in latest)
 
 
 def test_versions_named_twice_agree():
