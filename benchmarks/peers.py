@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, library
 
 from transformersr import Upscaler
 from transformersr.training.strips import to_image
@@ -236,7 +236,7 @@ def declare_torchvision_operators() -> None:
     """Let a torchvision built for CUDA be imported beside a CPU torch, where it misses two operators that nothing here uses."""
     for operator in ("nms", "qnms"):
         with suppress(RuntimeError):
-            torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def package_file(package: str, file: str) -> Path:

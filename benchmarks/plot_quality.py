@@ -9,37 +9,16 @@ Times and PSNR-Y are those of the report's tables over all ways of making small,
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 
 from transformersr.arch.atomic import write_aside
 
-from reports import Row, is_ours, read_report
+from reports import is_ours, read_report
 
 matplotlib.use("agg")
 from matplotlib import pyplot
-
-
-@dataclass(frozen=True)
-class Point:
-    """An upscaler in a table."""
-
-    name: str
-    ours: bool
-    psnr: float
-    seconds: float
-
-
-def read_points(report: str) -> dict[str, list[Point]]:
-    """Upscalers of each scale ("x4")."""
-    return {scale: [point_of(row) for row in rows] for scale, rows in read_report(report).items()}
-
-
-def point_of(row: Row) -> Point:
-    """A row of a report, with its seconds on the clock."""
-    return Point(row["upscaler"].removesuffix(" (ours)"), is_ours(row), float(row["PSNR-Y ↑"]), float(row["s / LR MP"]))
 
 
 def main() -> None:
@@ -47,12 +26,13 @@ def main() -> None:
     parser.add_argument("report", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    scales = read_points(options.report.read_text(encoding="utf-8"))
+    scales = read_report(options.report.read_text(encoding="utf-8"))
     figure, axes = pyplot.subplots(1, len(scales), figsize=(5.2 * len(scales), 4), squeeze=False)
-    for axis, (scale, points) in zip(axes[0], scales.items(), strict=True):
-        for point in points:
-            axis.scatter(point.seconds, point.psnr, color="#d9480f" if point.ours else "#868e96", s=36, zorder=3)
-            axis.annotate(point.name, (point.seconds, point.psnr), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    for axis, (scale, rows) in zip(axes[0], scales.items(), strict=True):
+        for row in rows:
+            place = float(row["s / LR MP"]), float(row["PSNR-Y ↑"])
+            axis.scatter(*place, color="#d9480f" if is_ours(row) else "#868e96", s=36, zorder=3)
+            axis.annotate(row["upscaler"].removesuffix(" (ours)"), place, xytext=(4, 4), textcoords="offset points", fontsize=8)
         axis.set(xscale="log", title=scale, xlabel="seconds for a megapixel of small picture, one CPU thread", ylabel="PSNR-Y in dB")
         axis.margins(x=0.25)
         axis.grid(color="#e9ecef")

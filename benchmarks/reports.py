@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from transformersr.arch.atomic import write_aside
@@ -74,22 +73,22 @@ def as_table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
-def filled(document: str, tables: dict[str, Callable[[], str]]) -> str:
+def filled(document: str, tables: dict[str, str]) -> str:
     """A document with each of its marked tables made anew."""
 
     def fill(mark: re.Match[str]) -> str:
-        return f"<!-- quality {mark[1]} -->\n{tables[mark[1]]()}\n<!-- end -->"
+        return f"<!-- quality {mark[1]} -->\n{tables[mark[1]]}\n<!-- end -->"
 
     return re.sub(r"<!-- quality (\w+) -->\n.*?<!-- end -->", fill, document, flags=re.DOTALL)
 
 
-def tables_of(holdout: str, foreign: str) -> dict[str, Callable[[], str]]:
-    """What makes the table of each mark, from two reports."""
+def tables_of(holdout: str, foreign: str) -> dict[str, str]:
+    """The table of each mark, from two reports."""
     one, other = read_report(holdout), read_report(foreign)
     return {
-        "x4": lambda: beside_others(one["x4"], other["x4"]),
-        "x2": lambda: beside_others(one["x2"], other["x2"]),
-        "own": lambda: own_page(one["x4"]),
+        "x4": beside_others(one["x4"], other["x4"]),
+        "x2": beside_others(one["x2"], other["x2"]),
+        "own": own_page(one["x4"]),
     }
 
 

@@ -339,7 +339,7 @@ FULL = [RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), RuntimeErro
 
 
 def test_running_out_of_memory_at_any_band_gives_the_same_picture(monkeypatch):
-    monkeypatch.setattr("transformersr.upscale.engine.CPU_BAND_BYTES", 16 * 8 * 3 * 16 * 4)
+    monkeypatch.setattr("transformersr.upscale.engine.CPU_BAND_BYTES", 16 * 8 * 12 * 16 * 4)
     model, image, calls = random_model(V2), torch.rand(1, 3, 24, 16), []
     expected = enlarge(model, image, on_progress=lambda *call: calls.append(call))
     for number in range(len(calls)):

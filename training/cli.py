@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from ..upscale.cores import share_cores
-from ..upscale.messages import Messages
+from ..upscale.messages import Messages, log_to_terminal
 from .cli_results import export, report
 
 if typing.TYPE_CHECKING:
@@ -165,7 +165,7 @@ def evaluate(weights, folder, files, recipe, methods, device) -> None:
 def main() -> None:
     """Train networks on a folder of pictures, and measure them."""
     share_cores()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_terminal()
 
 
 COMMANDS = (check, preview, draw, train, evaluate, report, export)

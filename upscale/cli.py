@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import re
 import signal
 import sys
@@ -18,7 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..training.cli import COMMANDS
 from .cores import share_cores
-from .messages import BAR, Messages, OneLine, one_line
+from .messages import BAR, Messages, log_to_terminal, one_line
 
 if TYPE_CHECKING:
     from .batch import Failure, Job, Plan
@@ -53,9 +52,7 @@ class Factor(click.ParamType):
 def main() -> None:
     """Enlarge anime-style pictures with clean lines, and train networks that do."""
     share_cores()
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(OneLine("%(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    log_to_terminal()
 
 
 @main.command(short_help="Enlarge pictures, folders of them, films.")

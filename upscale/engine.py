@@ -28,9 +28,9 @@ ProgressCallback = Callable[[int, int], None]
 HELD_WINDOWS = 3
 """Rows of windows that the layers between two channel blocks hold back together; the last band of a picture is larger by them."""
 
-CPU_BAND_BYTES = 9 * 2**20
-"""Of the widest layer of a band on a CPU where memory allows more: 128x128 pixels of `tiny`. Larger ones gain little or nothing
-(benchmarks/bench_bands.py measures it) and from 32 MiB on they are not kept from one layer to the next (`keep_freed_memory`)."""
+CPU_BAND_BYTES = 36 * 2**20
+"""`row_bytes` of a band on a CPU where memory allows more, 128x128 pixels of `tiny`. Larger ones gain little or nothing
+(benchmarks/bench_bands.py measures it), and layers of 32 MiB, of which four are counted, are not kept (`keep_freed_memory`)."""
 
 PASS_PIXELS = 2**20
 """Pixels that frames run together have at most; a larger picture alone keeps any device busy."""
@@ -93,12 +93,6 @@ def plan_band_rows(
     return min(rows, (budget - fixed) // per_row // step * step)
 
 
-def cpu_band_rows(config: TransformerSRConfig, width: int) -> int:
-    """Rows of a band in which a CPU works fastest, whatever its memory."""
-    widest = max(3, config.mlp_ratio) * config.embed_dim * 4  # bytes for a pixel of queries, keys and values or the hidden layer, float32
-    return max(1, CPU_BAND_BYTES // (widest * -(-width // config.unshuffle)))
-
-
 def plan_frames(config: TransformerSRConfig, count: int, height: int, width: int, element_size: int, budget: int | None, most: int) -> int:
     """Frames of a batch to run together: as many whole ones as `budget` bytes (None: any) and `most` pixels allow, at least one."""
     frames = max(1, min(count, most // (height * width)))
@@ -144,9 +138,9 @@ def _available_memory() -> int | None:
 def keep_freed_memory() -> None:
     """Let the C library keep what one layer frees for the next one, once in a process that computes on the CPU.
 
-    glibc asks the system for every larger piece of memory anew and gives it back at once, and the system clears it page by page, which took
-    a tenth of an upscaling and a quarter of some layers. When the first piece of up to 32 MiB is freed, glibc takes that as the size up to
-    which pieces are kept, 64 MiB in all (mallopt(3), M_MMAP_THRESHOLD); other libraries are not troubled by it.
+    glibc asks the system for every larger piece of memory anew and gives it back at once, and the system clears it page by page. When the
+    first piece of up to 32 MiB is freed, glibc takes that as the size up to which pieces are kept, 64 MiB in all (mallopt(3),
+    M_MMAP_THRESHOLD); other libraries are not troubled by it.
     """
     torch.empty(2**25 - 2**13, dtype=torch.uint8)  # freed at once, unused
 
@@ -262,7 +256,7 @@ def _enlarge_within(model: TransformerSR, image: Tensor, out: Tensor, memory: in
     """
     config, device = model.config, image.device
     height, width = image.shape[2], image.shape[3] * len(image)  # see `comfortable_bytes`
-    most = cpu_band_rows(config, width) if device.type == "cpu" else None
+    most = max(1, CPU_BAND_BYTES // row_bytes(config, width, 4)) if device.type == "cpu" else None
     host = None if device.type == "cpu" else torch.device("cpu")
     budget = free_memory(device) if memory is None else memory
     band_rows, store = _plan(config, height, width, image.element_size(), budget, most, host, estimated=memory is None)
@@ -390,8 +384,10 @@ def enlarge_to(model: TransformerSR, image: Tensor, height: int, width: int, **o
         image = _no_longer_than(image, -(-height // model.config.scale), -(-width // model.config.scale)) if index else image
         try:
             image = enlarge(model, image, on_progress=_share_of_passes(progress, work, index), **options)
-        except MemoryBudgetError as error:  # names the size of a picture that nobody has seen
-            raise MemoryBudgetError(f"pass {index + 1} of {passes}: {error}" if index else str(error)) from error
+        except MemoryBudgetError as error:
+            if index == 0:
+                raise
+            raise MemoryBudgetError(f"pass {index + 1} of {passes}: {error}") from error  # it names a size that nobody has seen
     if image.shape[2:] == (height, width):
         return image
     with saying_what_does_not_fit(len(image), height, width):

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from .cores import usable_cores
+
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=30)
@@ -106,8 +108,7 @@ def _share_threads() -> None:
 
     if os.environ.get("OMP_NUM_THREADS", "1") != "1":  # chosen by hand
         return
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
+    cores = min(usable_cores(), psutil.cpu_count(logical=False) or usable_cores())
     threads = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     os.environ["OMP_NUM_THREADS"] = str(threads)  # or accelerate would set and announce a number of its own
     torch.set_num_threads(threads)
