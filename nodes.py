@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from .arch import load_model
 from .arch.checkpoint import read_checkpoint
-from .upscale.engine import MemoryBudgetError, is_out_of_memory, proportional_size, target_size
+from .upscale.memory import is_out_of_memory
 from .upscale.models import as_safetensors, find_in_list, list_models, stamp
+from .upscale.planning import MemoryBudgetError, proportional_size, target_size
 from .upscale.upscaler import DTYPES, Upscaler, find_dtype, find_model
 
 FOLDERS = ("upscale_models", "transformersr")

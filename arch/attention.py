@@ -1,11 +1,11 @@
-"""Window attention and channel attention over rows `b h w c`.
+"""Window attention and channel attention.
 
 Legend: `b` batch, `h w` rows and columns (or the grid of windows), `wh ww` inside a window, `c` channels, `n` tokens, `d` head width.
 
 Window attention is that of Swin (Liu et al. 2021, arXiv:2103.14030), channel attention that of DaViT (Ding et al. 2022,
-arXiv:2204.03645) and XCiT (El-Nouby et al. 2021, arXiv:2106.09681). Two things differ: shifted windows see the picture
-mirrored beyond its edge instead of wrapped round and masked, and channel attention is worked out from the Gram matrix of its
-input, so that no query or key of any pixel is ever stored.
+arXiv:2204.03645) and XCiT (El-Nouby et al. 2021, arXiv:2106.09681). Two things differ: shifted windows see the image
+mirrored beyond its edge instead of wrapped round and masked, and channel attention is computed from the Gram matrix of its
+input, so that the queries and keys of the pixels are never stored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ def mirror_pad(x: Tensor, dim: int, before: int, after: int) -> Tensor:
 
 
 def split_windows(x: Tensor, size: int, offset: int, top: bool, bottom: bool) -> Tensor:
-    """Cut rows `b h w c` made of whole cells of the window grid (`top` and `bottom` as in `Band`) into windows `(b h w) (wh ww) c`."""
+    """Cut rows `b h w c` that end where windows end into windows `(b h w) (wh ww) c`.
+
+    `top` and `bottom` say whether the rows include the first and the last of the image; with an offset the windows there are completed
+    by the mirror image.
+    """
     if offset:
         x = mirror_pad(x, 1, size - offset if top else 0, offset if bottom else 0)
         x = mirror_pad(x, 2, size - offset, offset)
@@ -61,7 +65,7 @@ class WindowAttention(nn.Module):
     """Multi-head attention among the pixels of each window.
 
     Args:
-        offset: where the first window border lies, in pixels; 0 puts the windows at the picture's corner.
+        offset: where the first window border lies, in pixels; 0 puts the windows at the corner of the image.
         scale: factor on the logits before softmax.
         position_bias: learn a bias per head and offset between two pixels.
     """
@@ -84,7 +88,12 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Windows of tokens `bw n c`, as `split_windows` gives them; same shape back."""
         q, k, v = rearrange(self.qkv(x), "bw n (qkv heads d) -> qkv bw heads n d", qkv=3, heads=self.num_heads)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(q.dtype), scale=self.scale)
+        bias = self._bias(q.dtype)
+        if self.training and bias is not None:
+            # the backward pass of scaled_dot_product_attention with a trainable bias is twice as slow on CPUs
+            x = (q * self.scale @ k.transpose(-1, -2) + bias).softmax(-1).to(v.dtype) @ v
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
         return self.proj(rearrange(x, "bw heads n d -> bw n (heads d)"))
 
     def _bias(self, dtype: torch.dtype) -> Tensor | None:
@@ -97,7 +106,7 @@ class WindowAttention(nn.Module):
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager:
-    """Keep an enclosing autocast from touching what is worked out inside, on devices that have autocast in every PyTorch we support."""
+    """Turn an enclosing autocast off, on devices that have autocast in every PyTorch we support."""
     if tensor.device.type not in ("cpu", "cuda"):
         return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
@@ -109,7 +118,7 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager:
 def gram_matrix(x: Tensor) -> Tensor:
     """Sums over all pixels of the products of channels of `[x, 1]`: `b h w c` -> `(b, c + 1, c + 1)` in float32.
 
-    The last row holds the channel sums and the number of pixels, so that matrices of bands add up to that of the picture.
+    The last row holds the channel sums and the number of pixels, so that the matrices of bands add up to that of the image.
     """
     with without_autocast(x):
         tokens = rearrange(x, "b h w c -> b (h w) c").float()
@@ -120,10 +129,10 @@ def gram_matrix(x: Tensor) -> Tensor:
 
 
 class ChannelAttention(nn.Module):
-    """Multi-head attention among channels, with the whole picture as each channel's vector.
+    """Multi-head attention among channels, with the whole image as each channel's vector.
 
     Softmax runs over the key channels of a head. With `correlation` the logits are the cosines between query and key channels times a
-    learned temperature per head, whatever the size of the picture (XCiT); without, they are `q k / L**2` for `L` pixels, as
+    learned temperature per head, whatever the size of the image (XCiT); without, they are `q k / L**2` for `L` pixels, as
     the original network has them.
     """
 
@@ -154,7 +163,7 @@ class ChannelAttention(nn.Module):
 
     @staticmethod
     def mix(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Run the map from `mixing` on rows `b h w c`."""
+        """Apply the map from `mixing` to rows `b h w c`."""
         tokens = rearrange(x, "b h w c -> b (h w) c")
         tokens = torch.baddbmm(bias.to(x.dtype), tokens, weight.to(x.dtype).transpose(1, 2))
         return rearrange(tokens, "b (h w) c -> b h w c", w=x.shape[2])

@@ -27,9 +27,9 @@ StateDict = dict[str, Tensor]
 WRAPPERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
 ORIGINAL_WINDOW, ORIGINAL_HEADS = 4, 16
 CONFIG_NUMBERS = 300
-"""The most numbers in the tensor `architecture`: eight, and the depths."""
-PAIR_TENSORS = 24
-"""Tensors in a pair of blocks, at least."""
+"""The most numbers in the tensor `architecture`: eight, and one a block."""
+BLOCK_TENSORS = 4
+"""Tensors in a block, at least."""
 INDEX_NUMBERS = 2**27
 """The most in the tables of positions in a window, which no file holds and which grow with the fourth power of the window's side."""
 
@@ -221,7 +221,7 @@ def _read_original(name: str, state: StateDict, metadata: dict[str, str], window
             channels=channels,
             embed_dim=dim,
             num_heads=num_heads or named.get("h", ORIGINAL_HEADS),
-            depths=(pairs,),
+            blocks="WC" * pairs,
             window_size=window_size or named.get("w", ORIGINAL_WINDOW),
             mlp_ratio=state["blocks.0.0.mlp.0.weight" if convert is _from_older else "layers.1.0.mlp.0.weight"].shape[0] // dim,
         )
@@ -255,7 +255,7 @@ def _from_older(state: StateDict, pairs: int) -> StateDict:
     for pair in range(pairs):
         for block in range(2):
             for theirs, ours in BLOCK_KEYS.items():
-                renamed[f"blocks.{pair}.{block}.{theirs}"] = f"body.0.blocks.{2 * pair + block}.{ours}"
+                renamed[f"blocks.{pair}.{block}.{theirs}"] = f"body.{2 * pair + block}.{ours}"
     return {_rename(name, renamed): tensor for name, tensor in state.items()}
 
 
@@ -270,7 +270,7 @@ def _from_newer(state: StateDict, pairs: int) -> StateDict:
                 parts = [state.pop(f"{prefix}window_attention.project_{one}.{part}") for one in "qkv"]
                 state[f"{prefix}window_attention.qkv.{part}"] = torch.cat(parts)
             for theirs, ours in BLOCK_KEYS.items():
-                renamed[prefix + theirs] = f"body.0.blocks.{2 * pair + block}.{ours}"
+                renamed[prefix + theirs] = f"body.{2 * pair + block}.{ours}"
     return {_rename(name, renamed): tensor for name, tensor in state.items()}
 
 
@@ -308,11 +308,11 @@ def shown(text: str, most: int = 80) -> str:
 def _check_tensors(checkpoint: Checkpoint) -> None:
     """Refuse missing, extra, misshapen and non-finite tensors before anything of the configuration's size is allocated."""
     config, weights = checkpoint.config, checkpoint.weights
-    pairs = sum(config.depths)
-    if len(weights) < PAIR_TENSORS * pairs:
-        raise ValueError(f"tensors are missing: there are {len(weights)}, too few for {pairs} pairs of blocks")
-    if config.design == "v2" and pairs * config.window_size**4 > INDEX_NUMBERS:
-        raise ValueError(f"{pairs} pairs of blocks with windows of {config.window_size} would take too much memory; expected 16 or less")
+    blocks, windows = len(config.blocks), config.blocks.count("W")
+    if len(weights) < BLOCK_TENSORS * blocks:
+        raise ValueError(f"tensors are missing: there are {len(weights)}, too few for {blocks} blocks")
+    if config.design == "v2" and windows * config.window_size**4 > INDEX_NUMBERS:
+        raise ValueError(f"{windows} blocks with windows of {config.window_size} would take too much memory; expected 16 or less")
     for name, shape in _deciding_shapes(config).items():
         if name in weights and weights[name].shape[:2] != shape:
             raise ValueError(f"{name} has shape {tuple(weights[name].shape)}; expected it to begin with {shape}")
@@ -338,14 +338,17 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
 def _deciding_shapes(config: TransformerSRConfig) -> dict[str, tuple[int, int]]:
     """Two sides of the tensors that together hold every size in the configuration."""
     dim, tail = config.embed_dim, config.channels * (config.scale * config.unshuffle) ** 2
-    block = "body.0.blocks.0"
     shapes = {
         "conv_first.weight": (dim, config.channels * config.unshuffle**2),
-        f"{block}.mlp.fc1.weight": (config.mlp_ratio * dim, dim),
         "upsample.weight": (tail, dim),
     }
-    if config.design == "v2":
-        shapes[f"{block}.attention.position_bias"] = ((2 * config.window_size - 1) ** 2, config.num_heads)
+    for index, letter in enumerate(config.blocks):
+        block = f"body.{index}"
+        shapes[f"{block}.conv1.weight" if letter == "R" else f"{block}.attention.qkv.weight"] = (dim if letter == "R" else 3 * dim, dim)
+        if config.mlp_ratio and letter != "R":
+            shapes[f"{block}.mlp.fc1.weight"] = (config.mlp_ratio * dim, dim)
+        if config.design == "v2" and letter == "W":
+            shapes[f"{block}.attention.position_bias"] = ((2 * config.window_size - 1) ** 2, config.num_heads)
     return shapes
 
 

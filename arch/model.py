@@ -1,33 +1,34 @@
-"""TransformerSR: window attention and channel attention in turn, ending in a pixel shuffle.
+"""TransformerSR: convolutions, window attention and channel attention alternating, ending in a pixel shuffle.
 
 Two designs share this module. `v1` is the original network exactly as defined: no position information, no skip over the body,
-logits scaled by `1 / d**2` and `1 / L**2`. `v2` keeps the idea and mends what held it back: depthwise convolutions and shifted
-windows let neighbours exchange, windows know positions, channel logits do not depend on the picture's size, and the network adds
-to a bicubic enlargement. docs/architecture.md says what each change is based on.
+a feed-forward layer in every block, logits scaled by `1 / d**2` and `1 / L**2`. `v2` keeps the idea: residual 3x3 convolutions take
+the place of the feed-forward layers, windows are shifted and know positions, channel logits do not depend on the size of the image,
+and the network adds to a bicubic upscale. docs/architecture.md says what each change is based on.
 
-Shapes: images are `(b, c, h, w)`, RGB in [0, 1]; inside, rows are `(b, h, w, c)` (see `bands`).
+Shapes: images are `(b, c, h, w)`, RGB in [0, 1]; features inside are `(b, c, h, w)` in channels-last memory.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .attention import ChannelAttention, WindowAttention, without_autocast
-from .bands import Band, Bands, map_slabs, split, with_halo
-from .blocks import ChannelBlock, Conv3x3, ResidualGroup, WindowBlock
+from .blocks import ChannelBlock, ResidualBlock, WindowBlock, conv3x3
 
 # --- configuration -------------------------------------------------------------------------------
 
 DESIGNS = ("v1", "v2")
-LAYOUT = 1  # of the integers in `as_integers`; a file with a higher number needs a newer version of this package
+BLOCKS = {"R": "residual 3x3 convolutions", "W": "window attention", "C": "channel attention"}
+LAYOUT = 2  # of the integers in `as_integers`; a file with a higher number needs a newer version of this package
 
 
 @dataclass(frozen=True)
@@ -44,26 +45,25 @@ class TransformerSRConfig:
     """Channels inside the network; a multiple of `num_heads`."""
     num_heads: int = 4
     """Heads of both attentions."""
-    depths: tuple[int, ...] = (4, 4, 4, 4)
-    """Pairs of window and channel block in each residual group."""
+    blocks: str = "RWRC" * 4
+    """The body, one letter a block: `R` residual 3x3 convolutions, `W` window attention, `C` channel attention. v1 has pairs `WC`."""
     window_size: int = 8
     """Side of an attention window in pixels."""
-    mlp_ratio: int = 2
-    """Width of the feed-forward layer over `embed_dim`."""
+    mlp_ratio: int = 0
+    """Width of the feed-forward layers over `embed_dim`; 0 for none."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.depths, (list, tuple)):
-            raise ValueError(f"depths is {self.depths!r}; expected whole numbers, one a group")
-        object.__setattr__(self, "depths", tuple(self.depths))
         if self.design not in DESIGNS:
             raise ValueError(f"design is {self.design!r}; expected one of {', '.join(DESIGNS)}")
         limits = {"scale": 16, "channels": 64, "embed_dim": 4096, "num_heads": 1024, "window_size": 128, "mlp_ratio": 16}
         for name, most in limits.items():
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= most:
-                raise ValueError(f"{name} is {value!r}; expected a whole number from 1 to {most}")
-        if not all(type(depth) is int and depth >= 1 for depth in self.depths) or not 1 <= sum(self.depths) <= 256:
-            raise ValueError(f"depths is {self.depths!r}; expected whole numbers of at least 1, at most 256 together")
+            value, least = getattr(self, name), 0 if name == "mlp_ratio" else 1
+            if type(value) is not int or not least <= value <= most:
+                raise ValueError(f"{name} is {value!r}; expected a whole number from {least} to {most}")
+        if not isinstance(self.blocks, str) or not 1 <= len(self.blocks) <= 256 or not set(self.blocks) <= set(BLOCKS):
+            raise ValueError(f"blocks is {self.blocks!r:.80}; expected 1 to 256 letters of {', '.join(BLOCKS)}")
+        if self.design == "v1" and "R" in self.blocks:
+            raise ValueError(f"blocks is {self.blocks!r}; v1 has window and channel blocks alone, W and C")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
         if self.design == "v2" and self.window_size % 2:
@@ -77,7 +77,7 @@ class TransformerSRConfig:
     @property
     def multiple(self) -> int:
         """Images are padded to a multiple of this many pixels."""
-        return self.window_size * self.unshuffle
+        return (self.window_size if "W" in self.blocks else 1) * self.unshuffle
 
     def to_json(self) -> str:
         """The configuration as a JSON object, for `from_json`."""
@@ -95,25 +95,27 @@ class TransformerSRConfig:
     def as_integers(self) -> list[int]:
         """The configuration as the numbers kept in the state dict, for loaders that see no metadata."""
         numbers = [self.scale, self.channels, self.embed_dim, self.num_heads, self.window_size, self.mlp_ratio]
-        return [LAYOUT, DESIGNS.index(self.design) + 1, *numbers, *self.depths]
+        return [LAYOUT, DESIGNS.index(self.design) + 1, *numbers, *(list(BLOCKS).index(letter) for letter in self.blocks)]
 
     @classmethod
     def from_integers(cls, numbers: list[int]) -> TransformerSRConfig:
         """Read what `as_integers` wrote. Raises ValueError for anything else."""
-        if len(numbers) < 9 or numbers[0] != LAYOUT or not 1 <= numbers[1] <= len(DESIGNS):
+        letters = list(BLOCKS)
+        known = len(numbers) >= 9 and numbers[0] == LAYOUT and 1 <= numbers[1] <= len(DESIGNS)
+        if not known or not all(0 <= number < len(letters) for number in numbers[8:]):
             raise ValueError(
                 f"architecture numbers {numbers[:12]} are not of layout {LAYOUT}; a newer version of transformersr may read them"
             )
         scale, channels, embed_dim, num_heads, window_size, mlp_ratio = numbers[2:8]
-        design = DESIGNS[numbers[1] - 1]
-        return cls(design, scale, channels, embed_dim, num_heads, tuple(numbers[8:]), window_size, mlp_ratio)
+        blocks = "".join(letters[number] for number in numbers[8:])
+        return cls(DESIGNS[numbers[1] - 1], scale, channels, embed_dim, num_heads, blocks, window_size, mlp_ratio)
 
 
 VARIANTS = {
-    "tiny": TransformerSRConfig(embed_dim=48, num_heads=3, depths=(4, 4)),
-    "base": TransformerSRConfig(embed_dim=64, num_heads=4, depths=(4, 4, 4, 4)),
-    "large": TransformerSRConfig(embed_dim=160, num_heads=10, depths=(4, 4, 4, 4, 4)),
-    "original": TransformerSRConfig("v1", embed_dim=256, num_heads=16, depths=(8,), window_size=4, mlp_ratio=4),
+    "tiny": TransformerSRConfig(embed_dim=48, num_heads=3, blocks="RWRC" * 3),
+    "base": TransformerSRConfig(embed_dim=64, num_heads=4, blocks="RWRC" * 6),
+    "large": TransformerSRConfig(embed_dim=160, num_heads=10, blocks="RWRC" * 8),
+    "original": TransformerSRConfig("v1", embed_dim=256, num_heads=16, blocks="WC" * 8, window_size=4, mlp_ratio=4),
 }
 """Named configurations at x4; `dataclasses.replace(VARIANTS["tiny"], scale=2)` gives another scale."""
 
@@ -126,87 +128,72 @@ class TransformerSR(nn.Module):
     def __init__(self, config: TransformerSRConfig):
         super().__init__()
         self.config = config
-        dim, out_channels = config.embed_dim, config.channels * (config.scale * config.unshuffle) ** 2
+        self.gradient_checkpointing = False
+        """Forget what blocks compute and do it again in the backward pass (Chen et al. 2016, arXiv:1604.06174)."""
+        dim, v2 = config.embed_dim, config.design == "v2"
         self.register_buffer("architecture", torch.tensor(config.as_integers(), dtype=torch.int32))
-        self.conv_first = Conv3x3(config.channels * config.unshuffle**2, dim)
-        self.body = nn.ModuleList(_group(config, depth) for depth in config.depths)
-        self.upsample = Conv3x3(dim, out_channels)
-        self.residual = BicubicEnlargement(config.scale) if config.design == "v2" else None
-        if self.residual is not None:
-            with torch.no_grad():  # start close to the bicubic enlargement
+        self.conv_first = conv3x3(config.channels * config.unshuffle**2, dim)
+        self.body = nn.ModuleList(_make_blocks(config))
+        self.conv_after_body = conv3x3(dim, dim) if v2 else None
+        self.upsample = conv3x3(dim, config.channels * (config.scale * config.unshuffle) ** 2)
+        self.bicubic = BicubicUpscale(config.scale) if v2 else None
+        if self.bicubic is not None:
+            with torch.no_grad():  # start close to the bicubic result
                 for parameter in self.upsample.parameters():
                     parameter.mul_(0.1)
 
-    def forward(
-        self,
-        image: Tensor,
-        band_rows: int | None = None,
-        on_rows: Callable[[int], None] | None = None,
-        out: Tensor | None = None,
-        store: torch.device | None = None,
-    ) -> Tensor:
-        """Enlarge `(b, c, h, w)` in [0, 1] to `(b, c, h * scale, w * scale)`, not clamped.
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.upsample.weight.device
 
-        Args:
-            band_rows: rows of the body that are worked on at a time; the result is the same for all up to rounding. None: all rows.
-            on_rows: called with a number of rows as they pass each channel block and the end; the numbers add up to `total_rows(h)`.
-                It may raise to stop the run.
-            out: where to write the result, on any device; the returned tensor is then `out`.
-            store: device that keeps the rows that wait for others, where the network's own has no room for them; None keeps them there.
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return self.upsample.weight.dtype
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Upscale `(b, c, h, w)` in [0, 1] to `(b, c, h * scale, w * scale)`, not clamped.
+
+        The whole image at once; `streaming.stream` computes the same with less memory.
         """
-        height, width = image.shape[-2:]
-        image = self._pad(image)
-        whole = image.shape[-2] // self.config.unshuffle
-        band_rows = band_rows or whole
-        on_rows = on_rows or (lambda count: None)
+        height, width = image.shape[-2] * self.config.scale, image.shape[-1] * self.config.scale
+        padded = self.pad(image)
+        pixels = self.to_pixels(padded)
+        with without_autocast(pixels):  # everything is added to its result, which so stays in float32 in mixed precision
+            features = self.conv_first(pixels)
+        x = features
+        for block in self.body:
+            x = checkpoint(block, x, use_reentrant=False) if self.gradient_checkpointing else block(x)
+        if self.conv_after_body is not None:
+            x = self.conv_after_body(x) + features
+        x = self.upsample(x)
+        return self.to_image(x, padded)[..., :height, :width]
 
-        pixels = rearrange(image, "b c (h uh) (w uw) -> b h w (c uh uw)", uh=self.config.unshuffle, uw=self.config.unshuffle)
-        x = map_slabs(self._embed, split(pixels - 0.5, band_rows))
-        for group in self.body:
-            x = group(x, band_rows, on_rows, store)
-        bands = self._enlarge(x, image, on_rows)
+    # the two ends, which streaming shares
 
-        scale = self.config.scale
-        if out is None and band_rows >= whole:
-            return next(bands)[..., : height * scale, : width * scale]
-        if out is None:
-            out = image.new_empty(*image.shape[:2], height * scale, width * scale)
-        start = 0
-        for rows in bands:
-            stop = min(start + rows.shape[2], height * scale)
-            out[:, :, start:stop] = rows[:, :, : stop - start, : width * scale]
-            start = stop
-        return out
-
-    def total_rows(self, height: int) -> int:
-        """What the calls of `on_rows` add up to for an image of this height."""
-        rows = -(-height // self.config.multiple) * self.config.window_size
-        return rows * (sum(self.config.depths) + 1)
-
-    def _pad(self, image: Tensor) -> Tensor:
+    def pad(self, image: Tensor) -> Tensor:
         """Repeat the last row and column until both sides are a multiple of what the windows need."""
         bottom, right = (-size % self.config.multiple for size in image.shape[-2:])
         return F.pad(image, (0, right, 0, bottom), mode="replicate") if bottom or right else image
 
-    def _embed(self, slab: Band) -> Tensor:
-        """The first convolution, never autocast: everything is added to its result, which so stays in float32 in mixed precision."""
-        with without_autocast(slab.rows):
-            return self.conv_first(slab)
+    def to_pixels(self, padded: Tensor) -> Tensor:
+        """The input of `conv_first`: centred, squares of `unshuffle` pixels as channels, in the memory layout that suits the device."""
+        pixels = F.pixel_unshuffle(padded - 0.5, self.config.unshuffle)
+        channels_last = pixels.device.type in ("cpu", "cuda")  # elsewhere convolutions of this layout are slow or wrong
+        return pixels.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
-    def _enlarge(self, bands: Bands, image: Tensor, on_rows: Callable[[int], None]) -> Iterator[Tensor]:
-        """From the body's last rows to rows of the enlarged image `(b, c, h * scale, w * scale)`."""
-        step, start = self.config.scale * self.config.unshuffle, 0
-        for slab in with_halo(bands):
-            rows = rearrange(self.upsample(slab), "b h w (c sh sw) -> b c (h sh) (w sw)", sh=step, sw=step)
-            stop = start + rows.shape[2] // self.config.scale
-            rows = rows + (0.5 if self.residual is None else self.residual(image, start, stop))
-            on_rows(rows.shape[2] // step)
-            start = stop
-            yield rows
+    def to_image(self, x: Tensor, padded: Tensor, start: int = 0) -> Tensor:
+        """From rows of `upsample` to rows of the result `(b, c, h * scale, w * scale)`; `start` is the first row in the result."""
+        large = F.pixel_shuffle(x, self.config.scale * self.config.unshuffle)
+        if self.bicubic is None:
+            return large + 0.5
+        scale = self.config.scale
+        return large + self.bicubic(padded, start // scale, (start + large.shape[-2]) // scale)
 
 
-class BicubicEnlargement(nn.Module):
-    """Cubic convolution (Keys 1981, a = -1/2, exact on ramps) by a whole factor, as one filter per position inside an enlarged pixel.
+class BicubicUpscale(nn.Module):
+    """Cubic convolution (Keys 1981, a = -1/2, exact on ramps) by a whole factor, as one filter per position inside an upscaled pixel.
 
     Written as a convolution because that exists on every device, in every precision and in ONNX, with the same coefficients everywhere.
     """
@@ -226,7 +213,7 @@ class BicubicEnlargement(nn.Module):
         self.register_buffer("filters", rearrange(filters, "sh sw kh kw -> (sh sw) 1 kh kw").float(), persistent=False)
 
     def forward(self, image: Tensor, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` of `(b, c, h, w)`, enlarged as if the whole image had been; its edge continues beyond."""
+        """Rows `start` to `stop` of `(b, c, h, w)`, upscaled as if the whole image had been; its edge continues beyond."""
         above, below = min(self.HALO, start), min(self.HALO, image.shape[2] - stop)
         rows = image[:, :, start - above : stop + below]
         rows = F.pad(rows, (self.HALO, self.HALO, self.HALO - above, self.HALO - below), mode="replicate")
@@ -235,15 +222,17 @@ class BicubicEnlargement(nn.Module):
         return rearrange(rows, "(b c) (sh sw) h w -> b c (h sh) (w sw)", c=image.shape[1], sh=self.scale, sw=self.scale)
 
 
-def _group(config: TransformerSRConfig, depth: int) -> ResidualGroup:
-    v2 = config.design == "v2"
-    dim, heads, window = config.embed_dim, config.num_heads, config.window_size
+def _make_blocks(config: TransformerSRConfig) -> Iterator[nn.Module]:
+    v2, dim, heads = config.design == "v2", config.embed_dim, config.num_heads
     head_dim = dim // heads
     scale = head_dim**-0.5 if v2 else head_dim**-2.0
-    blocks: list[nn.Module] = []
-    for pair in range(depth):
-        offset = window // 2 if v2 and pair % 2 else 0
-        window_attention = WindowAttention(dim, heads, window, offset, scale, position_bias=v2)
-        blocks.append(WindowBlock(window_attention, dim, config.mlp_ratio, local=v2))
-        blocks.append(ChannelBlock(ChannelAttention(dim, heads, correlation=v2), dim, config.mlp_ratio, local=v2))
-    return ResidualGroup(blocks, dim, residual=v2)
+    windows = 0
+    for letter in config.blocks:
+        if letter == "R":
+            yield ResidualBlock(dim)
+        elif letter == "W":
+            offset = config.window_size // 2 if v2 and windows % 2 else 0
+            yield WindowBlock(dim, WindowAttention(dim, heads, config.window_size, offset, scale, position_bias=v2), config.mlp_ratio)
+            windows += 1
+        else:
+            yield ChannelBlock(dim, ChannelAttention(dim, heads, correlation=v2), config.mlp_ratio)

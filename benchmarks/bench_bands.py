@@ -22,6 +22,7 @@ def measure(model: str, width: int, height: int, band_rows: int, repeats: int) -
     import torch
 
     from transformersr import Upscaler
+    from transformersr.arch import stream
 
     upscaler = Upscaler.from_pretrained(model, "cpu")
     image = torch.rand(1, 3, height, width)
@@ -32,7 +33,7 @@ def measure(model: str, width: int, height: int, band_rows: int, repeats: int) -
         seconds = []
         for _ in range(repeats):
             start = time.perf_counter()
-            upscaler.model(image, band_rows=band_rows or None, out=out)
+            stream(upscaler.model, image, band_rows or height, out=out)
             seconds.append(time.perf_counter() - start)
     return min(seconds), read_status("VmHWM") - before
 
@@ -53,7 +54,7 @@ def main() -> None:
     import torch
 
     from transformersr import Upscaler
-    from transformersr.upscale.engine import HELD_WINDOWS, picture_bytes, row_bytes
+    from transformersr.upscale.planning import Workload
 
     config = Upscaler.from_pretrained(options.model, "cpu").model.config
     print(
@@ -66,9 +67,7 @@ def main() -> None:
         command = [sys.executable, __file__, *sys.argv[1:], "--child", str(band_rows)]
         seconds, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
         first = first or float(seconds)
-        predicted = picture_bytes(config, height, width, 4) + row_bytes(config, width, 4) * (
-            (band_rows or height) + HELD_WINDOWS * config.window_size
-        )
+        predicted = Workload(config, height, width, 4).bytes_for(band_rows or height)
         print(f"| {band_rows or 'all'} | {float(seconds) / first:.2f} | {int(peak) / 2**20:.0f} | {predicted / 2**20:.0f} |", flush=True)
 
 

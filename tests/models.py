@@ -6,8 +6,8 @@ import torch
 
 from transformersr.arch import TransformerSR, TransformerSRConfig
 
-V1 = TransformerSRConfig("v1", scale=2, embed_dim=16, num_heads=2, depths=(2,), window_size=4, mlp_ratio=4)
-V2 = TransformerSRConfig("v2", scale=2, embed_dim=16, num_heads=2, depths=(2, 2), window_size=4, mlp_ratio=2)
+V1 = TransformerSRConfig("v1", scale=2, embed_dim=16, num_heads=2, blocks="WCWC", window_size=4, mlp_ratio=4)
+V2 = TransformerSRConfig("v2", scale=2, embed_dim=16, num_heads=2, blocks="RWRCRWRC", window_size=4)
 
 
 def random_model(config: TransformerSRConfig, seed: int = 0, size: float = 0.05) -> TransformerSR:

@@ -50,7 +50,7 @@ def test_wrappers_and_prefixes_are_taken_off(tmp_path, wrapper, prefix, suffix):
     path = tmp_path / f"transformerSR_b1_d16_w4_h2{suffix}"
     torch.save({wrapper: state, "step": 5} if wrapper else state, path)
     config = load_model(path).config
-    assert (config.num_heads, config.window_size, config.depths, config.scale) == (2, 4, (1,), 2)
+    assert (config.num_heads, config.window_size, config.blocks, config.scale) == (2, 4, "WC", 2)
 
 
 def test_both_author_layouts_are_one_network(tmp_path):

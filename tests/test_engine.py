@@ -15,33 +15,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 from transformersr.arch import VARIANTS, TransformerSR
-from transformersr.upscale.engine import (
-    HELD_WINDOWS,
-    MemoryBudgetError,
-    _plan,
-    enlarge,
-    enlarge_to,
-    picture_bytes,
-    plan_band_rows,
-    proportional_size,
-    row_bytes,
-    target_size,
-)
+from transformersr.arch.streaming import stream, total_rows
+from transformersr.upscale import engine
+from transformersr.upscale.engine import MemoryBudgetError, enlarge, enlarge_to
+from transformersr.upscale.planning import Plan, Workload, make_plan, proportional_size, target_size
 
 from models import V1, V2, random_model
 
 
 @pytest.mark.parametrize("config", [V1, V2], ids=["v1", "v2"])
 def test_a_small_budget_changes_nothing_but_the_band(config, monkeypatch):
-    monkeypatch.setattr("transformersr.upscale.engine.CPU_BAND_BYTES", 2**40)
+    monkeypatch.setattr("transformersr.upscale.planning.CPU_BAND_BYTES", 2**40)
     model, image = random_model(config), torch.rand(2, 3, 96, 40)
     bands = []
-    forward = model.forward
     monkeypatch.setattr(
-        model, "forward", lambda *args, band_rows, **options: bands.append(band_rows) or forward(*args, band_rows=band_rows, **options)
+        engine, "stream", lambda model, image, band_rows, **options: bands.append(band_rows) or stream(model, image, band_rows, **options)
     )
     expected = enlarge(model, image)
-    least = picture_bytes(config, 96, 40, 4) + (1 + HELD_WINDOWS) * config.window_size * row_bytes(config, 40, 4)
+    least = Workload(config, 96, 40, 4).bytes_for(4)
     assert (enlarge(model, image, memory=least) - expected).abs().max() <= 1e-5
     assert bands == [96, 4, 4]  # both together, and each alone where they would not fit
     with pytest.raises(MemoryBudgetError, match=r"40x96.*raise the budget"):
@@ -54,21 +45,20 @@ def test_frames_together_are_as_each_alone(config):
     together = enlarge(model, images, on_progress=lambda done, total: shapes.append((done, total)))
     alone = torch.cat([enlarge(model, image[None]) for image in images])
     assert (together - alone).abs().max() <= 1e-5
-    assert shapes[-1] == (5 * model.total_rows(21),) * 2
+    assert shapes[-1] == (5 * total_rows(model, 21),) * 2
 
 
 def test_frames_go_alone_where_they_do_not_fit_together(monkeypatch):
     model, counts = random_model(V2), []
-    forward = model.forward
 
-    def full(image, **options):
+    def full(model, image, band_rows, **options):
         counts.append(len(image))
         if len(image) > 1:
             raise RuntimeError("CUDA out of memory")
-        return forward(image, **options)
+        return stream(model, image, band_rows, **options)
 
     expected = enlarge(model, images := torch.rand(3, 3, 8, 8))
-    monkeypatch.setattr(model, "forward", full)
+    monkeypatch.setattr(engine, "stream", full)
     assert (enlarge(model, images) - expected).abs().max() <= 1e-5
     assert counts[0] == 3
     assert counts[-3:] == [1, 1, 1]
@@ -109,7 +99,7 @@ class LivePeak(TorchDispatchMode):
     [
         VARIANTS["tiny"],
         VARIANTS["base"],
-        dataclasses.replace(VARIANTS["original"], embed_dim=64, depths=(3,)),
+        dataclasses.replace(VARIANTS["original"], embed_dim=64, blocks="WCWCWC"),
         dataclasses.replace(VARIANTS["tiny"], scale=1),
     ],
     ids=["tiny", "base", "v1", "x1"],
@@ -122,54 +112,60 @@ def test_peak_memory_stays_below_the_announced(config, band_rows):
         pytest.skip("PyTorch 2.1 does not say when a tensor's memory is given back")
     model, image = TransformerSR(config).eval(), torch.rand(1, 3, 192, 64)
     with torch.inference_mode(), LivePeak() as memory:
-        model(image, band_rows=band_rows, out=torch.empty(1, 3, 192 * config.scale, 64 * config.scale))
-    announced = picture_bytes(config, 192, 64, 4) + row_bytes(config, 64, 4) * (band_rows + HELD_WINDOWS * config.window_size)
+        stream(model, image, band_rows, out=torch.empty(1, 3, 192 * config.scale, 64 * config.scale))
+    announced = Workload(config, 192, 64, 4).bytes_for(band_rows)
     assert memory.peak <= announced
     assert memory.peak > announced / 4  # the announcement means something
 
 
 def test_bands_are_whole_windows_and_no_more_than_asked():
     config = VARIANTS["base"]
-    assert plan_band_rows(config, 1000, 1000, 4, None) == 1000
-    assert plan_band_rows(config, 1001, 1000, 4, None, most=37) == 32
-    assert plan_band_rows(config, 1001, 1000, 4, None, most=1) == 8
-    enough = picture_bytes(config, 1000, 1000, 4) + row_bytes(config, 1000, 4) * 100
-    assert plan_band_rows(config, 1000, 1000, 4, enough) == 72
+    work = Workload(config, 1001, 1000, 4)
+    assert Workload(config, 1000, 1000, 4).band_rows(None) == 1000
+    assert work.band_rows(None, most=37) == 32
+    assert work.band_rows(None, most=1) == 8
+    assert work.band_rows(work.bytes_for(72)) == 72
+    assert work.band_rows(work.bytes_for(72) - 1) == 64
 
 
 @pytest.mark.parametrize("config", [V1, V2])
 def test_rows_that_wait_may_be_kept_elsewhere(config):
     model, image = random_model(config), torch.rand(1, 3, 40, 24)
     with torch.inference_mode():
-        kept = model(image, band_rows=8, store=torch.device("cpu"))
-        assert torch.equal(kept, model(image, band_rows=8))
+        kept = stream(model, image, 8, offload_device=torch.device("cpu"))
+        assert torch.equal(kept, stream(model, image, 8))
 
 
-def test_a_device_too_small_for_the_trunk_leaves_it_to_the_host():
-    config, host = VARIANTS["tiny"], torch.device("cpu")
-    trunk = picture_bytes(config, 1000, 1000, 4) - picture_bytes(config, 1000, 1000, 4, stored=True)
-    fits = picture_bytes(config, 1000, 1000, 4) + 40 * row_bytes(config, 1000, 4)
-    assert _plan(config, 1000, 1000, 4, fits, None, host, estimated=False) == (16, None)
-    rows, store = _plan(config, 1000, 1000, 4, trunk // 2, None, host, estimated=False)
-    assert store is host
-    assert rows >= 16
+def test_a_device_too_small_for_the_features_leaves_them_to_the_host():
+    work = Workload(VARIANTS["tiny"], 1000, 1000, 4)
+    offloaded = dataclasses.replace(work, offloaded=True)
+    assert make_plan(work, work.bytes_for(16), None, can_offload=True, estimated=False) == Plan(16, False)
+    assert make_plan(work, offloaded.bytes_for(24), None, can_offload=True, estimated=False) == Plan(24, True)
     with pytest.raises(MemoryBudgetError):
-        _plan(config, 1000, 1000, 4, trunk // 2, None, None, estimated=False)
-    assert _plan(config, 1000, 1000, 4, 1000, None, host, estimated=True) == (8, host)
+        make_plan(work, offloaded.bytes_for(24), None, can_offload=False, estimated=False)
+    assert make_plan(work, 1000, None, can_offload=True, estimated=True) == Plan(8, True)
+
+
+def test_a_full_device_gets_half_the_band_and_then_no_features():
+    plans = [Plan(40, False)]
+    while plan := plans[-1].smaller(8, can_offload=True):
+        plans.append(plan)
+    assert plans == [Plan(40, False), Plan(16, False), Plan(8, False), Plan(8, True)]
+    assert Plan(8, False).smaller(8, can_offload=False) is None
 
 
 def test_running_out_of_memory_halves_the_band_and_says_so_once(monkeypatch, caplog):
-    monkeypatch.setattr("transformersr.upscale.engine.CPU_BAND_BYTES", 2**40)
+    monkeypatch.setattr("transformersr.upscale.planning.CPU_BAND_BYTES", 2**40)
     model, image = random_model(V2), torch.rand(1, 3, 64, 16)
-    expected, forward, tried = enlarge(model, image), model.forward, []
+    expected, tried = enlarge(model, image), []
 
-    def full(*args, band_rows, **options):
+    def full(model, image, band_rows, **options):
         tried.append(band_rows)
         if band_rows > 16:
             raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")
-        return forward(*args, band_rows=band_rows, **options)
+        return stream(model, image, band_rows, **options)
 
-    monkeypatch.setattr(model, "forward", full)
+    monkeypatch.setattr(engine, "stream", full)
     assert (enlarge(model, image) - expected).abs().max() <= 1e-5
     assert tried == [64, 32, 16]
     assert len([record for record in caplog.records if "out of memory" in record.message]) == 1
@@ -181,25 +177,30 @@ def test_a_device_too_small_for_one_band_says_what_to_do(monkeypatch):
     def full(*args, **options):
         raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 5 bytes.")
 
-    monkeypatch.setattr(model, "forward", full)
+    monkeypatch.setattr(engine, "stream", full)
     with pytest.raises(MemoryBudgetError, match="smaller model"):
         enlarge(model, torch.rand(1, 3, 16, 16))
 
 
 def test_other_errors_travel_on(monkeypatch):
     model = random_model(V2)
-    monkeypatch.setattr(model, "forward", lambda *args, **options: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr(engine, "stream", lambda *args, **options: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         enlarge(model, torch.rand(1, 3, 16, 16))
 
 
 def test_progress_is_called_for_every_band_and_ends_at_the_total():
     model, calls = random_model(V2), []
-    enlarge(model, torch.rand(2, 3, 40, 16), on_progress=lambda done, total: calls.append((done, total)), memory=10**6)
+    enlarge(
+        model,
+        torch.rand(2, 3, 40, 16),
+        on_progress=lambda done, total: calls.append((done, total)),
+        memory=Workload(V2, 40, 16, 4).bytes_for(8),
+    )
     done = [one for one, _ in calls]
     assert done == sorted(done)
-    assert calls[-1][0] == calls[-1][1] == 2 * model.total_rows(40)
-    assert len(calls) >= 2 * (sum(V2.depths) + 1)
+    assert calls[-1][0] == calls[-1][1] == 2 * total_rows(model, 40)
+    assert len(calls) >= 2 * (V2.blocks.count("C") + 1)
 
 
 def test_progress_may_cancel():
@@ -223,7 +224,7 @@ def test_half_precision_that_overflows_is_done_again_in_float32(caplog):
     result = enlarge(model.half(), image)
     assert result.isfinite().all()
     assert "float32" in caplog.text
-    assert next(model.parameters()).dtype == torch.float16
+    assert model.dtype == torch.float16
     assert expected.isfinite().all()
 
 
@@ -264,7 +265,7 @@ def test_any_factor_gives_the_rounded_size(factor, expected):
 
 
 def test_a_network_that_starts_as_bicubic_does_not_shift():
-    model = TransformerSR(dataclasses.replace(VARIANTS["tiny"], depths=(1,))).eval()
+    model = TransformerSR(dataclasses.replace(VARIANTS["tiny"], blocks="RWC")).eval()
     for parameter in model.upsample.parameters():
         torch.nn.init.zeros_(parameter)
     ramp = torch.linspace(0.1, 0.9, 64).expand(1, 3, 48, 64)
@@ -277,9 +278,9 @@ def test_a_network_that_starts_as_bicubic_does_not_shift():
 
 def test_what_does_not_fit_in_a_later_pass_names_the_pass():
     model, image = random_model(V2), torch.rand(1, 3, 16, 16)
-    with pytest.raises(MemoryBudgetError, match=r"^pass 2 of 2: a picture of 32x32 needs"):
+    with pytest.raises(MemoryBudgetError, match=r"^pass 2 of 2: an image of 32x32 needs"):
         enlarge_to(model, image, 64, 64, memory=300_000)
-    with pytest.raises(MemoryBudgetError, match=r"^a picture of 16x16 needs"):
+    with pytest.raises(MemoryBudgetError, match=r"^an image of 16x16 needs"):
         enlarge_to(model, image, 64, 64, memory=10_000)
 
 
@@ -293,7 +294,7 @@ FAULTS = """
 import resource, torch
 from transformersr.arch import TransformerSR, TransformerSRConfig
 from transformersr.upscale.engine import enlarge
-enlarge(TransformerSR(TransformerSRConfig(embed_dim=8, num_heads=1, depths=(1,))), torch.zeros(1, 3, 8, 8))
+enlarge(TransformerSR(TransformerSRConfig(embed_dim=8, num_heads=1, blocks="RWC")), torch.zeros(1, 3, 8, 8))
 for round in range(11):
     if round == 3:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -25,16 +25,18 @@ from transformersr import Upscaler
 from transformersr.arch import VARIANTS, atomic, load_model, save_model
 from transformersr.arch.atomic import write_aside
 from transformersr.arch.checkpoint import convert_file, read_checkpoint
+from transformersr.arch.streaming import stream
 from transformersr.training import monitor as monitoring
 from transformersr.training import train as training
 from transformersr.training.config import from_values
 from transformersr.training.report import read_records
 from transformersr.training.run_state import Progress, RunState
 from transformersr.training.train import train
+from transformersr.upscale import engine
 from transformersr.upscale.batch import Job, run_jobs
-from transformersr.upscale.containers import room_in_container
 from transformersr.upscale.engine import MemoryBudgetError, enlarge
 from transformersr.upscale.image_io import FORMATS, Picture, read_picture, write_picture
+from transformersr.upscale.memory import room_in_container
 from transformersr.upscale.metadata import Carried
 from transformersr.upscale.models import as_safetensors
 
@@ -52,7 +54,7 @@ forks = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, 
 @pytest.fixture
 def small(monkeypatch):
     """Runs of training have a network that takes no time."""
-    monkeypatch.setitem(VARIANTS, "tiny", dataclasses.replace(V2, depths=(1,)))
+    monkeypatch.setitem(VARIANTS, "tiny", dataclasses.replace(V2, blocks="RWC"))
 
 
 @pytest.fixture
@@ -320,30 +322,30 @@ def test_a_folder_that_may_not_be_written_to_any_more_costs_the_pictures_that_fo
 # --- memory --------------------------------------------------------------------------------------
 
 
-def raising_at(monkeypatch, model, number, error):
+def raising_at(monkeypatch, number, error):
     """Have a network raise an error when it hands rows on for this time, once."""
-    forward, numbers = type(model).forward, itertools.count()
+    numbers = itertools.count()
 
-    def failing(image, on_rows, **options):
+    def failing(model, image, band_rows, *, on_rows, **options):
         def rows(count):
             if next(numbers) == number:
                 raise error
             on_rows(count)
 
-        return forward(model, image, on_rows=rows, **options)
+        return stream(model, image, band_rows, on_rows=rows, **options)
 
-    monkeypatch.setattr(model, "forward", failing)
+    monkeypatch.setattr(engine, "stream", failing)
 
 
 FULL = [RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), RuntimeError("could not create a primitive"), MemoryError()]
 
 
 def test_running_out_of_memory_at_any_band_gives_the_same_picture(monkeypatch):
-    monkeypatch.setattr("transformersr.upscale.engine.CPU_BAND_BYTES", 16 * 8 * 12 * 16 * 4)
+    monkeypatch.setattr("transformersr.upscale.planning.CPU_BAND_BYTES", 8 * 8 * 16 * 16 * 4)
     model, image, calls = random_model(V2), torch.rand(1, 3, 24, 16), []
     expected = enlarge(model, image, on_progress=lambda *call: calls.append(call))
     for number in range(len(calls)):
-        raising_at(monkeypatch, model, number, FULL[number % 3])
+        raising_at(monkeypatch, number, FULL[number % 3])
         assert (enlarge(model, image) - expected).abs().max() <= 1e-5
     assert len(calls) > 10
 

@@ -96,7 +96,7 @@ def test_first_use_converts_beside_the_file_and_leaves_it_alone(folder, name):
 def test_a_replaced_file_is_converted_again_and_a_lone_copy_is_found(folder):
     converted = as_safetensors(folder / "older.pt")
     torch.save(random_state(pairs=2, dim=32, scale=2), folder / "older.pt")
-    assert load_model(as_safetensors(folder / "older.pt")).config.depths == (2,)
+    assert load_model(as_safetensors(folder / "older.pt")).config.blocks == "WCWC"
     (folder / "older.pt").unlink()
     assert find_in_list("older.pt", list_models([folder])) == converted
 

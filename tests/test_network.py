@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from transformersr.arch import VARIANTS, TransformerSR, TransformerSRConfig, load_model
 from transformersr.arch.attention import ChannelAttention, gram_matrix, merge_windows, split_windows
-from transformersr.arch.model import BicubicEnlargement
+from transformersr.arch.model import BicubicUpscale
+from transformersr.arch.streaming import stream, total_rows
 
 from models import V1, V2, random_model
 from plain_v1 import newer_keys, plain_v1, random_state
@@ -30,10 +31,21 @@ def test_v1_is_the_plain_definition(tmp_path, scale, window, height, width):
         model = load_model(path)
         with torch.inference_mode():
             assert (model(image) - expected).abs().max() < 1e-5
-            assert (model(image, band_rows=8) - expected).abs().max() < 1e-5
+            assert (stream(model, image, 8) - expected).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("config", [V1, V2, dataclasses.replace(V2, scale=1), dataclasses.replace(V2, scale=3, window_size=8)], ids=str)
+@pytest.mark.parametrize(
+    "config",
+    [
+        V1,
+        V2,
+        dataclasses.replace(V2, scale=1),
+        dataclasses.replace(V2, scale=3, window_size=8),
+        dataclasses.replace(V2, blocks="RR"),
+        dataclasses.replace(V2, blocks="CWW"),
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize(("height", "width"), [(45, 37), (16, 64), (1, 1), (3, 50)])
 def test_every_band_height_gives_the_full_frame_result(config, height, width):
     model = random_model(config)
@@ -42,16 +54,16 @@ def test_every_band_height_gives_the_full_frame_result(config, height, width):
         whole = model(image)
         assert whole.shape == (2, 3, height * config.scale, width * config.scale)
         for band_rows in (1, 3, 4, 7, 8, 13, 24, 40, 44, 48):
-            assert (model(image, band_rows=band_rows) - whole).abs().max() <= 1e-5, band_rows
+            assert (stream(model, image, band_rows) - whole).abs().max() <= 1e-5, band_rows
 
 
 def test_rows_are_counted_to_the_announced_total():
     model = random_model(V2)
     image = torch.rand(1, 3, 45, 20)
-    for band_rows in (4, 12, None):
+    for band_rows in (4, 12, 1000):
         counts = []
-        model(image, band_rows=band_rows, on_rows=counts.append)
-        assert sum(counts) == model.total_rows(45)
+        stream(model, image, band_rows, on_rows=counts.append)
+        assert sum(counts) == total_rows(model, 45)
 
 
 def test_channel_attention_from_the_gram_matrix_is_attention_among_channels():
@@ -100,7 +112,7 @@ def test_a_new_v2_network_starts_near_bicubic():
 
 def test_parameter_counts():
     counts = {name: sum(p.numel() for p in TransformerSR(config).parameters()) for name, config in VARIANTS.items()}
-    assert counts == {"tiny": 395_520, "base": 1_324_208, "large": 9_726_048, "original": 12_753_968}
+    assert counts == {"tiny": 351_378, "base": 1_159_328, "large": 9_353_968, "original": 12_753_968}
 
 
 @pytest.mark.parametrize("config", [*VARIANTS.values(), V1, V2], ids=str)
@@ -110,29 +122,43 @@ def test_configuration_survives_json_and_integers(config):
 
 
 @pytest.mark.parametrize(
-    "change", [{"embed_dim": 51}, {"design": "v3"}, {"depths": ()}, {"scale": 0}, {"window_size": 7}, {"num_heads": "4"}]
+    "change", [{"embed_dim": 51}, {"design": "v3"}, {"blocks": ""}, {"scale": 0}, {"window_size": 7}, {"num_heads": "4"}]
 )
 def test_impossible_configurations_are_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         dataclasses.replace(V2, **change)
 
 
-def test_gradients_are_those_of_one_band_in_every_band():
-    model, image = random_model(V2), torch.rand(1, 3, 16, 8)
+def test_gradient_checkpointing_changes_no_gradient():
+    model, image = random_model(V2).train(), torch.rand(1, 3, 16, 8)
     model(image).sum().backward()
-    whole = [parameter.grad.clone() for parameter in model.parameters()]
+    expected = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    model(image, band_rows=4).sum().backward()
-    for parameter, expected in zip(model.parameters(), whole, strict=True):
-        assert torch.allclose(parameter.grad, expected, rtol=1e-3, atol=1e-3)
+    model.gradient_checkpointing = True
+    model(image).sum().backward()
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        assert torch.allclose(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_in_training_is_that_of_eval():
+    model, image = random_model(V2), torch.rand(2, 3, 16, 24)
+    assert (model.train()(image) - model.eval()(image)).abs().max() < 1e-5
+
+
+def test_every_block_is_a_module_from_features_to_features():
+    model, seen = random_model(V2), []
+    for block in model.body:
+        block.register_forward_hook(lambda module, args, result: seen.append((args[0].shape, result.shape)))
+    model(torch.rand(1, 3, 8, 12))
+    assert seen == [((1, 16, 8, 12), (1, 16, 8, 12))] * len(V2.blocks)
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
-def test_bicubic_enlargement_is_that_of_pillow_and_pytorch(scale):
+def test_bicubic_upscale_is_that_of_pillow_and_pytorch(scale):
     image = torch.rand(1, 3, 9, 7)
     expected = torch.nn.functional.interpolate(image, scale_factor=scale, mode="bicubic", antialias=True)
     inner = (..., slice(2 * scale, -2 * scale), slice(2 * scale, -2 * scale))
-    assert torch.allclose(BicubicEnlargement(scale)(image, 0, 9)[inner], expected[inner], atol=1e-6)
+    assert torch.allclose(BicubicUpscale(scale)(image, 0, 9)[inner], expected[inner], atol=1e-6)
 
 
 def test_mixed_precision_keeps_the_trunk_in_float32():

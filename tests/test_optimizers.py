@@ -9,7 +9,7 @@ from transformersr.arch import TransformerSR, TransformerSRConfig
 from transformersr.training.config import TrainConfig
 from transformersr.training.optimizers import Muon, make_optimizer, orthogonalize
 
-SMALL = TransformerSRConfig(scale=2, embed_dim=16, num_heads=2, depths=(1,))
+SMALL = TransformerSRConfig(scale=2, embed_dim=16, num_heads=2, blocks="RWC")
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (96, 48), (48, 96)])

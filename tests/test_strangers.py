@@ -296,7 +296,7 @@ TINY_RUN = from_values({"size": "tiny", "scale": 2, "init": "none", "seed": 1, "
 @pytest.fixture
 def run(monkeypatch):
     """A run with a network that takes no time, after a step."""
-    monkeypatch.setitem(VARIANTS, "tiny", dataclasses.replace(V2, depths=(1,)))
+    monkeypatch.setitem(VARIANTS, "tiny", dataclasses.replace(V2, blocks="RWC"))
     state = RunState.start(TINY_RUN, torch.device("cpu"))
     for parameter in state.net.parameters():
         parameter.grad = torch.ones_like(parameter)

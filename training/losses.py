@@ -18,7 +18,8 @@ def sobel_magnitude(image: Tensor) -> Tensor:
     channels = image.shape[1]
     kernels = torch.stack([SOBEL, SOBEL.T])[:, None].to(image.device).repeat(channels, 1, 1, 1)
     gradients = F.conv2d(F.pad(image, (1, 1, 1, 1), mode="replicate"), kernels, groups=channels)
-    return gradients.unflatten(1, (channels, 2)).norm(dim=2)
+    horizontal, vertical = gradients.unflatten(1, (channels, 2)).unbind(2)
+    return torch.hypot(horizontal, vertical)
 
 
 def edge_weights(gt: Tensor, flat_weight: float, eps: float = 1e-3) -> Tensor:

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from ..arch import save_model
 from ..arch.atomic import write_aside
-from ..upscale.engine import is_out_of_memory
+from ..upscale.memory import is_out_of_memory
 from ..upscale.messages import BAR
 from .check import near_duplicates
 from .config import TrainConfig, without_paths

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..arch import TransformerSR, load_model
-from ..arch.bands import Band, Bands
 from ..upscale.upscaler import find_model
 from .config import TrainConfig
 
@@ -35,23 +31,6 @@ def update_average(ema: nn.Module, net: nn.Module, decay: float, step: int) -> N
     """Move the averaged weights towards the current ones; the first steps weigh more, so that the start is forgotten."""
     weight = 1 - min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), weight)
-
-
-def checkpoint_groups(net: TransformerSR) -> None:
-    """Make each group of blocks forget what it worked out and do it again in the backward pass (Chen et al. 2016, arXiv:1604.06174)."""
-    for group in net.body:
-        group.forward = partial(_forgetting, group.forward)  # type: ignore[method-assign, assignment]
-
-
-def _forgetting(forward: Callable[..., Bands], bands: Bands, *passed: Any) -> Bands:
-    """A group's forward on the one band that training has."""
-    (band,) = bands
-
-    def run(rows: Tensor) -> Tensor:
-        (result,) = forward(iter([Band(rows, True, True)]), *passed)
-        return result.rows
-
-    yield Band(checkpoint(run, band.rows, use_reentrant=False), True, True)
 
 
 def saved_bytes(forward: Callable[[Tensor], Tensor], image: Tensor) -> int:

@@ -14,17 +14,19 @@ from .config import TrainConfig
 def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimiser of a run, `config.optimizer`. Norms, biases, temperatures and position tables do not decay."""
     matrices: list[nn.Parameter] = []
-    filters: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in net.named_parameters():
         if parameter.ndim < 2 or "position_bias" in name:
             free.append(parameter)
+        elif parameter.ndim == 2 or name.startswith("body."):
+            matrices.append(parameter)
         else:
-            (matrices if parameter.ndim == 2 else filters).append(parameter)
+            others.append(parameter)  # the first and last convolutions, whose sides mean pixels
     decay = config.weight_decay
     if config.optimizer == "muon":
-        return MuonAdamW(matrices, _groups(filters, free, decay), config.learning_rate, decay)
-    return _adamw(_groups(matrices + filters, free, decay), config.learning_rate)
+        return MuonAdamW(matrices, _groups(others, free, decay), config.learning_rate, decay)
+    return _adamw(_groups(matrices + others, free, decay), config.learning_rate)
 
 
 def _groups(decayed: list[nn.Parameter], free: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
@@ -51,9 +53,9 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Steps of momentum made orthogonal, so that all directions of a matrix move alike (Jordan et al. 2024).
 
-    They are as long as AdamW's (Liu et al. 2025, arXiv:2502.16982), so the rates of one are good for the other. Queries, keys and values
-    that share a matrix are taken apart. `torch.optim.Muon` takes one matrix at a time, in bfloat16, which costs a sixth of a training
-    step on a CPU.
+    They are as long as AdamW's (Liu et al. 2025, arXiv:2502.16982), so the rates of one are good for the other. Filters of convolutions
+    are matrices `(out, in * height * width)`; queries, keys and values that share a matrix are taken apart. `torch.optim.Muon` takes one
+    matrix at a time, in bfloat16, which costs a sixth of a training step on a CPU.
     """
 
     def __init__(self, matrices: list[nn.Parameter], rate: float, decay: float):
@@ -66,13 +68,14 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parts = 3 if parameter.shape[0] == 3 * parameter.shape[1] else 1
+                    parts = 3 if parameter.ndim == 2 and parameter.shape[0] == 3 * parameter.shape[1] else 1
                     directions = self._direction(parameter, parameter.grad).chunk(parts)
                     for place, direction in zip(parameter.chunk(parts), directions, strict=True):
-                        by_shape.setdefault((place.shape[0], place.shape[1]), []).append((place, direction))
+                        by_shape.setdefault((len(place), place[0].numel()), []).append((place, direction))
             for shape, places in by_shape.items():
-                steps = orthogonalize(torch.stack([direction for _, direction in places]))
-                torch._foreach_add_([place for place, _ in places], list(steps), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+                steps = orthogonalize(torch.stack([direction.reshape(shape) for _, direction in places]))
+                steps = [step.view_as(place) for step, (place, _) in zip(steps, places, strict=True)]
+                torch._foreach_add_([place for place, _ in places], steps, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
     def _direction(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         """The gradient carried on by its momentum (Nesterov's)."""

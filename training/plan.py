@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..upscale.cores import usable_cores
-from ..upscale.engine import free_memory
+from ..upscale.memory import free_memory
 from ..upscale.upscaler import available_models, find_device
 from .config import TrainConfig
 from .networks import saved_bytes

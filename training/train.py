@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from ..upscale.engine import is_out_of_memory, keep_freed_memory
+from ..upscale.memory import is_out_of_memory, keep_freed_memory
 from ..upscale.processes import check_cpu_processes
 from .adversarial import R1_EVERY, discriminator_loss, generator_loss, r1_penalty
 from .config import TrainConfig
@@ -31,7 +31,7 @@ from .dataset import CropDataset
 from .folders import Split, split_pictures
 from .losses import color_loss, edge_weighted_l1
 from .monitor import Monitor, Validation
-from .networks import checkpoint_groups, update_average
+from .networks import update_average
 from .perceptual import FeatureLoss, RandomFilterLoss
 from .plan import choose_micro_batch, choose_precision, choose_workers, device_kind, fill_in
 from .run_state import Progress, RunState
@@ -175,8 +175,7 @@ class Networks:
     @classmethod
     def prepare(cls, run: RunState, config: TrainConfig, accelerator: Accelerator) -> Networks:
         """Hand networks and optimiser to accelerate. The discriminator's optimiser stays outside: it works in float32, without a scaler."""
-        if config.checkpointing:
-            checkpoint_groups(run.net)
+        run.net.gradient_checkpointing = config.checkpointing
         forward, optimizer = accelerator.prepare(torch.compile(run.net) if config.compile else run.net, run.optimizer)
         return cls(forward, optimizer, accelerator.prepare_model(run.net_d) if run.net_d else None)
 

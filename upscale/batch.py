@@ -15,9 +15,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from .engine import is_out_of_memory, target_size
 from .image_io import FORMATS, READABLE, check_target, read_picture, write_picture
+from .memory import is_out_of_memory
 from .messages import one_line
+from .planning import target_size
 from .upscaler import Upscaler
 from .video import CONTAINERS, enlarge_film, film_suffix, is_film
 

@@ -33,7 +33,7 @@ import torch
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from ..arch.atomic import write_aside
-from .engine import free_memory
+from .memory import free_memory
 from .metadata import Carried, descriptive_exif, pil_info, read_carried, save_options
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..arch import CheckpointError, TransformerSR, load_model
-from .engine import ProgressCallback, comfortable_bytes, count_passes, enlarge_to, repaired, saying_what_does_not_fit, target_size
+from .engine import ProgressCallback, enlarge_to, sanitize
 from .image_io import Picture, from_pil, to_pil
+from .memory import saying_what_does_not_fit
+from .planning import Workload, memory_required, sizes_of_passes, target_size
 from .transparency import bleed
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
@@ -148,8 +151,7 @@ class Upscaler:
         return cls(load_model(find_model(name_or_path)).to(found, find_dtype(dtype, found)), parse_bytes(memory))
 
     def __repr__(self) -> str:
-        parameter = next(self.model.parameters())
-        return f"Upscaler(scale={self.scale}, device='{parameter.device}', dtype={parameter.dtype}, memory={self.memory})"
+        return f"Upscaler(scale={self.scale}, device='{self.model.device}', dtype={self.model.dtype}, memory={self.memory})"
 
     @property
     def scale(self) -> int:
@@ -171,24 +173,13 @@ class Upscaler:
         Returns:
             The same type, layout and dtype, on the same device; numpy floats come back as float32, PIL images with 8 bits a channel.
         """
-        options = {"factor": factor, "size": size, "on_progress": on_progress}
-        if isinstance(image, Image.Image):
-            return to_pil(self.enlarge_picture(from_pil(image), **options))  # type: ignore[return-value, arg-type]
-        if isinstance(image, Tensor):
-            return self._enlarge_tensor(image, **options)  # type: ignore[return-value, arg-type]
-        if isinstance(image, np.ndarray):
-            return self._enlarge_array(image, **options)  # type: ignore[return-value, arg-type]
-        raise TypeError(
-            f"image is a {type(image).__name__}; expected a PIL image, a numpy array or a torch tensor: "
-            "open a file with PIL.Image.open, and give the pictures of a list one by one"
-        )
+        images, restore = _to_batch(image)
+        return restore(self.enlarge_batch(images, factor, size, on_progress))
 
     def enlarge_picture(self, picture: Picture, **options) -> Picture:
-        """Enlarge a `Picture`; what it carries goes along."""
-        channels = picture.color if picture.alpha is None else np.dstack([picture.color, picture.alpha])
-        enlarged = self._enlarge_channels(channels[None], **options)[0]
-        alpha = None if picture.alpha is None else enlarged[..., 3]
-        return Picture(enlarged[..., :3], alpha, picture.carried)
+        """Upscale a `Picture`; what it carries goes along."""
+        images, restore = _picture_to_batch(picture)
+        return restore(self.enlarge_batch(images, **options))
 
     def enlarge_batch(
         self,
@@ -208,20 +199,23 @@ class Upscaler:
                 "expected (b, c, h, w) with c = 1, 3 or 4, at least 1x1, a float type"
             )
         height, width = target_size(images.shape[2], images.shape[3], self.scale, factor, size)
-        with saying_what_does_not_fit(len(images), height, width):
-            return self._enlarge_all(images, height, width, on_progress, out)
-
-    def _enlarge_all(self, images: Tensor, height: int, width: int, on_progress: ProgressCallback | None, out: Tensor | None) -> Tensor:
-        count, expected = len(images), (*images.shape[:2], height, width)
+        count, shape = len(images), (*images.shape[:2], height, width)
         step = max(1, BATCH_PIXELS // max(height * width, images[0, 0].numel() * self.scale**2))
-        if out is None and count <= step:
-            return self._enlarge_some(images.detach(), height, width, on_progress).to(images.dtype)
-        out = images.new_empty(expected) if out is None else out
-        if out.shape != expected:
-            raise ValueError(f"out has shape {tuple(out.shape)}; expected {expected}")
+        if out is not None and out.shape != shape:
+            raise ValueError(f"out has shape {tuple(out.shape)}; expected {shape}")
+        if out is None and count > step:
+            with saying_what_does_not_fit(count, height, width):
+                out = images.new_empty(shape)
         for start in range(0, count, step):
-            some = images[start : start + step].detach()
-            out[start : start + step] = self._enlarge_some(some, height, width, _share_of_batch(on_progress, start, len(some), count))
+            some = sanitize(images[start : start + step].detach().float())
+            progress = _share_of_batch(on_progress, start, len(some), count)
+            with saying_what_does_not_fit(len(some), height, width):
+                large = enlarge_to(self.model, _as_rgb(some), height, width, memory=self.memory, on_progress=progress)
+                large = _like(some, large)
+                if out is None:
+                    return large.to(images.dtype)
+                out[start : start + step] = large
+        assert out is not None
         return out
 
     def comfortable_memory(
@@ -230,59 +224,100 @@ class Upscaler:
         """Bytes that enlarging `count` pictures of a size takes where it is not short of them, for a host that makes room."""
         if self.memory is not None:
             return self.memory
-        target, scale = target_size(height, width, self.scale, factor, size), self.scale
-        if count_passes(height, width, scale, *target) > 1:  # the last one has the most to do
-            height, width = -(-target[0] // scale), -(-target[1] // scale)
-        return comfortable_bytes(self.model.config, count, height, width, next(self.model.parameters()).element_size())
+        target = target_size(height, width, self.scale, factor, size)
+        *_, (height, width) = sizes_of_passes(height, width, self.scale, *target)  # the last one has the most to do
+        return memory_required(Workload(self.model.config, height, width, self.model.dtype.itemsize), count)
 
-    def _enlarge_tensor(self, image: Tensor, **options) -> Tensor:
-        """`(c, h, w)` or `(b, c, h, w)`, uint8 or float, to the same enlarged."""
-        images = image[None] if image.ndim == 3 else image
-        if images.ndim == 4 and images.shape[1] not in (1, 3, 4) and images.shape[3] in (1, 3, 4):
-            raise ValueError(f"tensor has shape {tuple(image.shape)}, channels last; expected (b, c, h, w): give image.movedim(-1, -3)")
-        if image.dtype == torch.uint8:
-            large = self.enlarge_batch(images.float() / 255, **options).mul_(255).round_().to(torch.uint8)
-        else:
-            large = self.enlarge_batch(images, **options)
+
+# --- kinds of images -----------------------------------------------------------------------------
+
+Restore = Callable[[Tensor], Any]
+"""Turns a batch `(b, c, height, width)` of results into what the caller gave."""
+
+
+def _to_batch(image: Any) -> tuple[Tensor, Restore]:
+    """Any image as a float batch `(b, c, h, w)` in [0, 1], and the way back."""
+    if isinstance(image, Image.Image):
+        images, restore = _picture_to_batch(from_pil(image))
+        return images, lambda large: to_pil(restore(large))
+    if isinstance(image, Tensor):
+        return _tensor_to_batch(image)
+    if isinstance(image, np.ndarray):
+        return _array_to_batch(image)
+    raise TypeError(
+        f"image is a {type(image).__name__}; expected a PIL image, a numpy array or a torch tensor: "
+        "open a file with PIL.Image.open, and give the images of a list one by one"
+    )
+
+
+def _picture_to_batch(picture: Picture) -> tuple[Tensor, Restore]:
+    channels = picture.color if picture.alpha is None else np.dstack([picture.color, picture.alpha])
+
+    def restore(large: Tensor) -> Picture:
+        enlarged = large[0].permute(1, 2, 0).numpy()
+        return Picture(enlarged[..., :3], None if picture.alpha is None else enlarged[..., 3], picture.carried)
+
+    return torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1)[None])), restore
+
+
+def _tensor_to_batch(image: Tensor) -> tuple[Tensor, Restore]:
+    """`(c, h, w)` or `(b, c, h, w)`, uint8 or float."""
+    images = image[None] if image.ndim == 3 else image
+    if images.ndim == 4 and images.shape[1] not in (1, 3, 4) and images.shape[3] in (1, 3, 4):
+        raise ValueError(f"tensor has shape {tuple(image.shape)}, channels last; expected (b, c, h, w): give image.movedim(-1, -3)")
+    levels = image.dtype == torch.uint8
+
+    def restore(large: Tensor) -> Tensor:
+        large = large.mul_(255).round_().to(torch.uint8) if levels else large
         return large[0] if image.ndim == 3 else large
 
-    def _enlarge_array(self, image: np.ndarray, **options) -> np.ndarray:
-        """`(h, w)`, `(h, w, c)` or `(b, h, w, c)`, uint8, uint16 or float, to the same enlarged."""
-        images = image[..., None] if image.ndim == 2 else image
-        images = images[None] if images.ndim == 3 else images
-        if images.ndim != 4 or images.shape[3] not in (1, 3, 4):
-            raise ValueError(f"array has shape {image.shape}; expected (h, w), (h, w, c) or (b, h, w, c) with c = 1, 3 or 4")
-        if image.dtype.kind not in "uf" or image.dtype.itemsize > (2 if image.dtype.kind == "u" else 8):
-            raise ValueError(f"array is {image.dtype}; expected uint8, uint16 or a float type with values in [0, 1]")
-        peak = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1
-        enlarged = self._enlarge_channels(images.astype(np.float32) / np.float32(peak), **options)
-        if peak > 1:
-            enlarged = np.rint(enlarged * peak).astype(image.dtype)
+    return images.float() / 255 if levels else images, restore
+
+
+def _array_to_batch(image: np.ndarray) -> tuple[Tensor, Restore]:
+    """`(h, w)`, `(h, w, c)` or `(b, h, w, c)`, uint8, uint16 or float."""
+    images = image[..., None] if image.ndim == 2 else image
+    images = images[None] if images.ndim == 3 else images
+    if images.ndim != 4 or images.shape[3] not in (1, 3, 4):
+        raise ValueError(f"array has shape {image.shape}; expected (h, w), (h, w, c) or (b, h, w, c) with c = 1, 3 or 4")
+    if image.dtype.kind not in "uf" or image.dtype.itemsize > (2 if image.dtype.kind == "u" else 8):
+        raise ValueError(f"array is {image.dtype}; expected uint8, uint16 or a float type with values in [0, 1]")
+    peak = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1
+
+    def restore(large: Tensor) -> np.ndarray:
+        enlarged = large.permute(0, 2, 3, 1).numpy()
+        enlarged = np.rint(enlarged * peak).astype(image.dtype) if peak > 1 else enlarged
         enlarged = enlarged if image.ndim == 4 else enlarged[0]
         return enlarged[..., 0] if image.ndim == 2 else enlarged
 
-    def _enlarge_channels(self, channels: np.ndarray, **options) -> np.ndarray:
-        """`(b, h, w, c)` float32 to the same enlarged, c = 1, 3 or 4."""
-        tensor = torch.from_numpy(np.ascontiguousarray(channels.transpose(0, 3, 1, 2)))
-        return self.enlarge_batch(tensor, **options).permute(0, 2, 3, 1).numpy()
+    channels = (images.astype(np.float32) / np.float32(peak)).transpose(0, 3, 1, 2)
+    return torch.from_numpy(np.ascontiguousarray(channels)), restore
 
-    def _enlarge_some(self, image: Tensor, height: int, width: int, on_progress: ProgressCallback | None) -> Tensor:
-        """`(b, c, h, w)` to `(b, c, height, width)`, float32."""
-        image = repaired(image.float())
-        color, alpha = image[:, :3].expand(-1, 3, -1, -1), image[:, 3:]
-        varied = alpha.numel() > 0 and bool(alpha.min() < alpha.max())
-        if varied:  # transparency goes through the same network, as a grey picture
-            color = torch.stack([_bled(*pair) for pair in zip(color, alpha, strict=True)])
-            color = torch.cat([color, alpha.expand(-1, 3, -1, -1)])
-        large = enlarge_to(self.model, color, height, width, memory=self.memory, on_progress=on_progress)
-        if varied:
-            count = image.shape[0]
-            large = torch.cat([large[:count], _within_range(large[count:].mean(1, keepdim=True), alpha)], 1)
-        elif alpha.numel():
-            large = torch.cat([large, alpha[:, :, :1, :1].expand(-1, -1, height, width)], 1)
-        elif image.shape[1] == 1:
-            large = large.mean(1, keepdim=True)
-        return large
+
+# --- grey and transparency -----------------------------------------------------------------------
+
+
+def _as_rgb(images: Tensor) -> Tensor:
+    """What the network is given for `(b, c, h, w)`, c = 1, 3 or 4: RGB, and then transparency as grey images where it varies."""
+    color, alpha = images[:, :3].expand(-1, 3, -1, -1), images[:, 3:]
+    if not _varies(alpha):
+        return color
+    color = torch.stack([_bled(*pair) for pair in zip(color, alpha, strict=True)])
+    return torch.cat([color, alpha.expand(-1, 3, -1, -1)])
+
+
+def _like(images: Tensor, large: Tensor) -> Tensor:
+    """The result of `_as_rgb`, upscaled, in the channels of `images`."""
+    count, alpha = len(images), images[:, 3:]
+    if _varies(alpha):
+        return torch.cat([large[:count], _within_range(large[count:].mean(1, keepdim=True), alpha)], 1)
+    if alpha.numel():
+        return torch.cat([large, alpha[:, :, :1, :1].expand(-1, -1, *large.shape[2:])], 1)
+    return large.mean(1, keepdim=True) if images.shape[1] == 1 else large
+
+
+def _varies(alpha: Tensor) -> bool:
+    return alpha.numel() > 0 and bool(alpha.min() < alpha.max())
 
 
 def _share_of_batch(progress: ProgressCallback | None, start: int, some: int, count: int) -> ProgressCallback | None:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..arch.atomic import write_aside
-from .engine import PASS_PIXELS, target_size
 from .image_io import check_pixels, most_pixels
+from .planning import PASS_PIXELS, target_size
 from .upscaler import Upscaler
 
 logger = logging.getLogger(__name__)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from transformersr import Upscaler
+from transformersr.arch import stream
 from transformersr.training.folders import find_pictures
 from transformersr.training.metrics import psnr
 from transformersr.upscale.image_io import PictureError, read_picture
@@ -111,7 +112,7 @@ def sameness(name: str, device: str, pictures: Tensor, expected: Tensor) -> Iter
     picture, alone = pictures[:1], expected[:1]
     for rows in (8, 24, 40, CROP):
         with torch.inference_mode():
-            result = upscaler.model(picture.to(next(upscaler.model.parameters()).device), band_rows=rows).cpu().clamp(0, 1)
+            result = stream(upscaler.model, picture.to(upscaler.model.device), rows).cpu().clamp(0, 1)
         yield f"bands of {rows} rows" if rows < CROP else "the whole picture at once", f"{levels(result, alone):.6f}"
     small = pictures[:, :, :24, :24].contiguous()
     singly = torch.cat([upscaler(one[None]) for one in small])

@@ -82,7 +82,7 @@ def small_upscaler():
     sys.path.insert(0, str(HERE.parent))
     from models import V2, random_model
 
-    return Upscaler(random_model(dataclasses.replace(V2, depths=(1,))))
+    return Upscaler(random_model(dataclasses.replace(V2, blocks="RWC")))
 
 
 def read_recipe(path: Path) -> None:

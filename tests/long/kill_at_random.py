@@ -310,7 +310,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    VARIANTS["tiny"] = dataclasses.replace(V2, depths=(1,))  # what counts here is how often it is killed
+    VARIANTS["tiny"] = dataclasses.replace(V2, blocks="RWC")  # what counts here is how often it is killed
     for function in ((batch, "run_jobs"), (checkpoint, "convert_file"), (training, "train")):
         watch(*function)
     with tempfile.TemporaryDirectory() as folder:

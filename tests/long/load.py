@@ -107,7 +107,7 @@ def write_one(index: int, path: Path, image: Image.Image) -> bool:
 def run_folder(scratch: Path, count: int) -> list[Sample]:
     """Enlarge a folder, sampling before each picture."""
     whole = make_pictures(scratch / "in", count)
-    save_model(random_model(dataclasses.replace(V2, depths=(1,))), scratch / "model.safetensors")
+    save_model(random_model(dataclasses.replace(V2, blocks="RWC")), scratch / "model.safetensors")
     samples, read = [], batch.read_picture
 
     def reading(path: Path) -> Picture:

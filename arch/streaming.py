@@ -1,0 +1,250 @@
+"""Run a network over an image in bands of rows, with exactly the full-frame result.
+
+The layers are those of `TransformerSR.forward`, one after another; this file only decides which rows they see at a time. A
+convolution holds back its last rows until the next band brings their neighbours, window attention waits for whole rows of windows,
+and channel attention adds up its Gram matrix over all bands before the first row goes on. So there are no seams, and no row is
+computed twice. In memory are the features of the whole image twice (those before the next channel block, and those that are added
+after the body) and the work on one band.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import without_autocast
+from .blocks import ChannelBlock, ResidualBlock, WindowBlock
+from .model import TransformerSR
+
+CONV_HALO = 1
+"""Rows that a 3x3 convolution sees beyond its own, on each side."""
+
+
+@torch.inference_mode()
+def stream(
+    model: TransformerSR,
+    image: Tensor,
+    band_rows: int,
+    *,
+    on_rows: Callable[[int], None] | None = None,
+    out: Tensor | None = None,
+    offload_device: torch.device | None = None,
+) -> Tensor:
+    """`model(image)`, computed `band_rows` rows at a time: `(b, c, h, w)` to `(b, c, h * scale, w * scale)`, not clamped.
+
+    Args:
+        band_rows: rows of the body that are computed at a time; the result is the same for all up to rounding.
+        on_rows: called with a number of rows as they pass each channel block and the end; the numbers add up to `total_rows`.
+            It may raise to stop the run.
+        out: where to write the result, on any device; the returned tensor is then `out`.
+        offload_device: device that keeps the features that wait, where the network's own has no room for them.
+    """
+    height, width = image.shape[-2] * model.config.scale, image.shape[-1] * model.config.scale
+    padded = model.pad(image)
+    on_rows = on_rows or (lambda count: None)
+    if out is None:
+        out = image.new_empty(*image.shape[:2], height, width)
+
+    waiting = RowQueue(None)
+    waiting.append(model.to_pixels(padded))
+    skip = None if model.conv_after_body is None else RowQueue(offload_device)
+    stages: list[Stage] = [FirstConvolution(model.conv_first, skip)]
+    for block in model.body:
+        if not isinstance(block, ChannelBlock):
+            stages.append(stage_of(block))
+            continue
+        gram, mixed = None, RowQueue(offload_device)
+        while waiting:
+            rows = next_rows(stages, waiting, band_rows)
+            if rows is None:
+                continue
+            gram = block.gram(rows) if gram is None else gram + block.gram(rows)
+            on_rows(rows.shape[2])
+            mixed.append(rows)
+            del rows
+        assert gram is not None
+        waiting, stages = mixed, [Mixing(block, *block.attention.mixing(gram))]
+
+    if model.conv_after_body is not None:
+        assert skip is not None
+        stages.append(Convolution(model.conv_after_body, skip))
+    stages.append(Convolution(model.upsample))
+    done = 0
+    while waiting:
+        rows = next_rows(stages, waiting, band_rows)
+        if rows is None:
+            continue
+        on_rows(rows.shape[2])
+        rows = model.to_image(rows, padded, done)
+        stop = min(done + rows.shape[2], height)
+        out[:, :, done:stop] = rows[:, :, : stop - done, :width]
+        done = stop
+    return out
+
+
+def total_rows(model: TransformerSR, height: int) -> int:
+    """What the calls of `on_rows` add up to for an image of this height."""
+    rows = -(-height // model.config.multiple) * model.config.multiple // model.config.unshuffle
+    return rows * (model.config.blocks.count("C") + 1)
+
+
+# --- stages --------------------------------------------------------------------------------------
+
+
+class Stage:
+    """A local layer that is given the rows of an image band by band, and gives back those of its result that it can compute."""
+
+    def push(self, rows: Tensor, last: bool) -> Tensor | None:
+        """The next rows `b c h w` of the result, or None if there are none yet; all that remain with the `last` band."""
+        raise NotImplementedError
+
+
+def stage_of(block: nn.Module) -> Stage:
+    """The stage of a block of the body that needs no rows of the whole image."""
+    if isinstance(block, ResidualBlock):
+        return Residual(block)
+    assert isinstance(block, WindowBlock)
+    return Windows(block)
+
+
+def next_rows(stages: list[Stage], waiting: RowQueue, band_rows: int) -> Tensor | None:
+    """Pass the next band through stages, for as long as rows come out."""
+    rows: Tensor | None = waiting.take(band_rows)
+    last = not waiting
+    for stage in stages:
+        if rows is None:
+            return None
+        rows = stage.push(rows, last)
+    return rows
+
+
+class Convolution(Stage):
+    """A 3x3 convolution, and the addition of waiting rows where there are some."""
+
+    def __init__(self, conv: nn.Conv2d, addend: RowQueue | None = None):
+        self.conv, self.addend = conv, addend
+        self.held: Tensor | None = None
+        self.top = True
+
+    def push(self, rows: Tensor, last: bool) -> Tensor | None:
+        rows, top = _joined(self.held, rows), self.top
+        if rows.shape[2] <= (0 if top else CONV_HALO) + (0 if last else CONV_HALO):
+            self.held = rows
+            return None
+        self.held = None if last else rows[:, :, -2 * CONV_HALO :].clone()
+        self.top = False
+        result = self._convolve(rows, top, last)
+        return result if self.addend is None else result.add_(self.addend.take(result.shape[2]))
+
+    def _convolve(self, rows: Tensor, top: bool, bottom: bool) -> Tensor:
+        """The convolution of rows with their neighbours; beyond the image there are zeros."""
+        if top and bottom:
+            return self.conv(rows)
+        rows = F.pad(rows, (0, 0, int(top), int(bottom))) if top or bottom else rows
+        return F.conv2d(rows, self.conv.weight, self.conv.bias, padding=(0, 1))
+
+
+class FirstConvolution(Convolution):
+    """`conv_first`, whose result is kept for the addition after the body."""
+
+    def __init__(self, conv: nn.Conv2d, skip: RowQueue | None):
+        super().__init__(conv)
+        self.skip = skip
+
+    def push(self, rows: Tensor, last: bool) -> Tensor | None:
+        with without_autocast(rows):
+            result = super().push(rows, last)
+        if self.skip is not None and result is not None:
+            self.skip.append(result)
+        return result
+
+
+class Residual(Stage):
+    """A `ResidualBlock`: two convolutions, each with its own held rows, and the input waiting for their result."""
+
+    def __init__(self, block: ResidualBlock):
+        self.input = RowQueue(None)
+        self.conv1 = Convolution(block.conv1)
+        self.conv2 = Convolution(block.conv2, self.input)
+
+    def push(self, rows: Tensor, last: bool) -> Tensor | None:
+        self.input.append(rows)
+        hidden = self.conv1.push(rows, last)
+        return None if hidden is None else self.conv2.push(F.silu(hidden, inplace=True), last)
+
+
+class Windows(Stage):
+    """A `WindowBlock`, which waits for whole rows of windows."""
+
+    def __init__(self, block: WindowBlock):
+        self.block = block
+        self.size, self.offset = block.attention.window_size, block.attention.offset
+        self.held: Tensor | None = None
+        self.start = 0
+
+    def push(self, rows: Tensor, last: bool) -> Tensor | None:
+        rows, start = _joined(self.held, rows), self.start
+        end = start + rows.shape[2]
+        stop = end if last else (end - self.offset) // self.size * self.size + self.offset
+        if stop <= start:
+            self.held = rows
+            return None
+        self.held = rows[:, :, stop - start :].clone() if stop < end else None
+        self.start = stop
+        return self.block(rows[:, :, : stop - start], top=start == 0, bottom=last)
+
+
+class Mixing(Stage):
+    """The second half of a `ChannelBlock`, once the Gram matrix of the whole image is known."""
+
+    def __init__(self, block: ChannelBlock, weight: Tensor, bias: Tensor):
+        self.block, self.weight, self.bias = block, weight, bias
+
+    def push(self, rows: Tensor, last: bool) -> Tensor:
+        return self.block.mix(rows, self.weight, self.bias)
+
+
+def _joined(held: Tensor | None, rows: Tensor) -> Tensor:
+    return rows if held is None else torch.cat([held, rows], dim=2)
+
+
+class RowQueue:
+    """Rows `b c h w` of an image, first in, first out; memory is given back as rows are taken.
+
+    Args:
+        offload_device: device that keeps the rows while they wait; None leaves them where they are.
+    """
+
+    def __init__(self, offload_device: torch.device | None):
+        self._bands: deque[Tensor] = deque()
+        self._offload_device = offload_device
+        self._device: torch.device | None = None
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, rows: Tensor) -> None:
+        """Put rows at the end."""
+        self._device = rows.device
+        self._bands.append(rows if self._offload_device is None else rows.to(self._offload_device))
+        self._count += rows.shape[2]
+
+    def take(self, count: int) -> Tensor:
+        """The next `count` rows (fewer at the end)."""
+        count = min(count, self._count)
+        self._count -= count
+        taken: list[Tensor] = []
+        while count > 0:
+            rows = self._bands.popleft()
+            if rows.shape[2] > count:
+                self._bands.appendleft(rows[:, :, count:])
+                rows = rows[:, :, :count]
+            taken.append(rows)
+            count -= rows.shape[2]
+        rows = taken[0] if len(taken) == 1 else torch.cat(taken, dim=2)
+        return rows.to(self._device)
