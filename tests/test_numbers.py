@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from transformersr import Upscaler
-from transformersr.training.validate import to_tensor
+from transformersr.training.results.validate import to_tensor
 from transformersr.upscale.engine import enlarge
 from transformersr.upscale.upscaler import available_models
 

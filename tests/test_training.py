@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from transformersr.arch import VARIANTS
-from transformersr.training import train as training
 from transformersr.training.config import TrainConfig, field_help, from_values, load_recipe
-from transformersr.training.degradation import FILTERS
+from transformersr.training.data.degradation import FILTERS
 from transformersr.training.losses import color_loss, edge_weighted_l1, edge_weights, sobel_magnitude
-from transformersr.training.metrics import color_shift, luma, psnr, sharpness, shift, ssim
 from transformersr.training.plan import fill_in
-from transformersr.training.validate import make_pair, mean_scores, resize_with, score_pair, to_tensor, validation_pairs
+from transformersr.training.results.metrics import color_shift, luma, psnr, sharpness, shift, ssim
+from transformersr.training.results.validate import make_pair, mean_scores, resize_with, score_pair, to_tensor, validation_pairs
+from transformersr.training.schedule import learning_rate
 
 from pictures import drawing
 
@@ -126,7 +126,7 @@ def test_recipes_are_read_and_checked(tmp_path):
 def test_phases_are_constant_rates_in_turn():
     config = from_values({"size": "tiny", "phases": ["3 at 1e-4", "2 at 5e-5"]})
     assert config.steps == 5
-    assert [training.learning_rate(config, step, step / 5) for step in range(5)] == [1e-4] * 3 + [5e-5] * 2
+    assert [learning_rate(config, step, step / 5) for step in range(5)] == [1e-4] * 3 + [5e-5] * 2
     with pytest.raises(ValueError, match="450000 at 1e-4"):
         from_values({"phases": ["fast"]})
     with pytest.raises(ValueError, match="minutes"):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
 from ..arch.model import VARIANTS, TransformerSRConfig
-from .degradation import PRESETS
+from .data.degradation import PRESETS
 
 RECIPES = Path(__file__).parent / "configs"
 RECIPE_BYTES = 2**23
@@ -41,7 +41,7 @@ class TrainConfig:
     none starts from nothing. auto takes the model of this scale and size that comes with the package, if there is one."""
 
     preset: str = "clean"
-    """How small pictures are made from sharp ones; see `transformersr.training.degradation`."""
+    """How small pictures are made from sharp ones; see `transformersr.training.data.degradation`."""
     validation: tuple[str, ...] = ()
     """Files kept for validation, as patterns relative to the data folder ("part-1/sky/*"). Empty: 5 % of them, by content hash."""
     exclude: tuple[str, ...] = ()

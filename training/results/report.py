@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image, features
 
-from ..arch.atomic import write_aside
+from ...arch.atomic import write_aside
 from .charts import Chart, Point, draw
 
 logger = logging.getLogger(__name__)
