@@ -19,18 +19,18 @@ if typing.TYPE_CHECKING:
 
 
 class SettingsCommand(click.Command):
-    """A command that also takes every field of `TrainConfig` as an option, its docstring as the help."""
+    """A command that also takes every field of `TrainConfig` as an option."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        from .config import TrainConfig, field_help
+        from .config import TrainConfig
 
-        hints, help_texts = typing.get_type_hints(TrainConfig), field_help()
+        hints = typing.get_type_hints(TrainConfig)
         options: list[click.Parameter] = []
         for field in dataclasses.fields(TrainConfig):
             value: typing.Any = field.default
             listed = isinstance(value, tuple)
             kind = str if listed else hints[field.name]
-            help_text = help_texts[field.name] + ("" if value in ("", ()) else f" [default: {value}]")
+            help_text = field.metadata["help"] + ("" if value in ("", ()) else f" [default: {value}]")
             name = field.name.replace("_", "-")
             if kind is bool:
                 options.append(click.Option([f"--{name}/--no-{name}"], default=None, help=help_text))
