@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from transformersr.arch.atomic import write_aside
-from transformersr.training.charts import Chart, as_svg
+from transformersr.training.results.charts import Chart, as_svg
 
 from machine import command_line, describe_machine, read_status, write_report
 

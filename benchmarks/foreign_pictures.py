@@ -18,7 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from transformersr.training.strips import save_image
+from transformersr.training.results.strips import save_image
 
 MANIFEST = Path(__file__).with_name("foreign-pictures.csv")
 

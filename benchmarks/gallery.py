@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from transformersr.training.degradation import PRESETS, degrade
-from transformersr.training.drawings import SCENES, draw_scene
-from transformersr.training.pictures import read_rgb
-from transformersr.training.strips import contact_sheet, save_image, to_image
-from transformersr.training.validate import to_tensor
+from transformersr.training.data.degradation import PRESETS, degrade
+from transformersr.training.data.drawings import SCENES, draw_scene
+from transformersr.training.data.pictures import read_rgb
+from transformersr.training.results.strips import contact_sheet, save_image, to_image
+from transformersr.training.results.validate import to_tensor
 from transformersr.upscale.upscaler import available_models
 
 from peers import PEERS, Peer

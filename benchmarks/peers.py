@@ -22,8 +22,8 @@ from PIL import Image
 from torch import Tensor, library
 
 from transformersr import Upscaler
-from transformersr.training.strips import to_image
-from transformersr.training.validate import Enlarge, resize_with, to_tensor
+from transformersr.training.results.strips import to_image
+from transformersr.training.results.validate import Enlarge, resize_with, to_tensor
 from transformersr.upscale.engine import enlarge as enlarge_with
 from transformersr.upscale.upscaler import find_model
 

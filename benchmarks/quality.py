@@ -25,13 +25,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from transformersr.training.config import load_recipe
-from transformersr.training.degradation import FILTERS as WAYS_OF_SHRINKING
-from transformersr.training.degradation import shrink
-from transformersr.training.evaluate import COLUMNS
-from transformersr.training.folders import find_pictures
-from transformersr.training.metrics import psnr
-from transformersr.training.strips import contact_sheet, save_image, to_image
-from transformersr.training.validate import METHODS, Pair, Scores, make_pair, mean_scores, score_pair, to_tensor
+from transformersr.training.data.degradation import FILTERS as WAYS_OF_SHRINKING
+from transformersr.training.data.degradation import shrink
+from transformersr.training.data.folders import find_pictures
+from transformersr.training.results.evaluate import COLUMNS
+from transformersr.training.results.metrics import psnr
+from transformersr.training.results.strips import contact_sheet, save_image, to_image
+from transformersr.training.results.validate import METHODS, Pair, Scores, make_pair, mean_scores, score_pair, to_tensor
 from transformersr.upscale.upscaler import available_models
 
 from machine import command_line, describe_machine, write_report

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from transformersr.training.drawings import SCENES, coverage, draw, draw_scene, motifs
+from transformersr.training.data.drawings import SCENES, coverage, draw, draw_scene, motifs
 
 SIZE = 160
 

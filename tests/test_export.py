@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from transformersr.arch import TransformerSRConfig, load_model, save_model
 from transformersr.arch.checkpoint import read_checkpoint
 from transformersr.training.cli_results import export
-from transformersr.training.export import export_weights, find_weights, install_weights, model_folder, model_name
-from transformersr.training.onnx_export import export_onnx, require_onnx
+from transformersr.training.results.export import export_weights, find_weights, install_weights, model_folder, model_name
+from transformersr.training.results.onnx_export import export_onnx, require_onnx
 from transformersr.upscale.models import list_models
 
 from models import V2, random_model
@@ -141,7 +141,7 @@ def test_installing_leaves_other_files_and_does_nothing_twice(hosts, run):
 
 
 def test_without_the_packages_a_sentence_says_what_to_install(run, monkeypatch):
-    monkeypatch.setattr("transformersr.training.onnx_export.find_spec", lambda name: None)
+    monkeypatch.setattr("transformersr.training.results.onnx_export.find_spec", lambda name: None)
     result = CliRunner().invoke(export, [str(run), "--onnx", str(run / "a.onnx")])
     assert 'pip install "transformersr[onnx]"' in str(result.exception)
     with pytest.raises(ValueError, match=r"\.onnx"):

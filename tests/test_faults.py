@@ -26,10 +26,11 @@ from transformersr.arch import VARIANTS, atomic, load_model, save_model
 from transformersr.arch.atomic import write_aside
 from transformersr.arch.checkpoint import convert_file, read_checkpoint
 from transformersr.arch.streaming import stream
-from transformersr.training import monitor as monitoring
+from transformersr.training import losses, steps
 from transformersr.training import train as training
 from transformersr.training.config import from_values
-from transformersr.training.report import read_records
+from transformersr.training.results import monitor as monitoring
+from transformersr.training.results.report import read_records
 from transformersr.training.run_state import Progress, RunState
 from transformersr.training.train import train
 from transformersr.upscale import engine
@@ -380,7 +381,7 @@ def test_what_there_is_no_room_for_costs_a_checkpoint_or_a_line_and_not_the_run(
 def test_training_out_of_memory_at_any_part_of_a_step_does_it_again(folder, tmp_path, monkeypatch, small):
     config = from_values({**SETTINGS, "steps": 2, "save_every": 0, "batch": 4, "micro_batch": 2})
     expected = read_checkpoint(train(config, folder, tmp_path / "one")).weights
-    measure = training.edge_weighted_l1
+    measure = losses.edge_weighted_l1
     for number, error in enumerate(FULL):
         numbers = itertools.count()
 
@@ -389,7 +390,7 @@ def test_training_out_of_memory_at_any_part_of_a_step_does_it_again(folder, tmp_
                 raise error
             return measure(*args, **options)
 
-        monkeypatch.setattr(training, "edge_weighted_l1", full)
+        monkeypatch.setattr(losses, "edge_weighted_l1", full)
         found = read_checkpoint(train(config, folder, tmp_path / str(number))).weights
         assert state(tmp_path / str(number))["progress"]["micro_batch"] == 1
         assert all(torch.allclose(found[name].float(), expected[name].float(), atol=2e-4) for name in expected)
@@ -441,7 +442,7 @@ def test_a_bad_gradient_of_the_discriminator_stops_the_step_of_both_networks_in_
         (net_d(torch.ones(1)) * bad).sum().backward()
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        assert training.follow_gradients(run, nets, norm) == taken
+        assert steps.follow_gradients(run, nets, norm) == taken
         assert (net.weight.item() != before[0], net_d.weight.item() != before[1]) == (taken, taken)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from transformersr import Upscaler
 from transformersr.arch import stream
-from transformersr.training.validate import to_tensor
+from transformersr.training.results.validate import to_tensor
 from transformersr.upscale.engine import enlarge
 from transformersr.upscale.upscaler import available_models
 

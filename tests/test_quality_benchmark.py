@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from transformersr.arch import save_model
-from transformersr.training.validate import Scores, resize_with, to_tensor
+from transformersr.training.results.validate import Scores, resize_with, to_tensor
 
 import peers as peers_module
 import quality

@@ -10,11 +10,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from transformersr.training.charts import Chart, draw
 from transformersr.training.cli_results import report
-from transformersr.training.report import read_records, read_run, write_report
-from transformersr.training.strips import CELL, busiest_place, draw_strip, save_image, strip_side
-from transformersr.training.validate import Pair, resize_with, to_tensor
+from transformersr.training.results.charts import Chart, draw
+from transformersr.training.results.report import read_records, read_run, write_report
+from transformersr.training.results.strips import CELL, busiest_place, draw_strip, save_image, strip_side
+from transformersr.training.results.validate import Pair, resize_with, to_tensor
 
 from pictures import drawing
 

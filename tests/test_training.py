@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from transformersr.arch import VARIANTS
-from transformersr.training import train as training
-from transformersr.training.config import TrainConfig, field_help, from_values, load_recipe
-from transformersr.training.degradation import FILTERS
+from transformersr.training.config import TrainConfig, from_values, load_recipe
+from transformersr.training.data.degradation import FILTERS
 from transformersr.training.losses import color_loss, edge_weighted_l1, edge_weights, sobel_magnitude
-from transformersr.training.metrics import color_shift, luma, psnr, sharpness, shift, ssim
 from transformersr.training.plan import fill_in
-from transformersr.training.validate import make_pair, mean_scores, resize_with, score_pair, to_tensor, validation_pairs
+from transformersr.training.results.metrics import color_shift, luma, psnr, sharpness, shift, ssim
+from transformersr.training.results.validate import make_pair, mean_scores, resize_with, score_pair, to_tensor, validation_pairs
+from transformersr.training.schedule import learning_rate
 
 from pictures import drawing
 
@@ -126,7 +126,7 @@ def test_recipes_are_read_and_checked(tmp_path):
 def test_phases_are_constant_rates_in_turn():
     config = from_values({"size": "tiny", "phases": ["3 at 1e-4", "2 at 5e-5"]})
     assert config.steps == 5
-    assert [training.learning_rate(config, step, step / 5) for step in range(5)] == [1e-4] * 3 + [5e-5] * 2
+    assert [learning_rate(config, step, step / 5) for step in range(5)] == [1e-4] * 3 + [5e-5] * 2
     with pytest.raises(ValueError, match="450000 at 1e-4"):
         from_values({"phases": ["fast"]})
     with pytest.raises(ValueError, match="minutes"):
@@ -141,8 +141,28 @@ def test_the_authors_recipe_is_the_one_written_down():
     assert (config.steps, config.batch, config.patch, config.flat_weight, config.edge_start) == (2_200_000, 1, 64, 0.0, 0.5)
 
 
-def test_every_setting_has_its_help():
-    assert set(field_help()) == set(TrainConfig.__dataclass_fields__)
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"scale": 5}, "expected one of 1, 2, 3, 4"),
+        ({"batch": 2**17}, "expected 65536 or less"),
+        ({"warmup_steps": 0}, "expected 1 or more"),
+        ({"clip_norm": 0.0}, "expected a number above 0"),
+        ({"edge_start": 1.5}, "expected 1 or less"),
+        ({"minutes": -1.0}, "expected 0 or more"),
+        ({"workers": -2}, "expected -1 or more"),
+        ({"learning_rate": float("nan")}, "expected a finite number"),
+        ({"trackers": ["excel"]}, "expected any of tensorboard, wandb, none"),
+        ({"trackers": ["none", "wandb"]}, "none stands alone"),
+    ],
+)
+def test_impossible_settings_are_named_with_what_was_expected(setting, words):
+    with pytest.raises(ValueError, match=f"^{next(iter(setting))} is .*{words}"):
+        from_values(setting)
+
+
+def test_trackers_can_be_switched_off_in_a_word():
+    assert from_values({"trackers": ["none"]}) == from_values({"trackers": []})
 
 
 def test_shipped_recipes_are_valid():
@@ -159,12 +179,6 @@ def test_bad_validation_pictures_are_left_out(tmp_path, caplog):
     (tmp_path / "bad.png").write_bytes(b"no")
     assert len(validation_pairs([tmp_path / "bad.png", tmp_path / "good.png"], 4, 0)) == 1
     assert "bad.png" in caplog.text
-
-
-@pytest.mark.parametrize("setting", [{"warmup_steps": 0}, {"minutes": -1.0}, {"workers": -2}, {"scale": 9}, {"learning_rate": -1.0}])
-def test_impossible_settings_are_named(setting):
-    with pytest.raises(ValueError, match=next(iter(setting))):
-        from_values(setting)
 
 
 def test_what_is_left_open_is_settled_by_the_device():

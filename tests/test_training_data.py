@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader
 
 from transformersr.training import store as stores
 from transformersr.training import video_codec
-from transformersr.training.check import check_pictures, near_duplicates
-from transformersr.training.dataset import CropDataset
-from transformersr.training.degradation import FILTERS, PRESETS, Degradation, degrade, shrink
-from transformersr.training.drawings import draw
-from transformersr.training.folders import find_pictures, split_pictures
-from transformersr.training.pictures import TrainingPicture, difference_hash
-from transformersr.training.store import Cache, Drawings, MappedPictures, read_pictures
-from transformersr.training.validate import make_pair, validation_pairs
+from transformersr.training.data.check import check_pictures, near_duplicates
+from transformersr.training.data.dataset import CropDataset
+from transformersr.training.data.degradation import FILTERS, PRESETS, Degradation, degrade, shrink
+from transformersr.training.data.drawings import draw
+from transformersr.training.data.folders import find_pictures, split_pictures
+from transformersr.training.data.pictures import TrainingPicture, difference_hash
+from transformersr.training.data.store import Cache, Drawings, MappedPictures, read_pictures
+from transformersr.training.results.validate import make_pair, validation_pairs
 
 from pictures import drawing
 

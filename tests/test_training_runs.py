@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 
 from transformersr.arch import load_model
-from transformersr.training import monitor as monitoring
-from transformersr.training import networks
+from transformersr.training import losses, networks, steps
 from transformersr.training import train as training
 from transformersr.training.config import from_values, load_recipe
-from transformersr.training.folders import find_pictures, split_pictures
+from transformersr.training.data.folders import find_pictures, split_pictures
+from transformersr.training.results import monitor as monitoring
+from transformersr.training.results.validate import make_pair, resize_with, score_pair
 from transformersr.training.train import train
-from transformersr.training.validate import make_pair, resize_with, score_pair
 
 SETTINGS = {
     "size": "tiny",
@@ -140,7 +140,7 @@ def test_checkpointing_keeps_less():
     config = from_values({**SETTINGS, "patch": 16})
     image = torch.zeros(1, 3, 16, 16)
     plain, forgetful = networks.initial_network(config), networks.initial_network(config)
-    networks.checkpoint_groups(forgetful)
+    forgetful.gradient_checkpointing = True
     assert networks.saved_bytes(forgetful, image) < 0.6 * networks.saved_bytes(plain, image)
 
 
@@ -228,12 +228,12 @@ def test_resuming_another_network_says_so(folder, tmp_path):
 
 def broken_at(monkeypatch, *steps):
     """The loss is not a number at these steps."""
-    loss, seen = training.edge_weighted_l1, iter(range(10**6))
+    loss, seen = losses.edge_weighted_l1, iter(range(10**6))
 
     def broken(*args, **options):
         return loss(*args, **options) * (float("nan") if next(seen) in steps else 1)
 
-    monkeypatch.setattr(training, "edge_weighted_l1", broken)
+    monkeypatch.setattr(losses, "edge_weighted_l1", broken)
 
 
 def test_a_step_that_is_not_finite_is_left_out_and_its_crops_named(folder, tmp_path, monkeypatch, caplog):
@@ -265,14 +265,14 @@ def test_ten_in_a_row_go_back_to_the_last_good_state_at_half_the_rate_once(folde
 def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(folder, tmp_path, monkeypatch, caplog):
     config = {**SETTINGS, "batch": 4, "steps": 3}
     one = load_file(train(from_values(config), folder, tmp_path / "one"))
-    once = training._add_gradients
+    once = steps._add_gradients
 
     def full(accelerator, run, *args):
         if run.progress.micro_batch > 2:
             raise RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB")
         return once(accelerator, run, *args)
 
-    monkeypatch.setattr(training, "_add_gradients", full)
+    monkeypatch.setattr(steps, "_add_gradients", full)
     other = load_file(train(from_values(config), folder, tmp_path / "other"))
     assert state(tmp_path / "other")["progress"]["micro_batch"] == 2
     assert all(torch.allclose(one[name].float(), other[name].float(), atol=2e-4) for name in one)
@@ -314,7 +314,7 @@ def test_an_adversarial_run_trains_both_networks(folder, tmp_path, relativistic)
 
 
 def test_a_discriminator_far_ahead_holds_the_ramp(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "STRONG_STEPS", 3)
-    monkeypatch.setattr(training, "STRONG", 0.0)
+    monkeypatch.setattr(steps, "STRONG_STEPS", 3)
+    monkeypatch.setattr(steps, "STRONG", 0.0)
     train(from_values({**SETTINGS, **GAN, "steps": 9}), folder, tmp_path / "run")
     assert state(tmp_path / "run")["progress"]["gan_steps"] == 2

@@ -9,9 +9,9 @@ from PIL import Image
 
 from transformersr import Upscaler
 from transformersr.arch import save_model
-from transformersr.training.degradation import shrink
-from transformersr.training.metrics import psnr, shift
-from transformersr.training.validate import to_tensor
+from transformersr.training.data.degradation import shrink
+from transformersr.training.results.metrics import psnr, shift
+from transformersr.training.results.validate import to_tensor
 from transformersr.upscale.upscaler import available_models, find_device, find_dtype, find_model, parse_bytes
 
 from models import V2, random_model

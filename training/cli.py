@@ -19,18 +19,18 @@ if typing.TYPE_CHECKING:
 
 
 class SettingsCommand(click.Command):
-    """A command that also takes every field of `TrainConfig` as an option, its docstring as the help."""
+    """A command that also takes every field of `TrainConfig` as an option."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        from .config import TrainConfig, field_help
+        from .config import TrainConfig
 
-        hints, help_texts = typing.get_type_hints(TrainConfig), field_help()
+        hints = typing.get_type_hints(TrainConfig)
         options: list[click.Parameter] = []
         for field in dataclasses.fields(TrainConfig):
             value: typing.Any = field.default
             listed = isinstance(value, tuple)
             kind = str if listed else hints[field.name]
-            help_text = help_texts[field.name] + ("" if value in ("", ()) else f" [default: {value}]")
+            help_text = field.metadata["help"] + ("" if value in ("", ()) else f" [default: {value}]")
             name = field.name.replace("_", "-")
             if kind is bool:
                 options.append(click.Option([f"--{name}/--no-{name}"], default=None, help=help_text))
@@ -64,8 +64,8 @@ def train(data, out, recipe, resume, host, **settings) -> None:
 
     --resume takes the settings of the run that it goes on with; what is given beside it wins.
     """
-    from .export import install_weights, model_folder, model_name
-    from .folders import find_pictures
+    from .data.folders import find_pictures
+    from .results.export import install_weights, model_folder, model_name
     from .train import train as run
 
     config = read_settings(recipe or (out / "config.json" if resume and (out / "config.json").exists() else None), settings)
@@ -88,7 +88,7 @@ def train(data, out, recipe, resume, host, **settings) -> None:
 @click.option("--recipe", help="TOML file of settings, or the name of one that comes with it; options given here win.")
 def check(data, recipe, **settings) -> None:
     """Name the pictures in the folder DATA that training would leave out or change, and those that look the same."""
-    from .check import check_pictures
+    from .data.check import check_pictures
     from .plan import fill_in
 
     config, _ = fill_in(read_settings(recipe, settings))
@@ -105,7 +105,7 @@ def check(data, recipe, **settings) -> None:
 @click.option("--recipe", help="TOML file of settings, or the name of one that comes with it (base-x4, gan, ...); options given here win.")
 def preview(data, out, recipe, **settings) -> None:
     """Draw 16 training crops as the network would get them, small beside sharp, with the settings of `train`."""
-    from .train import draw_crops
+    from .preview import draw_crops
 
     if out.exists() or out.suffix != ".png":
         raise click.UsageError(f"{out} exists or is no .png; choose another name with --out")
@@ -128,8 +128,8 @@ def draw(out, count, size, seed, fonts) -> None:
     from PIL import Image
     from tqdm import trange
 
-    from .drawings import draw as draw_picture
-    from .strips import save_image
+    from .data.drawings import draw as draw_picture
+    from .results.strips import save_image
 
     for index in trange(count, unit="drawing", disable=None):
         path = out / f"drawing-{seed}-{index:05d}.png"
@@ -154,7 +154,7 @@ def evaluate(weights, folder, files, recipe, methods, device) -> None:
     otherwise, edges and flats by the Sobel magnitude of the true picture; shift is in true pixels, positive to the bottom right.
     """
     from .config import load_recipe
-    from .evaluate import evaluate_weights, format_table
+    from .results.evaluate import evaluate_weights, format_table
 
     if recipe:
         files = (*files, *load_recipe(recipe).validation)

@@ -12,7 +12,7 @@ import click
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run) -> None:
     """Write report.html into the folder RUN: figures, curves, pictures and settings of a run, finished or not."""
-    from .report import write_report
+    from .results.report import write_report
 
     click.echo(write_report(run))
 
@@ -35,8 +35,8 @@ def export(run, out, dtype, host, onnx, last) -> None:
     is written.
     """
     from ..arch import load_model
-    from .export import export_weights, find_weights, install_weights, model_folder, model_name, record_of
-    from .onnx_export import export_onnx, require_onnx
+    from .results.export import export_weights, find_weights, install_weights, model_folder, model_name, record_of
+    from .results.onnx_export import export_onnx, require_onnx
 
     source = find_weights(run, last)
     name, folder = model_name(source), model_folder(host) if host else None

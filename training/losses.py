@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from .adversarial import generator_loss
+from .config import TrainConfig
+from .perceptual import FeatureLoss, RandomFilterLoss
+from .run_state import RunState
 
 SOBEL = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
 
@@ -40,6 +45,39 @@ def edge_weighted_l1(sr: Tensor, gt: Tensor, flat_weight: float) -> Tensor:
     return error.mean()
 
 
+def frequency_loss(sr: Tensor, gt: Tensor) -> Tensor:
+    """Mean absolute error of the real and imaginary parts of the 2D Fourier transform, not normalised (MIMO-UNet, arXiv:2108.05054)."""
+    return torch.view_as_real(torch.fft.rfft2(sr.float() - gt.float())).abs().mean()
+
+
 def color_loss(sr: Tensor, gt: Tensor, side: int = 8) -> Tensor:
     """Mean absolute difference of the colours of `side` x `side` squares: blind to detail, and so to what a discriminator is to change."""
     return F.avg_pool2d(sr.float() - gt.float(), side).abs().mean()
+
+
+class Losses(nn.Module):
+    """What is asked of the network."""
+
+    def __init__(self, config: TrainConfig):
+        super().__init__()
+        self.config = config
+        self.filters = RandomFilterLoss(config.seed) if config.filter_weight else None
+        self.features = FeatureLoss(config.feature_file) if config.feature_weight else None
+
+    def forward(self, sr: Tensor, gt: Tensor, run: RunState, done: float) -> dict[str, Tensor]:
+        """Weighted losses by name at this point of the run; their sum is what training lowers."""
+        config = self.config
+        terms = {"loss": edge_weighted_l1(sr, gt, flat_weight=1.0 if done < config.edge_start else config.flat_weight)}
+        if config.frequency_weight:
+            terms["loss_frequency"] = config.frequency_weight * frequency_loss(sr, gt)
+        if self.filters is not None:
+            terms["loss_filters"] = config.filter_weight * self.filters(sr, gt, run.progress.step)
+        if config.color_weight:
+            terms["loss_color"] = config.color_weight * color_loss(sr, gt)
+        if self.features is not None:
+            terms["loss_features"] = config.feature_weight * self.features(sr, gt)
+        if run.net_d is not None and run.progress.gan_steps:
+            weight = config.gan_weight * min(1.0, run.progress.gan_steps / config.gan_ramp)
+            terms["loss_gan"] = weight * generator_loss(run.net_d.requires_grad_(False), sr, gt, config.gan_relativistic)
+            run.net_d.requires_grad_(True)
+        return terms

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from transformersr import Upscaler
 from transformersr.arch import stream
-from transformersr.training.folders import find_pictures
-from transformersr.training.metrics import psnr
+from transformersr.training.data.folders import find_pictures
+from transformersr.training.results.metrics import psnr
 from transformersr.upscale.image_io import PictureError, read_picture
 from transformersr.upscale.upscaler import available_models
 

@@ -38,8 +38,8 @@ import torch._dynamo  # building a network under the meta device imports it, for
 from PIL import Image
 
 from transformersr.arch import VARIANTS, checkpoint
-from transformersr.training import report
 from transformersr.training import train as training
+from transformersr.training.results import report
 from transformersr.upscale import batch
 from transformersr.upscale.cli import main
 

@@ -29,7 +29,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from transformersr.arch import save_model
-from transformersr.training.charts import Chart, as_svg
+from transformersr.training.results.charts import Chart, as_svg
 from transformersr.upscale import batch
 from transformersr.upscale.cli import main
 from transformersr.upscale.image_io import Picture, write_picture

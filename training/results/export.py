@@ -11,12 +11,12 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from ..arch import CheckpointError, TransformerSR, load_model
-from ..arch.atomic import write_aside
-from ..arch.checkpoint import convert_file, read_checkpoint, read_tensors
-from ..upscale.models import SUFFIXES
-from ..upscale.upscaler import DTYPES, find_model
-from .config import without_paths
+from ...arch import CheckpointError, TransformerSR, load_model
+from ...arch.atomic import write_aside
+from ...arch.checkpoint import convert_file, read_checkpoint, read_tensors
+from ...upscale.models import SUFFIXES
+from ...upscale.upscaler import DTYPES, find_model
+from ..config import without_paths
 
 MOST_ERROR = 1 / 64
 """The largest change of the result by rounding the weights that is not a fault; fp16 makes about a hundredth of it."""

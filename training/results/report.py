@@ -17,7 +17,7 @@ from typing import Any
 
 from PIL import Image, features
 
-from ..arch.atomic import write_aside
+from ...arch.atomic import write_aside
 from .charts import Chart, Point, draw
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ SCORES = {
 DRAWN = ("psnr_y", "ssim_y", "edge_psnr", "flat_psnr", "sharpness", "color_shift")
 TRAINING = {
     "loss": "pixel loss",
+    "loss_frequency": "frequency loss, weighted",
     "loss_filters": "random-filter loss, weighted",
     "loss_features": "feature loss, weighted",
     "loss_gan": "adversarial loss, weighted",

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..config import TrainConfig
 from .degradation import PRESETS, degrade, describe_video
 from .pictures import TrainingPicture
 
@@ -115,6 +116,13 @@ class CropDataset(Dataset):
         small = np.asarray(degrade(whole, self.scale, self.preset, rng))
         row, column = top // self.scale, left // self.scale
         return small[row : row + patch, column : column + patch], np.asarray(whole)[top : top + self.size, left : left + self.size]
+
+
+def training_crops(config: TrainConfig, pictures: Sequence[TrainingPicture]) -> CropDataset:
+    """The crops of a run."""
+    return CropDataset(
+        pictures, config.patch, config.scale, config.preset, config.keep_flat, config.seed, config.drawings_share, config.reduced
+    )
 
 
 def _resized(pixels: np.ndarray, across: tuple[float, float], down: tuple[float, float], size: tuple[int, int]) -> Image.Image:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .losses import sobel_magnitude
+from ..losses import sobel_magnitude
 
 
 def luma(image: Tensor) -> Tensor:

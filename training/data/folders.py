@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from ..upscale.image_io import READABLE
+from ...upscale.image_io import READABLE
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..arch import TransformerSR
-from ..arch.atomic import write_aside
+from ...arch import TransformerSR
+from ...arch.atomic import write_aside
 
 OPSET = 18
 INSTALL = 'pip install "transformersr[onnx]"'

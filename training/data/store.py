@@ -27,8 +27,10 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from ..arch.atomic import write_aside
+from ...arch.atomic import write_aside
+from ..config import TrainConfig
 from .drawings import draw
+from .folders import Split
 from .pictures import Finding, Look, Notes, TrainingPicture, look_at
 
 logger = logging.getLogger(__name__)
@@ -98,6 +100,13 @@ class MappedPictures(Sequence[TrainingPicture]):
 
     def _cut(self, start: int, height: int, width: int) -> np.ndarray:
         return self.pixels[start : start + height * width * 3].reshape(height, width, 3)
+
+
+def find_training_pictures(config: TrainConfig, files: Split, cache: Cache | None = None, workers: int = 0) -> PictureStore:
+    """The pictures of a run, their small versions where they have some, and drawings."""
+    drawings = Drawings(config.drawings, config.drawings_size, config.seed)
+    smallest = config.patch * config.scale
+    return read_pictures(files.train, smallest, config.scale, files.partners, config.max_pixels, drawings, cache, workers)
 
 
 def read_pictures(

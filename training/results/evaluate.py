@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..upscale.engine import enlarge
-from ..upscale.upscaler import Upscaler
-from .degradation import FILTERS
-from .folders import find_partners, find_pictures
+from ...upscale.engine import enlarge
+from ...upscale.upscaler import Upscaler
+from ..data.degradation import FILTERS
+from ..data.folders import find_partners, find_pictures
 from .validate import METHODS, Scores, make_pair, mean_scores, resize_with, score_pair
 
 logger = logging.getLogger(__name__)

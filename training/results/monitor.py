@@ -23,16 +23,16 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ..arch import save_model
-from ..arch.atomic import write_aside
-from ..upscale.memory import is_out_of_memory
-from ..upscale.messages import BAR
-from .check import near_duplicates
-from .config import TrainConfig, without_paths
-from .folders import Split
+from ...arch import save_model
+from ...arch.atomic import write_aside
+from ...upscale.memory import is_out_of_memory
+from ...upscale.messages import BAR
+from ..config import TrainConfig, without_paths
+from ..data.check import near_duplicates
+from ..data.folders import Split
+from ..data.store import PictureStore
+from ..run_state import RunState
 from .report import write_report
-from .run_state import RunState
-from .store import PictureStore
 from .strips import draw_strip, save_image
 from .validate import Pair, Scores, mean_scores, resize_with, score, score_pair, validation_pairs
 
@@ -59,9 +59,33 @@ class Validation:
         return cls(pairs, [pairs[index] for index in watched], mean_scores(scores))
 
 
-@dataclass
 class Monitor:
-    """The record of a run in its folder, kept by the main process alone; trackers such as TensorBoard get the same figures."""
+    """What a process tells of a run: nothing, unless it is the main one (`FolderMonitor`)."""
+
+    def begin(self, run: RunState, pictures: PictureStore, precision: str, choices: Sequence[str]) -> None:
+        """The run begins or goes on; `choices` are lines on what was settled for the user."""
+
+    def watch(self, run: RunState, done: float, figures: Mapping[str, float | Tensor]) -> None:
+        """A step is done, and with it this share of the run."""
+
+    def try_to_save(self, run: RunState) -> None:
+        """A checkpoint is due. With disk or memory full the log says so, what was saved before stays, and the run goes on."""
+
+    def finish(self, run: RunState, stopped: bool) -> None:
+        """The run has come to its end, or was `stopped`. Raises OSError where it cannot be saved."""
+
+
+def open_monitor(out: Path, config: TrainConfig, files: Split, workers: int, accelerator: Accelerator) -> Monitor:
+    """The record of a run in the folder `out`, kept by the main process alone."""
+    if not accelerator.is_main_process:
+        return Monitor()
+    out.mkdir(parents=True, exist_ok=True)
+    return FolderMonitor(out, config, Validation.of(files, config, workers), accelerator)
+
+
+@dataclass
+class FolderMonitor(Monitor):
+    """The record of a run in its folder; trackers such as TensorBoard get the same figures."""
 
     out: Path
     config: TrainConfig
@@ -70,8 +94,8 @@ class Monitor:
     saved_step: int = -1
     bar: Any = field(default_factory=lambda: tqdm(total=100, unit="%", bar_format=BAR, disable=None))
 
-    def begin(self, pictures: PictureStore, precision: str, choices: Sequence[str]) -> None:
-        """Write down what the run starts from; `choices` are lines on what was settled for the user."""
+    def begin(self, run: RunState, pictures: PictureStore, precision: str, choices: Sequence[str]) -> None:
+        """Write down what the run starts from, its weights too: it can go back to them, and a disk that cannot be written shows now."""
         logger.info("%d pictures to train on, %d to validate on", len(pictures), len(self.validation.pairs))
         logger.info("device: %s, precision: %s, processes: %d", self.accelerator.device, precision, self.accelerator.num_processes)
         for choice in choices:
@@ -93,11 +117,15 @@ class Monitor:
         }
         write_json(self.out / "run.json", record)
         logger.info("bicubic: %s", self.validation.bicubic)
+        if not (self.out / "state.pt").exists():
+            self.validate_and_save(run)
 
-    def show(self, done: float, step: int) -> None:
-        """Move the bar to this share of the run."""
+    def watch(self, run: RunState, done: float, figures: Mapping[str, float | Tensor]) -> None:
+        """Move the bar, and log the figures when a line is due."""
+        if run.progress.step % self.config.log_every == 0:
+            self.log(run, done, figures)
         self.bar.n = 100 * min(done, 1.0)
-        self.bar.set_description_str(f"step {step}")
+        self.bar.set_description_str(f"step {run.progress.step}")
 
     def log(self, run: RunState, done: float, figures: Mapping[str, float | Tensor]) -> None:
         """Write one line of figures, or say why not; the one place, with validation, that waits for the device."""
@@ -111,16 +139,17 @@ class Monitor:
         logger.info("step %d  %.0f %%  %.0f s  %s", progress.step, 100 * done, progress.seconds, text)
 
     def try_to_save(self, run: RunState) -> None:
-        """`validate_and_save`, except that with disk or memory full the log says so, what was saved before stays, and the run goes on."""
         with _going_on(f"step {run.progress.step} is not saved"):
             self.validate_and_save(run)
 
-    def finish(self, run: RunState) -> None:
-        """Save what is not saved yet, and write the report. Raises OSError where that fails."""
+    def finish(self, run: RunState, stopped: bool) -> None:
+        """Save what is not saved yet, and write the report."""
         if self.saved_step != run.progress.step:
             self.validate_and_save(run)
         self.bar.close()
         logger.info("report: %s", write_report(self.out))
+        if stopped:
+            logger.info("stopped at step %d; go on with --resume", run.progress.step)
 
     def validate_and_save(self, run: RunState) -> None:
         """Measure the averaged weights, draw what they make of the watched pairs, and write weights and state. Raises OSError."""

@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..upscale.image_io import Picture, PictureError, read_picture
+from ...upscale.image_io import Picture, PictureError, read_picture
+
+NO_PARTNERS: Mapping[Path, Path | None] = {}
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class TrainingPicture:
     lq: np.ndarray | None = None
     """Its small version, exactly `1 / scale` of it, where there is one; otherwise every crop is made small on its own."""
     drawn: bool = False
-    """It was drawn from numbers (`transformersr.training.drawings`), and is in no file."""
+    """It was drawn from numbers (`transformersr.training.data.drawings`), and is in no file."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,11 @@ def look_at(path: Path, smallest: int, scale: int, partners: Mapping[Path, Path 
         return Look(path, None, looks, (Finding(path, False, str(error)),))
     remarks = tuple(Finding(path, True, text) for text in _remarks(path, picture))
     return Look(path, TrainingPicture(str(path), gt, lq), looks, remarks)
+
+
+def look_to_measure(path: Path, scale: int, partners: Mapping[Path, Path | None] = NO_PARTNERS, max_pixels: int = 0) -> Look:
+    """Read a validation picture; one too small for the window of SSIM cannot be used."""
+    return look_at(path, -(-(11 + 2 * scale) // scale) * scale, scale, partners, max_pixels)
 
 
 def read_rgb(path: Path) -> np.ndarray:

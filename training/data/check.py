@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from .folders import split_pictures
-from .pictures import Finding, Notes, look_at
+from .pictures import Finding, Notes, look_at, look_to_measure
 from .store import in_order
-from .validate import look_to_measure
 
 NEAR = 3
 """Bits of 64 in which the hashes of two pictures that look the same may differ."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ..arch.atomic import write_aside
+from ...arch.atomic import write_aside
 from .metrics import edge_mask, luma, psnr
 from .validate import Enlarge, Pair, resize_with
 

@@ -14,14 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from .degradation import shrink
+from ..data.degradation import shrink
+from ..data.pictures import NO_PARTNERS, Look, TrainingPicture, look_to_measure
+from ..data.store import in_order
 from .metrics import color_shift, edge_mask, flat_mask, luma, psnr, sharpness, shift, ssim
-from .pictures import Look, TrainingPicture, look_at
-from .store import in_order
 
 logger = logging.getLogger(__name__)
 
-NO_PARTNERS: Mapping[Path, Path | None] = {}
 METHODS = ("bicubic", "bilinear", "area")
 Enlarge = Callable[[Tensor], Tensor]
 """From `(1, 3, h, w)` in [0, 1] to `(1, 3, h * scale, w * scale)`."""
@@ -72,11 +71,6 @@ def make_pair(path: Path, scale: int, method: str, crop: int = 0, partners: Mapp
     if look.picture is None:
         raise ValueError(str(look.findings[0]))
     return _pair(look, look.picture, scale, method, crop)
-
-
-def look_to_measure(path: Path, scale: int, partners: Mapping[Path, Path | None] = NO_PARTNERS, max_pixels: int = 0) -> Look:
-    """Read a validation picture; one too small for the window of SSIM cannot be used."""
-    return look_at(path, -(-(11 + 2 * scale) // scale) * scale, scale, partners, max_pixels)
 
 
 def _pair(look: Look, picture: TrainingPicture, scale: int, method: str, crop: int) -> Pair:

@@ -1,0 +1,1 @@
+"""Pictures in: a folder, split, read and kept, and the crops that are cut from it."""
