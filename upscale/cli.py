@@ -63,6 +63,8 @@ def main() -> None:
 @click.option("-m", "--model", metavar="M", help="A model of `transformersr models`, or a file of weights. Default: one that fits --scale.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32, bf16, fp16.")
+@click.option("--crispness", type=click.FloatRange(0, 1), default=0.0, help="0 is faithful, 1 is crispest. Default: 0.")
+@click.option("--ensemble", is_flag=True, help="Average over eight turned and mirrored versions: slightly better, eight times slower.")
 @click.option("--memory", metavar="BYTES", help="Most memory the network's tensors may take, 2G say; the result is the same for any.")
 @click.option(
     "--format", "format_", type=click.Choice(["png", "webp", "jpg"]), default="png", show_default=True, help="File format of the results."
@@ -70,7 +72,7 @@ def main() -> None:
 @click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of jpg, webp (lossless at 100) and films.")
 @click.option("--resume", is_flag=True, help="Leave out pictures whose result exists.")
 @click.option("--overwrite", is_flag=True, help="Replace results that exist. Inputs are never replaced.")
-def upscale(inputs, output, factor, size, model, device, dtype, memory, format_, quality, resume, overwrite) -> None:
+def upscale(inputs, output, factor, size, model, device, dtype, crispness, ensemble, memory, format_, quality, resume, overwrite) -> None:
     """Enlarge pictures: files, folders with everything below them, patterns; and films, which are named one by one.
 
     Metadata, colour profile, transparency and 16-bit depth are kept. A picture that cannot be done is named, the others go on, and the
@@ -86,7 +88,7 @@ def upscale(inputs, output, factor, size, model, device, dtype, memory, format_,
 
     @functools.cache
     def upscaler() -> Upscaler:
-        return Upscaler.from_pretrained(model or default_model(factor), processes.device(device), dtype, memory)
+        return Upscaler.from_pretrained(model or default_model(factor), processes.device(device), dtype, memory, crispness, ensemble)
 
     def plan() -> tuple[Plan, list[Job]]:
         scale = upscaler().scale  # loaded first, so that of several processes one says what is wrong with it

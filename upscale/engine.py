@@ -31,18 +31,21 @@ def enlarge_to(
     width: int,
     *,
     memory: int | None = None,
+    ensemble: bool = False,
     on_progress: ProgressCallback | None = None,
 ) -> Tensor:
     """Upscale until a size is reached, then resize in float: `(b, c, h, w)` to `(b, c, height, width)`. Arguments as for `enlarge`.
 
-    The network runs once, and again while a side is still too short (a x2 network asked for x4 runs twice).
+    The network runs once, and again while a side is still too short (a x2 network asked for x4 runs twice). With `ensemble` each
+    run is that of `enlarge_ensemble`.
     """
+    run = enlarge_ensemble if ensemble else enlarge
     inputs = list(sizes_of_passes(image.shape[2], image.shape[3], model.config.scale, height, width))
     work = [rows * columns for rows, columns in inputs]
     for index, size in enumerate(inputs):
         image = _resize(image, *size)
         try:
-            image = enlarge(model, image, memory=memory, on_progress=_share_of_passes(on_progress, work, index))
+            image = run(model, image, memory=memory, on_progress=_share(on_progress, work, index))
         except MemoryBudgetError as error:
             if index == 0:
                 raise
@@ -89,6 +92,25 @@ def enlarge(model: TransformerSR, image: Tensor, *, memory: int | None = None, o
             continue
         start += frames
     return out.clamp_(0, 1)
+
+
+def enlarge_ensemble(
+    model: TransformerSR, image: Tensor, *, memory: int | None = None, on_progress: ProgressCallback | None = None
+) -> Tensor:
+    """The mean of what `enlarge` gives for the eight turned and mirrored versions of an image: a little better, at eight times the time.
+
+    (The geometric self-ensemble of EDSR, Lim et al. 2017, arXiv:1707.02921; waifu2x calls it TTA.) Arguments and errors as for `enlarge`.
+    """
+    total: Tensor | None = None
+    for index in range(8):
+        turns, mirrored = index % 4, index >= 4
+        version = torch.rot90(image.flip(3) if mirrored else image, turns, (2, 3))
+        large = enlarge(model, version, memory=memory, on_progress=_share(on_progress, [1] * 8, index))
+        large = torch.rot90(large, -turns, (2, 3))
+        large = large.flip(3) if mirrored else large
+        total = large if total is None else total.add_(large)
+    assert total is not None
+    return total.div_(8)
 
 
 def _upscale_frames(model: TransformerSR, image: Tensor, out: Tensor, memory: int | None, report: _Rows) -> None:
@@ -188,8 +210,8 @@ class _Rows:
             self.callback(self.start + self.done, self.total)
 
 
-def _share_of_passes(progress: ProgressCallback | None, work: list[int], index: int) -> ProgressCallback | None:
-    """Progress of one pass as progress of all, in thousandths."""
+def _share(progress: ProgressCallback | None, work: list[int], index: int) -> ProgressCallback | None:
+    """Progress of one run of several, each with its share of the work, as progress of all, in thousandths."""
     if progress is None:
         return None
     before, all_ = sum(work[:index]), sum(work)

@@ -23,6 +23,8 @@ from .transparency import bleed
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 DEFAULT_MODEL = "x4-tiny"
+CRISP = "-crisp"
+"""What the name of a crisp model has after that of its faithful sibling."""
 BATCH_PIXELS = 2**24
 """Enlarged pixels of a batch that exist in float32 at once, beside its result; a single picture may have more."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -31,8 +33,8 @@ AnyImage = TypeVar("AnyImage", Image.Image, np.ndarray, Tensor)
 
 
 def available_models() -> dict[str, Path]:
-    """The models that come with the package: name to file, the default first."""
-    files = {path.stem: path for path in sorted(WEIGHTS.glob("*.safetensors"))}
+    """The models that come with the package: name to file, the default first. Crisp siblings are no models of their own."""
+    files = {path.stem: path for path in sorted(WEIGHTS.glob("*.safetensors")) if not path.stem.endswith(CRISP)}
     return dict(sorted(files.items(), key=lambda item: item[0] != DEFAULT_MODEL))
 
 
@@ -61,6 +63,39 @@ def find_model(name_or_path: str | Path | None = None) -> Path:
     if path.parent.resolve() == WEIGHTS:
         _check_shipped(path)
     return path
+
+
+def crisp_sibling(path: Path) -> Path | None:
+    """The crisp model of the same network beside a faithful one (`x4-tiny-crisp` for `x4-tiny`), if there is one."""
+    sibling = path.with_name(f"{path.stem}{CRISP}{path.suffix}")
+    return sibling if sibling.is_file() else None
+
+
+def load_blend(path: Path, crispness: float = 0.0) -> TransformerSR:
+    """The network in a file, its weights moved by `crispness` (0 to 1) towards those of its crisp sibling.
+
+    Between networks of which one was trained on from the other, weights between them give images between theirs (Wang et al. 2019,
+    arXiv:1811.10515).
+
+    Raises:
+        ValueError: for a crispness out of range, or above 0 for a model without a sibling.
+        CheckpointError, OSError: as `load_model`.
+    """
+    if not 0 <= crispness <= 1:
+        raise ValueError(f"crispness is {crispness}; expected a number from 0 to 1")
+    model = load_model(path)
+    if not crispness:
+        return model
+    if (sibling := crisp_sibling(path)) is None:
+        having = ", ".join(name for name, shipped in available_models().items() if crisp_sibling(shipped)) or "none"
+        raise ValueError(f"{path.stem} has no crisp sibling, so crispness has to be 0; models with one: {having}")
+    crisp = load_model(find_model(sibling))
+    if crisp.config != model.config:
+        raise ValueError(f"{sibling.name} is not of the same network as {path.name}; expected {model.config}")
+    with torch.no_grad():
+        for ours, theirs in zip(model.parameters(), crisp.parameters(), strict=True):
+            ours.lerp_(theirs, crispness)
+    return model
 
 
 def _check_shipped(path: Path) -> None:
@@ -121,12 +156,13 @@ class Upscaler:
     Every call is independent; one object may be used for any number of pictures of any size, by one thread at a time.
     """
 
-    def __init__(self, model: TransformerSR, memory: int | None = None):
-        """Use a network of RGB as it is, on its device and in its dtype; `memory` in bytes as for `from_pretrained`."""
+    def __init__(self, model: TransformerSR, memory: int | None = None, ensemble: bool = False):
+        """Use a network of RGB as it is, on its device and in its dtype; `memory` in bytes and `ensemble` as for `from_pretrained`."""
         if model.config.channels != 3:
             raise ValueError(f"the network takes {model.config.channels} channels; expected one that takes 3, RGB")
         self.model = model.eval()
         self.memory = memory
+        self.ensemble = ensemble
 
     @classmethod
     def from_pretrained(
@@ -135,6 +171,8 @@ class Upscaler:
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         memory: str | int | None = None,
+        crispness: float = 0.0,
+        ensemble: bool = False,
     ) -> Upscaler:
         """Load a network.
 
@@ -143,12 +181,15 @@ class Upscaler:
             device: "auto", "cpu", "cuda", "cuda:1", "mps", or a torch.device.
             dtype: "auto", "fp32", "bf16", "fp16", or one of PyTorch's. Norms and softmax are worked out in float32 whatever it is.
             memory: most bytes that the network's tensors may take, also as "2G"; None takes what is free.
+            crispness: 0 is the faithful model, 1 its crisp sibling, and between them weights between the two; for models that have one.
+            ensemble: average over the eight turned and mirrored versions of the image: slightly better, eight times slower.
 
         Raises:
             FileNotFoundError, CheckpointError, ValueError: with one sentence on what was expected.
         """
         found = find_device(device)
-        return cls(load_model(find_model(name_or_path)).to(found, find_dtype(dtype, found)), parse_bytes(memory))
+        model = load_blend(find_model(name_or_path), crispness)
+        return cls(model.to(found, find_dtype(dtype, found)), parse_bytes(memory), ensemble)
 
     def __repr__(self) -> str:
         return f"Upscaler(scale={self.scale}, device='{self.model.device}', dtype={self.model.dtype}, memory={self.memory})"
@@ -210,7 +251,9 @@ class Upscaler:
             some = sanitize(images[start : start + step].detach().float())
             progress = _share_of_batch(on_progress, start, len(some), count)
             with saying_what_does_not_fit(len(some), height, width):
-                large = enlarge_to(self.model, _as_rgb(some), height, width, memory=self.memory, on_progress=progress)
+                large = enlarge_to(
+                    self.model, _as_rgb(some), height, width, memory=self.memory, ensemble=self.ensemble, on_progress=progress
+                )
                 large = _like(some, large)
                 if out is None:
                     return large.to(images.dtype)
