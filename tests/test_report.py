@@ -63,7 +63,7 @@ def test_a_report_says_how_good_the_best_weights_are(run):
     result = CliRunner().invoke(report, [str(run)])
     assert result.output.strip() == str(run / "report.html")
     page = (run / "report.html").read_text()
-    assert "The best weights (step 40) are <strong>better than a&amp;b on your pictures by 2.28 dB, on 2 of 3 kept aside" in page
+    assert "The best weights (step 40) are <strong>better than a&amp;b on your images by 2.28 dB, on 2 of 3 kept aside" in page
     assert "3.50 dB over bicubic" in page
     for text in (
         "tiny, x4",
@@ -80,7 +80,7 @@ def test_a_report_does_not_call_the_start_an_achievement(run):
     (run / "validation.jsonl").write_text(lines(measured(30.0, 29.0, 29.5)))
     (run / "best.safetensors").touch()
     page = write_report(run).read_text()
-    assert "(step 0) are <strong>not better than a&amp;b on your pictures yet" in page
+    assert "(step 0) are <strong>not better than a&amp;b on your images yet" in page
     assert "is still a&amp;b itself" in page
     assert "over bicubic" not in page.partition("<details>")[0]
     assert "--last --install" in page

@@ -145,7 +145,7 @@ def test_a_run_that_brings_nothing_says_so_and_is_not_exported(folder, start, tm
     caplog.set_level(logging.INFO)
     run = tmp_path / "run"
     train(from_values({**SETTINGS, "init": str(start), "learning_rate": 1.0, "steps": 3}), folder, run)
-    assert "best.safetensors (step 0): not better than mine on your pictures yet" in caplog.text
+    assert "best.safetensors (step 0): not better than mine on your images yet" in caplog.text
     assert "best.safetensors is still mine itself" in caplog.text
     with pytest.raises(ValueError, match=r"no weights of this run are better.*--last"):
         find_weights(run)

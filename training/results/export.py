@@ -56,7 +56,7 @@ def _still_the_start(run: Path, settings: Any) -> str:
     name = "the random weights that it began with" if init == "none" else f"{weights_name(init)}, which it began with"
     longer = train_longer(run, settings) or resume(run)
     return (
-        f"{run}: no weights of this run are better on your pictures than {name}; train longer ({longer}), or take the last ones with --last"
+        f"{run}: no weights of this run are better on your images than {name}; train longer ({longer}), or take the last ones with --last"
     )
 
 

@@ -249,7 +249,7 @@ class FolderMonitor(Monitor):
             self.accelerator.log({**values, **over}, step=step)
             for tracker in self.accelerator.trackers:
                 if tracker.name == "tensorboard":
-                    tracker.log_images({"before, after, true picture": np.asarray(strip)[None]}, step=step, dataformats="NHWC")
+                    tracker.log_images({"bicubic, before, after, your image": np.asarray(strip)[None]}, step=step, dataformats="NHWC")
 
 
 def start_record(out: Path, config: TrainConfig, data: Path) -> None:

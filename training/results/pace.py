@@ -60,7 +60,7 @@ class Pace:
         left = self.seconds_left(config, progress)
         if config.minutes:
             total = progress.step + self.steps_in(config, left)
-            return f"{self.steps_per_second()}: about {rounded(total):,} steps in {duration(60 * config.minutes)} on this machine"
+            return f"{self.steps_per_second()}: about {rounded(total):,} steps in {config.minutes:g} minutes on this machine"
         return f"{self.steps_per_second()}: about {duration(progress.seconds + left)} for {config.steps:,} steps on this machine"
 
     def _with_checkpoints(self, config: TrainConfig) -> float:

@@ -105,6 +105,11 @@ class Run:
         return max(measured, key=lambda one: one["psnr_y"], default=None)
 
     @property
+    def is_still_the_start(self) -> bool:
+        """Whether the best weights are those that the run began with."""
+        return self.best is not None and self.best["step"] == 0 and self.baseline.name != "bicubic"
+
+    @property
     def last(self) -> Record:
         """The latest record, of whichever kind."""
         return max([{}, *self.log[-1:], *self.validations[-1:]], key=lambda one: one.get("step", -1))
@@ -190,16 +195,16 @@ def _sections(parts: Mapping[str, str]) -> str:
 
 
 def verdict(run: Run) -> str:
-    """How good the best weights are: a sentence, and the answers to an artist's questions."""
+    """How good the weights are: a sentence, and the answers to an artist's questions."""
     best, baseline = run.best, run.baseline
     if best is None:
         return '<p class="verdict">Nothing has been measured yet.</p>'
-    adversarial = bool(run.settings.get("gan_weight"))
-    text = escape(summary(best, baseline, run.bicubic, adversarial))
-    text = f"The best weights (step {best['step']:,}) are <strong>{text}</strong>." if not adversarial else f"{text}."
-    if best["step"] == 0 and baseline.name != "bicubic":
-        text += f" <code>best.safetensors</code> is still {escape(baseline.name)} itself."
-    rows = [[escape(one.question), f"<strong>{escape(one.answer)}</strong>", escape(one.detail)] for one in answers(best, baseline)]
+    text, shown = escape(summary(best, baseline, run.bicubic, bool(run.settings.get("gan_weight")))), best
+    text = f"The best weights (step {best['step']:,}) are <strong>{text}</strong>."
+    if run.is_still_the_start:
+        shown = run.validations[-1]
+        text += f" <code>best.safetensors</code> is still {escape(baseline.name)} itself; below is what the last weights are like."
+    rows = [[escape(one.question), f"<strong>{escape(one.answer)}</strong>", escape(one.detail)] for one in answers(shown, baseline)]
     measured = best.get("measured_on")
     note = f"<p>Measured on {measured} of your images that were kept aside and never trained on.</p>" if isinstance(measured, int) else ""
     return f'<p class="verdict">{text}</p>\n{table(rows, kind="answers")}\n{note}'
@@ -242,7 +247,7 @@ def images(run: Run) -> str:
         return ""
     best = run.best
     chosen = {max(run.strips): "last"}
-    if best is not None and best["step"] in run.strips:
+    if best is not None and best["step"] in run.strips and not run.is_still_the_start:  # which is in every other strip
         chosen[best["step"]] = "best and last" if best["step"] in chosen else "best"
     shown = []
     for step, name in sorted(chosen.items()):
@@ -354,8 +359,7 @@ def uses(run: Run) -> str:
     weights = run.folder / "best.safetensors"
     if not weights.is_file():
         return ""
-    best = run.best or {}
-    last = ["--last"] if best.get("step") == 0 and run.last.get("step") else []
+    last = ["--last"] if run.is_still_the_start and run.last.get("step") else []
     longer = train_longer(run.folder, run.settings)
     commands = {
         "upscale images": shell("upscale", "IMAGES", "-m", run.folder / "last.safetensors" if last else weights),

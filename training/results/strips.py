@@ -88,7 +88,7 @@ def draw_strip(pairs: Sequence[Pair], columns: Mapping[str, Sequence[Tensor]], s
         gains = ["", *(f" ({after - before:+.2f})" for before, after in pairwise(values))]
         name = pair.name.encode("ascii", "replace").decode()  # the font knows no other letters
         captions.append([*(f"PSNR-Y {value:.2f} dB{gain}" for value, gain in zip(values, gains, strict=True)), name])
-    return contact_sheet(rows, [*columns, "your picture"], CELL, captions)
+    return contact_sheet(rows, [*columns, "your image"], CELL, captions)
 
 
 def strip_side(gt: Tensor) -> int:

@@ -1,6 +1,6 @@
 """How good a run's weights are compared with what it began with, in plain words for the console, the report and the export.
 
-Figures are those of `validate.Scores` by name, as a run writes them down: a mean over the pictures kept aside, None for what is unknown.
+Figures are those of `validate.Scores` by name, as a run writes them down: a mean over the images kept aside, None for what is unknown.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LEAST_GAIN = 0.01
 VISIBLE_GAIN = 0.05
 """Differences in dB below this are called the same."""
 WORTHWHILE_STEPS = 400
-"""Steps of fine-tuning after which 20 pictures of one style have always brought a gain (docs/training.md)."""
+"""Steps of fine-tuning after which 20 images of one style have always brought a gain (docs/training.md)."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ def summary(best: Figures, baseline: Baseline, bicubic: Figures, adversarial: bo
     if gain is None:
         return f"PSNR-Y {best['psnr_y']:.2f} dB"
     if adversarial:
-        return f"PSNR-Y {gain:+.2f} dB against {baseline.name}, which falls in an adversarial run; look at the pictures"
+        return f"{gain:+.2f} dB against {baseline.name}; in an adversarial run this falls, so go by the images"
     if not baseline.is_beaten_by(best):
-        return f"not better than {baseline.name} on your pictures yet"
-    text = f"better than {baseline.name} on your pictures by {gain:.2f} dB{_on_how_many(best)}"
+        return f"not better than {baseline.name} on your images yet"
+    text = f"better than {baseline.name} on your images by {gain:.2f} dB{_on_how_many(best)}"
     over = Baseline("bicubic", bicubic).gain(best)
     return text if over is None or baseline.name == "bicubic" else f"{text}; {over:.2f} dB over bicubic"
 
@@ -79,7 +79,7 @@ def steps_to_add(step: int) -> int:
 
 @dataclass(frozen=True)
 class Answer:
-    """A question about the pictures, its answer in a word or two, and the figures behind it."""
+    """A question about the images, its answer in a word or two, and the figures behind it."""
 
     question: str
     answer: str
@@ -89,7 +89,7 @@ class Answer:
 def answers(best: Figures, baseline: Baseline) -> list[Answer]:
     """What can be said about weights of these figures, in the order in which it shows."""
     asked = [
-        _closer("Closer to your pictures?", "psnr_y", best, baseline),
+        _closer("Closer to your originals?", "psnr_y", best, baseline),
         _closer("Lines drawn better?", "edge_psnr", best, baseline),
         _closer("Flat areas cleaner?", "flat_psnr", best, baseline),
         _sharper(best, baseline),
@@ -111,7 +111,7 @@ def _sharper(best: Figures, baseline: Baseline) -> Answer | None:
     if not (_is_number(before) and _is_number(after)):
         return None
     word = "Yes" if after > before + 0.005 else "No, softer" if after < before - 0.005 else "About the same"
-    return Answer("Sharper?", word, f"{after:.0%} of the sharpness of your pictures; {baseline.name}: {before:.0%}")
+    return Answer("Sharper?", word, f"{after:.0%} of the sharpness of your originals; {baseline.name}: {before:.0%}")
 
 
 def _colors(best: Figures, baseline: Baseline) -> Answer | None:
