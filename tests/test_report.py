@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from transformersr.training.adversarial import UNetDiscriminator, discriminator_loss
 from transformersr.training.cli_results import report
 from transformersr.training.results.charts import Chart, draw
 from transformersr.training.results.report import read_records, read_run, write_report
@@ -26,9 +27,15 @@ def lines(records):
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
+def measured(*values):
+    """Records of validations with these values of PSNR-Y, every 20 steps from the start."""
+    counts = {"better_on": 2, "measured_on": 3}
+    return [{"step": 20 * index, "seconds": 200, "psnr_y": psnr, **SCORES, **counts} for index, psnr in enumerate(values)]
+
+
 @pytest.fixture
 def run(tmp_path):
-    """The folder of a run of 6 log lines and 3 validations, the second the best, killed while it wrote."""
+    """The folder of a run of 6 log lines and 4 validations, the third the best, killed while it wrote."""
     run = tmp_path / "x4 <mine>"
     run.mkdir()
     settings = {"size": "tiny", "scale": 4, "preset": "clean", "steps": 60, "edge_start": 0.5, "flat_weight": 0.25, "init": "a&b"}
@@ -41,9 +48,10 @@ def run(tmp_path):
     }
     (run / "config.json").write_text(json.dumps(settings))
     (run / "run.json").write_text(json.dumps({**about, "versions": {"torch": "2.13.0"}, "left_out": ["<b>.png: too small"]}))
-    figures = {"learning_rate": 1e-4, "gradient_norm": 0.1, "d_real": 0.5, "d_fake": -0.5, "skipped": 2}
+    _, judged = discriminator_loss(UNetDiscriminator(4), torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16))
+    figures = {"learning_rate": 1e-4, "gradient_norm": 0.1, "skipped": 2, **{name: float(value) for name, value in judged.items()}}
     log = [{"step": 10 * step, "seconds": step, "loss": 0.1 / step, **figures} for step in range(1, 7)]
-    validations = [{"step": 20 * (index + 1), "seconds": 200, "psnr_y": psnr, **SCORES} for index, psnr in enumerate((29.0, 30.28, 30.0))]
+    validations = measured(28.0, 29.0, 30.28, 30.0)
     (run / "train.jsonl").write_text(lines(log) + '{"step": 70, "lo')
     (run / "validation.jsonl").write_text(lines(validations) + "{")
     for step in (20, 40, 60):
@@ -55,29 +63,52 @@ def test_a_report_says_how_good_the_best_weights_are(run):
     result = CliRunner().invoke(report, [str(run)])
     assert result.output.strip() == str(run / "report.html")
     page = (run / "report.html").read_text()
-    assert "Best at step 40: PSNR-Y 30.28 dB, <strong>3.50 dB over bicubic</strong> (26.78 dB)." in page
-    assert "+4.00 dB on edges" in page
+    assert "The best weights (step 40) are <strong>better than a&amp;b on your images by 2.28 dB, on 2 of 3 kept aside" in page
+    assert "3.50 dB over bicubic" in page
     for text in (
         "tiny, x4",
         "1,206 to train on, 31 to measure on",
         "60 of 60",
         "&lt;b&gt;.png: too small",
         "2 steps had no effect",
-        "a&amp;b",
     ):
         assert text in page, text
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
 
 
+def test_a_report_does_not_call_the_start_an_achievement(run):
+    (run / "validation.jsonl").write_text(lines(measured(30.0, 29.0, 29.5)))
+    (run / "best.safetensors").touch()
+    page = write_report(run).read_text()
+    assert "(step 0) are <strong>not better than a&amp;b on your images yet" in page
+    assert "is still a&amp;b itself" in page
+    assert "over bicubic" not in page.partition("<details>")[0]
+    assert "--last --install" in page
+
+
+def test_a_report_answers_before_it_shows_figures(run):
+    first, _, folded = write_report(run).read_text().partition("<details>")
+    assert "Lines drawn better?" in first
+    assert "<img" in first
+    assert "<svg" not in first
+    assert len(re.findall("<svg", folded)) == 10  # six of validation; loss, gradient, rate, discriminator twice
+
+
+def test_curves_are_gains_over_the_start_and_the_discriminators_has_both_lines(run):
+    page = write_report(run).read_text()
+    charts = {re.sub("<.*", "", text): text for text in re.findall("<figcaption>(.*?)</figure>", page, re.DOTALL)}
+    gain = ElementTree.fromstring(re.search("<svg.*?</svg>", charts["gain over a&amp;b, all pixels (dB)"], re.DOTALL)[0])
+    assert "step 40: 2.28" in gain.get("data-hover")
+    assert len(re.findall('class="line-', charts["discriminator&#x27;s answers"])) == 2
+
+
 def test_a_report_needs_nothing_else(run):
     page = write_report(run).read_text()
     sources = re.findall(r'(?:src|href)="(.{10})', page)
-    assert len(sources) == 3
+    assert len(sources) == 2
     assert all(source.startswith("data:image") for source in sources)
     assert "http" not in page
-    charts = re.findall("<svg.*?</svg>", page, re.DOTALL)
-    assert len(charts) == 9  # five of validation; loss, gradient, rate, discriminator
-    for chart in charts:
+    for chart in re.findall("<svg.*?</svg>", page, re.DOTALL):
         ElementTree.fromstring(chart)
 
 
@@ -154,7 +185,8 @@ def test_pixels_of_a_strip_are_whole_pixels_of_its_sheet(size, side):
 
 def test_a_strip_has_a_row_for_every_picture_and_figures_below():
     watched = [pair(256), pair(96)]
-    strip = draw_strip(watched, resize_with("lanczos", 4), 4, 12000)
+    columns = {way: [resize_with(way, 4)(one.lq) for one in watched] for way in ("bicubic", "lanczos")}
+    strip = draw_strip(watched, columns, 4)
     assert strip.width == 3 * CELL + 8
     assert strip.height > 2 * (CELL + 16)
     captions = strip.crop((0, strip.height - 15, strip.width, strip.height)).convert("L")
