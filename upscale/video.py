@@ -15,14 +15,12 @@ import numpy as np
 
 from ..arch.atomic import write_aside
 from .engine import PASS_PIXELS, target_size
+from .files import VIDEOS
 from .upscaler import Upscaler
 from .video_read import FULL, READING, Look, TimedFrame, VideoSource, first_look
 from .video_write import CONTAINERS, Streams, add_video, pixel_format, say_what_is_missing
 
 logger = logging.getLogger(__name__)
-
-FILMS = (*CONTAINERS, ".webm", ".avi", ".wmv", ".flv", ".ts", ".m2ts", ".mpg", ".mpeg")
-"""Suffixes of films. What is no container of H.264 becomes .mkv, which takes every kind of sound and subtitle."""
 
 SCALER = 0x4 | 0x2000 | 0x4000 | 0x40000
 """Its bicubic, full chroma on both sides, accurate rounding; its defaults make a picture darker by a level."""
@@ -30,11 +28,11 @@ SCALER = 0x4 | 0x2000 | 0x4000 | 0x40000
 
 def is_film(path: Path) -> bool:
     """Whether a file is a film, by its suffix."""
-    return path.suffix.lower() in FILMS
+    return path.suffix.lower() in VIDEOS
 
 
 def film_suffix(path: Path) -> str:
-    """The suffix that the enlarged film has."""
+    """The suffix that the enlarged film has; .mkv, which takes every kind of sound and subtitle, where its own is none of H.264."""
     return path.suffix.lower() if path.suffix.lower() in CONTAINERS else ".mkv"
 
 

@@ -26,7 +26,7 @@ MATRICES = (1, 4, 5, 7, 9)
 BT709 = 1
 """FFmpeg's number of the matrix that video stored as RGB is given; players guess at one that is not named."""
 
-DEMUXERS = "mov,matroska,avi,asf,flv,mpegts,mpeg,mpegvideo"
+DEMUXERS = "mov,matroska,avi,asf,flv,mpegts,mpeg,mpegvideo,ogg,rm,mxf,dv,ivf"
 """FFmpeg's names of what is read."""
 READING = {"options": {"protocol_whitelist": "file", "format_whitelist": DEMUXERS}}
 """FFmpeg goes by contents: a playlist under a video's name would have it read other files, of this machine or the network."""
