@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 import struct
 import sys
@@ -92,6 +93,15 @@ _LOW_BYTES = {
 is decoded as if it were 8-bit RGBA, which has as many bits: the four channels then are the four bytes of a pixel."""
 _pillow_settings = threading.RLock()
 """Held while Pillow's settings, which are the process's, are ours."""
+
+
+def _new_lock() -> None:
+    global _pillow_settings
+    _pillow_settings = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)  # another thread of the parent may hold the old one, and is not in the child
 
 
 class PictureError(ValueError):

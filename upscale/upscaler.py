@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..arch import CheckpointError, TransformerSR, load_model
+from ..arch.context import plain_torch, survive_fork
 from .engine import ProgressCallback, comfortable_bytes, count_passes, enlarge_to, repaired, saying_what_does_not_fit, target_size
 from .image_io import Picture, from_pil, to_pil
 from .transparency import bleed
@@ -122,6 +123,7 @@ class Upscaler:
         """Use a network of RGB as it is, on its device and in its dtype; `memory` in bytes as for `from_pretrained`."""
         if model.config.channels != 3:
             raise ValueError(f"the network takes {model.config.channels} channels; expected one that takes 3, RGB")
+        survive_fork()
         self.model = model.eval()
         self.memory = memory
 
@@ -190,6 +192,7 @@ class Upscaler:
         alpha = None if picture.alpha is None else enlarged[..., 3]
         return Picture(enlarged[..., :3], alpha, picture.carried)
 
+    @plain_torch()
     def enlarge_batch(
         self,
         images: Tensor,
