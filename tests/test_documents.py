@@ -20,9 +20,9 @@ from transformersr.arch import VARIANTS, TransformerSR, TransformerSRConfig, sav
 from transformersr.arch.checkpoint import describe
 from transformersr.upscale.cli import main
 
-from models import V2, random_model
-from pictures import drawing
+from random_models import V2, random_model
 from reports import DOCUMENTS, filled, tables_of
+from synthetic_images import drawing
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

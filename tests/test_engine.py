@@ -20,7 +20,7 @@ from transformersr.upscale import engine
 from transformersr.upscale.engine import MemoryBudgetError, enlarge, enlarge_to
 from transformersr.upscale.planning import Plan, Workload, make_plan, proportional_size, target_size
 
-from models import V1, V2, random_model
+from random_models import V1, V2, random_model
 
 
 @pytest.mark.parametrize("config", [V1, V2], ids=["v1", "v2"])

@@ -22,7 +22,7 @@ from transformersr.upscale.batch import Job, largest_first
 from transformersr.upscale.cli import main
 from transformersr.upscale.processes import Processes, SharingProcesses, check_cpu_processes, find_processes
 
-from models import V2, random_model
+from random_models import V2, random_model
 
 needs_cpu_processes = pytest.mark.skipif(
     not hasattr(torch.cpu, "set_device"), reason="accelerate's processes on CPUs need a PyTorch after 2.1"

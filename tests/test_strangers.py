@@ -43,9 +43,9 @@ from transformersr.upscale.metadata import Carried
 from transformersr.upscale.models import list_models
 from transformersr.upscale.upscaler import Upscaler
 
-from models import V2, random_model
-from pictures import drawing
 from plain_v1 import newer_keys, random_state
+from random_models import V2, random_model
+from synthetic_images import drawing
 
 FEW = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
