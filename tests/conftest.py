@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pictures import drawing
+from synthetic_images import drawing
 
 torch.set_num_threads(1)  # the networks here are so small that sharing them out takes longer than running them
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from transformersr.upscale.cli import main, upscale
 
-from pictures import drawing
+from synthetic_images import drawing
 
 PAGE = (Path(__file__).parent.parent / "docs" / "api.md").read_text(encoding="utf-8")
 

@@ -12,7 +12,7 @@ import torch
 from transformersr import Upscaler
 from transformersr.arch import load_model, save_model
 
-from models import V2, random_model
+from random_models import V2, random_model
 
 CONTEXTS = {
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),

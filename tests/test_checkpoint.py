@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from transformersr.arch import CheckpointError, load_model, save_model
 from transformersr.arch.checkpoint import convert_file, describe, read_checkpoint
 
-from models import V1, V2, random_model
 from plain_v1 import newer_keys, random_state
+from random_models import V1, V2, random_model
 
 
 @pytest.fixture

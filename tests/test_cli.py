@@ -16,7 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from transformersr.arch import save_model
 from transformersr.upscale.cli import main
 
-from models import V2, random_model
+from random_models import V2, random_model
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,8 @@ from PIL import Image
 from transformersr.arch import load_model, save_model
 from transformersr.upscale.engine import enlarge
 
-from models import V2, random_model
 from plain_v1 import newer_keys, random_state
+from random_models import V2, random_model
 
 ROOT = Path(__file__).resolve().parent.parent
 COMFYUI = os.environ.get("TRANSFORMERSR_COMFYUI")

@@ -20,9 +20,9 @@ from transformersr.arch import VARIANTS, TransformerSR, TransformerSRConfig, sav
 from transformersr.arch.checkpoint import describe
 from transformersr.upscale.cli import main
 
-from models import V2, random_model
-from pictures import drawing
+from random_models import V2, random_model
 from reports import DOCUMENTS, filled, tables_of
+from synthetic_images import drawing
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -226,8 +226,11 @@ def test_figures_of_sizes_are_those_of_the_networks():
     listed = {row[0].split("`")[0]: row[1:] for row in rows(ROOT / "docs" / "architecture.md")}
     for name, config in VARIANTS.items():
         count = sum(parameter.numel() for parameter in TransformerSR(config).parameters())
-        pairs = " + ".join(map(str, config.depths))
-        assert listed[name] == [str(config.embed_dim), str(config.num_heads), pairs, f"{count:,}"]
+        *sizes, blocks, parameters = listed[name]
+        letters, times = blocks.split(" × ")
+        assert sizes == [str(config.embed_dim), str(config.num_heads)]
+        assert letters * int(times) == config.blocks
+        assert parameters == f"{count:,}"
         assert dataclasses.replace(config, scale=4) == config  # the table says "at x4"
 
 

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from transformersr.upscale import engine
 from transformersr.upscale.engine import MemoryBudgetError, enlarge, enlarge_to
 from transformersr.upscale.planning import Plan, Workload, make_plan, proportional_size, target_size
 
-from models import V1, V2, random_model
+from random_models import V1, V2, random_model
 
 
 @pytest.mark.parametrize("config", [V1, V2], ids=["v1", "v2"])
@@ -290,21 +291,8 @@ def test_float_resize_never_goes_through_8_bits():
     assert len(np.unique(result.numpy())) > 256
 
 
-FAULTS = """
-import resource, torch
-from transformersr.arch import TransformerSR, TransformerSRConfig
-from transformersr.upscale.engine import enlarge
-enlarge(TransformerSR(TransformerSRConfig(embed_dim=8, num_heads=1, blocks="RWC")), torch.zeros(1, 3, 8, 8))
-for round in range(11):
-    if round == 3:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    layers = [torch.ones(2**20) for _ in range(10)]
-    del layers
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-
-
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone is it known what it does with freed memory")
 def test_memory_that_a_layer_frees_is_not_cleared_by_the_system_for_the_next_one():
-    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    program = Path(__file__).parent / "programs" / "count_page_faults.py"
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 10_240  # pages that the system had to provide, of so many used in each of eight rounds

@@ -16,7 +16,7 @@ from transformersr.training.results.export import export_weights, find_weights, 
 from transformersr.training.results.onnx_export import export_onnx, require_onnx
 from transformersr.upscale.models import list_models
 
-from models import V2, random_model
+from random_models import V2, random_model
 
 SETTINGS = {"size": "tiny", "init": "/home/someone/secret/x4-tiny.safetensors", "feature_file": "C:\\me\\vgg19.pth", "preset": "clean"}
 

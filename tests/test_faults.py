@@ -42,9 +42,9 @@ from transformersr.upscale.memory import room_in_container
 from transformersr.upscale.metadata import Carried
 from transformersr.upscale.models import as_safetensors
 
-from models import V2, random_model
-from pictures import drawing
 from plain_v1 import random_state
+from random_models import V2, random_model
+from synthetic_images import drawing
 
 SETTINGS = {"size": "tiny", "scale": 2, "init": "none", "learning_rate": 5e-4, "patch": 8, "batch": 2, "steps": 4, "save_every": 1}
 SETTINGS |= {"log_every": 1, "warmup_steps": 2, "validation_crop": 32, "trackers": [], "workers": 0}

@@ -15,8 +15,8 @@ from transformersr.upscale import models
 from transformersr.upscale.models import as_safetensors, find_in_list, is_transformersr, list_models
 from transformersr.upscale.upscaler import available_models
 
-from models import V2, random_model
 from plain_v1 import newer_keys, random_state
+from random_models import V2, random_model
 
 
 @pytest.fixture

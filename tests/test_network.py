@@ -13,8 +13,8 @@ from transformersr.arch.attention import ChannelAttention, gram_matrix, merge_wi
 from transformersr.arch.model import BicubicUpscale
 from transformersr.arch.streaming import stream, total_rows
 
-from models import V1, V2, random_model
 from plain_v1 import newer_keys, plain_v1, random_state
+from random_models import V1, V2, random_model
 
 
 @pytest.mark.parametrize("scale", [2, 4])

@@ -17,7 +17,7 @@ from transformersr.training.results.validate import to_tensor
 from transformersr.upscale.engine import enlarge
 from transformersr.upscale.upscaler import available_models
 
-from pictures import drawing
+from synthetic_images import drawing
 
 ROUNDING = 1e-5
 """What another order of the same additions may change, in values of [0, 1]: a four-hundredth of a step of 8 bits."""

@@ -22,26 +22,14 @@ from transformersr.upscale.batch import Job, largest_first
 from transformersr.upscale.cli import main
 from transformersr.upscale.processes import Processes, SharingProcesses, check_cpu_processes, find_processes
 
-from models import V2, random_model
+from random_models import V2, random_model
 
 needs_cpu_processes = pytest.mark.skipif(
     not hasattr(torch.cpu, "set_device"), reason="accelerate's processes on CPUs need a PyTorch after 2.1"
 )
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
 """`accelerate launch`; the option does not ask whether there are GPUs, and without it there would be one process."""
-ONE_OF_TWO = """
-import os, signal
-from transformersr.upscale import batch
-from transformersr.upscale.cli import main
-write, written = batch.write_picture, []
-def write_or_die(picture, path, **options):
-    if os.environ["RANK"] == "1" and written:
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(picture, path, **options)
-    written.append(path)
-batch.write_picture = write_or_die
-main()
-"""
+ONE_OF_TWO = Path(__file__).parent / "programs" / "upscale_and_die.py"
 
 
 @pytest.fixture
@@ -83,7 +71,7 @@ def test_a_process_that_dies_hangs_nobody_and_the_rest_is_done_by_the_next_run(f
         port = free.getsockname()[1]
     run = [
         subprocess.Popen(
-            [sys.executable, "-c", ONE_OF_TWO, *arguments(folder, "out")],
+            [sys.executable, str(ONE_OF_TWO), *arguments(folder, "out")],
             env={**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
             stderr=subprocess.PIPE,
             text=True,

@@ -19,11 +19,11 @@ import quality
 from foreign_pictures import read_manifest
 from gallery import gallery_row, liveliest_window
 from machine import command_line
-from models import V2, random_model
 from peers import NETWORKS, PEERS, Ncnn, Peer, at_scale, enlarge_padded, load_ours, load_peers
 from perceptual import Distance
-from pictures import drawing
 from quality import Entry, Figures, bold_best, choose_pictures, format_entries, format_time, mean_figures, parse_window
+from random_models import V2, random_model
+from synthetic_images import drawing
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from transformersr.training.results.report import read_records, read_run, write_
 from transformersr.training.results.strips import CELL, busiest_place, draw_strip, save_image, strip_side
 from transformersr.training.results.validate import Pair, resize_with, to_tensor
 
-from pictures import drawing
+from synthetic_images import drawing
 
 SCORES = {"ssim_y": 0.9, "psnr_rgb": 28.0, "edge_psnr": 24.0, "flat_psnr": 42.0, "shift_y": 0.001, "shift_x": None}
 BICUBIC = {**SCORES, "psnr_y": 26.78, "edge_psnr": 20.0, "shift_x": 0.0}

@@ -9,9 +9,9 @@ import torch
 
 from transformersr.arch import VARIANTS, TransformerSR
 
-from models import V1, V2, random_model
 from peers import declare_torchvision_operators
 from plain_v1 import newer_keys, random_state
+from random_models import V1, V2, random_model
 
 
 @pytest.fixture(scope="module")

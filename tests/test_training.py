@@ -15,7 +15,7 @@ from transformersr.training.results.metrics import color_shift, luma, psnr, shar
 from transformersr.training.results.validate import make_pair, mean_scores, resize_with, score_pair, to_tensor, validation_pairs
 from transformersr.training.schedule import learning_rate
 
-from pictures import drawing
+from synthetic_images import drawing
 
 # --- losses --------------------------------------------------------------------------------------
 

@@ -29,7 +29,7 @@ from transformersr.training.data.pictures import TrainingPicture, difference_has
 from transformersr.training.data.store import Cache, Drawings, MappedPictures, read_pictures
 from transformersr.training.results.validate import make_pair, validation_pairs
 
-from pictures import drawing
+from synthetic_images import drawing
 
 
 @pytest.fixture(scope="module")

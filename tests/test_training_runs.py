@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -205,22 +206,7 @@ def test_two_processes_come_to_the_weights_of_one(folder, tmp_path, more):
 
 # --- stopping and going on -----------------------------------------------------------------------
 
-KILLED = """
-import os, signal, sys
-from transformersr.training import train as training
-from transformersr.training.config import from_values
-rate = training.learning_rate
-def killed(config, step, done):
-    if step == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return rate(config, step, done)
-training.learning_rate = killed
-if __name__ == "__main__":
-    import json
-    import torch
-    torch.set_num_threads(1)
-    training.train(from_values(json.loads(sys.argv[1])), sys.argv[2], sys.argv[3])
-"""
+KILLED = Path(__file__).parent / "programs" / "train_and_die.py"
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
@@ -228,9 +214,7 @@ if __name__ == "__main__":
 def test_a_killed_run_resumes_to_the_same_bytes(folder, tmp_path, more):
     config = from_values({**SETTINGS, **more})
     train(config, folder, tmp_path / "straight")
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED)
-    command = [sys.executable, str(script), json.dumps({**SETTINGS, **more}), str(folder), str(tmp_path / "killed")]
+    command = [sys.executable, str(KILLED), json.dumps({**SETTINGS, **more}), str(folder), str(tmp_path / "killed")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
     assert state(tmp_path / "killed")["progress"]["step"] == 3

@@ -14,8 +14,8 @@ from transformersr.training.results.metrics import psnr, shift
 from transformersr.training.results.validate import to_tensor
 from transformersr.upscale.upscaler import available_models, find_device, find_dtype, find_model, parse_bytes
 
-from models import V2, random_model
-from pictures import drawing
+from random_models import V2, random_model
+from synthetic_images import drawing
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from transformersr.arch import save_model
 from transformersr.upscale import image_io, video, video_read
 from transformersr.upscale.cli import main
 
-from models import V2, random_model
-from pictures import drawing
+from random_models import V2, random_model
+from synthetic_images import drawing
 
 av = pytest.importorskip("av")
 

@@ -12,8 +12,8 @@ import pytest
 from transformersr import Upscaler
 from transformersr.upscale import video, video_read
 
-from models import V2, random_model
-from pictures import drawing
+from random_models import V2, random_model
+from synthetic_images import drawing
 
 av = pytest.importorskip("av")
 

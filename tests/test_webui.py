@@ -30,7 +30,7 @@ from PIL import Image
 from transformersr import Upscaler
 from transformersr.arch import save_model
 
-from models import V2, random_model
+from random_models import V2, random_model
 
 ROOT = Path(__file__).resolve().parent.parent
 FORGE = os.environ.get("TRANSFORMERSR_FORGE")

@@ -80,7 +80,7 @@ def small_upscaler():
     from transformersr.upscale.upscaler import Upscaler
 
     sys.path.insert(0, str(HERE.parent))
-    from models import V2, random_model
+    from random_models import V2, random_model
 
     return Upscaler(random_model(dataclasses.replace(V2, blocks="RWC")))
 
@@ -111,8 +111,8 @@ def checkpoints() -> dict[str, bytes]:
     from safetensors.torch import save
 
     sys.path.insert(0, str(HERE.parent))
-    from models import V2, random_model
     from plain_v1 import newer_keys, random_state
+    from random_models import V2, random_model
 
     author, ours = random_state(pairs=1, dim=8, scale=2), random_model(V2)
     config = ours.config.to_json()

@@ -43,9 +43,9 @@ from transformersr.training.results import report
 from transformersr.upscale import batch
 from transformersr.upscale.cli import main
 
-from models import V2, random_model
-from pictures import drawing
 from plain_v1 import newer_keys, random_state
+from random_models import V2, random_model
+from synthetic_images import drawing
 
 LEFT = ".transformersr-*.part"
 PHASES = ("before", "during", "after")

@@ -35,8 +35,8 @@ from transformersr.upscale.cli import main
 from transformersr.upscale.image_io import Picture, write_picture
 from transformersr.upscale.metadata import Carried
 
-from models import V2, random_model
-from pictures import drawing
+from random_models import V2, random_model
+from synthetic_images import drawing
 
 FRAMES, SIDE, BATCHES = 500, 24, 3
 GROWTH = 24.0

@@ -1,4 +1,4 @@
-"""Pictures for the tests, drawn from numbers."""
+"""Synthetic images for the tests."""
 
 from __future__ import annotations
 

@@ -1,0 +1,222 @@
+"""Images from strangers: bombs, damaged and disguised files are refused from the header, and their names reach the terminal in one line."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import subprocess
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from transformersr.arch import save_model
+from transformersr.upscale import image_io
+from transformersr.upscale.image_io import Picture, PictureError, check_target, format_of, read_picture, write_picture
+from transformersr.upscale.messages import one_line
+from transformersr.upscale.metadata import Carried
+from transformersr.upscale.upscaler import Upscaler
+
+from random_models import V2, random_model
+from synthetic_images import drawing
+from untrusted_files import FEW, read_or_refused, refused
+
+
+def encoded(format: str, size: tuple[int, int] = (40, 30), **options) -> bytes:
+    file = io.BytesIO()
+    drawing(1, max(size)).crop((0, 0, *size)).save(file, format=format, **options)
+    return file.getvalue()
+
+
+FORMATS = ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "ICO", "TGA", "PCX", "PPM", "SGI", "DDS", "BLP", "QOI"]
+FORMATS += ["MSP", "SPIDER", "XBM"]
+Image.init()
+WRITABLE = [format for format in FORMATS if format in Image.SAVE and format in Image.OPEN]  # older Pillows have fewer
+MODES = {"MSP": "1", "XBM": "1", "SPIDER": "F", "BLP": "P"}
+
+
+def any_format(format: str) -> bytes:
+    file = io.BytesIO()
+    drawing(1, 40).convert(MODES.get(format, "RGB")).save(file, format=format)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("format", WRITABLE)
+def test_a_format_is_told_by_its_content_and_half_a_picture_is_none(tmp_path, format):
+    whole = any_format(format)
+    path = tmp_path / "picture.jpg"
+    path.write_bytes(whole)
+    assert read_picture(path).color.shape[2] == 3
+    for length in {*range(1, len(whole), 1024), len(whole) // 2}:
+        path.write_bytes(whole[:length])
+        read_or_refused(path, PictureError, read_picture)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 20000)])
+def test_pictures_of_any_shape_are_enlarged(tmp_path, size):
+    Image.new("RGB", size, "red").save(tmp_path / "a.png")
+    enlarged = Upscaler(random_model(V2)).enlarge_picture(read_picture(tmp_path / "a.png"))
+    assert enlarged.color.shape == (2 * size[1], 2 * size[0], 3)
+
+
+PROGRAM = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(ran) (w) file closefile\nshowpage\n%%EOF\n"
+
+
+def test_a_picture_that_is_a_program_is_not_run(tmp_path, monkeypatch):
+    """Pillow gives PostScript to Ghostscript, whatever the file is called."""
+    monkeypatch.setattr(subprocess, "check_call", lambda *args, **options: pytest.fail("a program is run"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: pytest.fail("a program is run"))
+    (tmp_path / "cute.png").write_bytes(PROGRAM)
+    assert "programs, and none is run; save the picture as PNG" in refused(tmp_path / "cute.png", PictureError, read_picture)
+
+
+def png(width: int, height: int, data: bytes = b"") -> bytes:
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", data or zlib.compress(b"")), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+BOMBS = {
+    "png": png(2**31 - 1, 2**31 - 1),
+    "ppm": b"P6 3000000 3000000 255\n",
+    "gif": b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x02\0;",
+    "bmp": b"BM" + struct.pack("<IIIIiiHHIIiiII", 54, 0, 54, 40, 2**31 - 1, 2**31 - 1, 1, 24, 0, 0, 0, 0, 0, 0),
+    "tga": struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, 65535, 65535, 24, 0),
+    "qoi": b"qoif" + struct.pack(">IIBB", 2**31, 2**31, 3, 0),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_bombs_are_refused_before_they_go_off(tmp_path, monkeypatch, bomb):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(image_io, "free_memory", lambda device: 2**30)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (tmp_path / f"a.{bomb}").write_bytes(BOMBS[bomb])
+    refused(tmp_path / f"a.{bomb}", PictureError, read_picture)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 2**10
+
+
+def test_an_enlarged_picture_can_be_read_again(tmp_path, monkeypatch):
+    """Pillow refuses what is larger than 179 megapixels, which four times 3400x3400 is."""
+    (tmp_path / "a.png").write_bytes(png(13600, 13600))
+    monkeypatch.setattr(image_io, "free_memory", lambda device: 2**33)
+    assert "cannot be read whole" in refused(tmp_path / "a.png", PictureError, read_picture)  # as far as the pixels that it has not got
+    monkeypatch.setattr(image_io, "free_memory", lambda device: 2**31)
+    assert "13600x13600 pixels need 2.8 GiB of memory, and 2.0 are free" in refused(tmp_path / "a.png", PictureError, read_picture)
+
+
+def test_a_size_that_a_format_cannot_have_is_known_before_the_work(tmp_path):
+    for file, side in (("a.webp", 16384), ("a.jpg", 65501)):
+        with pytest.raises(PictureError, match=rf"{file}: .* write it as png"):
+            check_target(file, format_of(tmp_path / file), 1, side)
+        check_target(file, format_of(tmp_path / file), 1, side - 1)
+        check_target("a.png", "PNG", 1, side)
+
+
+def tiled_tiff(side: int) -> bytes:
+    """An 8x8 picture in a tile of any size."""
+    values = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 500, 325: 10}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
+    return (b"II*\0\x08\0\0\0" + struct.pack("<H", len(values)) + entries).ljust(500, b"\0") + zlib.compress(bytes(100))
+
+
+def many_scans(scans: int) -> bytes:
+    """A progressive JPEG that goes over the picture once more, again and again."""
+    whole = encoded("JPEG", progressive=True)
+    last = whole.rindex(b"\xff\xda")
+    return whole[:-2] + scans * whole[last:-2] + whole[-2:]
+
+
+def long_text(letters: int) -> bytes:
+    """A PNG with a text of equal letters."""
+    chunk = png_chunk(b"zTXt", b"a\0\0" + zlib.compress(b"a" * letters, 9))
+    return png(4, 4).replace(b"\0\0\0\x08IDAT", chunk + b"\0\0\0\x08IDAT")
+
+
+UNFOLDING = {
+    "a.tif": (tiled_tiff(46000), "tiles of 46000x46000 pixels are larger than the picture"),
+    "a.jpg": (many_scans(1000), "scans, and expected are 1000 or less"),
+    "a.png": (long_text(2**26), "Decompressed"),
+}
+
+
+@pytest.mark.parametrize("file", UNFOLDING)
+def test_small_files_that_unfold_are_refused(tmp_path, file):
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    content, words = UNFOLDING[file]
+    (tmp_path / file).write_bytes(content)
+    assert words in refused(tmp_path / file, PictureError, read_picture)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 2**10
+
+
+def test_text_and_profiles_do_not_unfold_into_results(tmp_path, caplog):
+    """A text of 4 million equal letters is 4 KB in a PNG."""
+    carried = Carried(text={"parameters": "a" * 2**22}, icc_profile=(bytes(16) + b"RGB ").ljust(2**24 + 2**23, b"a"))
+    for suffix in ("png", "jpg", "webp", "tif"):
+        write_picture(Picture(np.zeros((2, 2, 3), np.float32), None, carried), tmp_path / f"a.{suffix}")
+        again = read_picture(tmp_path / f"a.{suffix}").carried
+        assert again.icc_profile == (None if suffix == "jpg" else carried.icc_profile)
+    assert read_picture(tmp_path / "a.png").carried.text == carried.text
+    assert (tmp_path / "a.png").stat().st_size < 2**16
+    assert "the ICC profile of 25165824 bytes is not written: JPEG takes up to 16707345" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX only")
+def test_pipes_and_broken_links_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert "expected a file" in refused(tmp_path / "pipe.png", PictureError, read_picture)
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    with pytest.raises(OSError, match=r"circle\.png"):
+        read_picture(tmp_path / "circle.png")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems that take any name")
+@pytest.mark.parametrize("file", [b"caf\xe9.png", b"two\nlines\x1b[31m.png", b"n" * 250 + b".png", b"%s %d {} $(touch ran).png"])
+def test_strange_names_are_read_and_told_in_one_line(tmp_path, file):
+    path = tmp_path / os.fsdecode(file)
+    path.write_bytes(encoded("PNG"))
+    assert read_picture(path).color.shape == (30, 40, 3)
+    path.write_bytes(b"nothing")
+    with pytest.raises(PictureError) as caught:
+        read_picture(path)
+    assert one_line(str(caught.value)).isprintable()
+
+
+OPTIONS = {"TIFF": {"compression": "tiff_lzw"}}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file systems that take any name")
+def test_a_name_moves_no_cursor_of_the_terminal(tmp_path):
+    path = tmp_path / "two\nlines\x1b[2J.gif"
+    red, blue = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
+    red.save(path, save_all=True, append_images=[blue])  # of which a line in the log tells
+    save_model(random_model(V2), tmp_path / "model.safetensors")
+    command = ["-m", "transformersr", "upscale", str(path), "-o", str(tmp_path / "a.jpg"), "-m", str(tmp_path / "model.safetensors")]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0
+    assert r"two\nlines\x1b[2J.gif has several frames" in done.stderr
+    assert "\x1b[2J" not in done.stderr
+
+
+SEEDS = [
+    encoded(format, **OPTIONS.get(format, {})) for format in ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "AVIF", "DDS") if format in WRITABLE
+]
+
+
+@FEW
+@given(seed=st.sampled_from(SEEDS), changes=st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=8)), min_size=1, max_size=5))
+def test_a_changed_picture_is_refused_or_read(tmp_path, seed, changes):
+    data = bytearray(seed)
+    for start, piece in changes:
+        data[start : start + len(piece)] = piece
+    (tmp_path / "a.png").write_bytes(data)
+    read_or_refused(tmp_path / "a.png", PictureError, read_picture)

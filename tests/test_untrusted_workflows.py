@@ -1,0 +1,89 @@
+"""Workflows from strangers: an input of the node that is invalid is refused in one sentence, and NaN in an image does not spread."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+
+from transformersr.arch import save_model
+
+from plain_v1 import random_state
+from random_models import V2, random_model
+
+
+@pytest.fixture
+def node(tmp_path, monkeypatch):
+    """The node as ComfyUI would run it, with a stand-in for the parts of ComfyUI that it calls."""
+    (tmp_path / "models").mkdir()
+    save_model(random_model(V2), tmp_path / "models" / "mine.safetensors")
+    torch.save(random_state(pairs=1, dim=8, scale=2), tmp_path / "secret.pt")
+    cpu = torch.device("cpu")
+    patcher = lambda model, load_device, offload_device: types.SimpleNamespace(model=model, load_device=cpu, offload_device=cpu)
+    devices = dict.fromkeys(("get_torch_device", "unet_offload_device", "intermediate_device"), lambda: cpu)
+    calls = dict.fromkeys(("load_models_gpu", "throw_exception_if_processing_interrupted"), lambda *args, **options: None)
+    parts = {
+        "comfy.model_management": {**devices, **calls, "should_use_fp16": lambda device: False},
+        "comfy.utils": {"ProgressBar": lambda steps: types.SimpleNamespace(update_absolute=lambda step: None)},
+        "comfy.model_patcher": {"ModelPatcher": patcher},
+        "folder_paths": {
+            "models_dir": str(tmp_path),
+            "add_model_folder_path": lambda *args: None,
+            "get_folder_paths": lambda kind: [str(tmp_path / "models")],
+            "get_user_directory": lambda: str(tmp_path / "user"),
+        },
+    }
+    parts["comfy"] = {name.partition(".")[2]: None for name in parts if "." in name}
+    for name, contents in parts.items():
+        module = types.ModuleType(name)
+        vars(module).update(contents)
+        monkeypatch.setitem(sys.modules, name, module)
+    for name in ("model_management", "utils", "model_patcher"):
+        setattr(sys.modules["comfy"], name, sys.modules[f"comfy.{name}"])
+    monkeypatch.delitem(sys.modules, "transformersr.nodes", raising=False)
+    from transformersr import nodes
+
+    yield nodes.TransformerSRUpscale()
+    sys.modules.pop("transformersr.nodes", None)
+
+
+PICTURES = torch.full((1, 4, 4, 3), 0.5)
+INPUTS = [
+    ({"model_name": "../secret.pt"}, "no TransformerSR model of this name"),
+    ({"model_name": "/etc/passwd"}, "no TransformerSR model of this name"),
+    ({"model_name": "..\\secret.pt"}, "no TransformerSR model of this name"),
+    ({"model_name": "a\n" * 9999}, "no TransformerSR model of this name"),
+    ({"model_name": None}, "no TransformerSR model of this name"),
+    ({"image": PICTURES[0]}, "of shape"),
+    ({"image": None}, "NoneType"),
+    ({"image": PICTURES[..., :2]}, "c = 1, 3 or 4"),
+    ({"image": PICTURES[:0]}, "at least 1x1"),
+    ({"image": PICTURES[:, :0]}, "at least 1x1"),
+    ({"image": (255 * PICTURES).byte()}, "a float type"),
+    ({"size_by": "factor", "factor": float("nan")}, "factor is nan"),
+    ({"size_by": "factor", "factor": -1.0}, "above 0"),
+    ({"size_by": "factor", "factor": 1e300}, "below 1000"),
+    ({"size_by": "width and height", "width": -5}, "at least 1x1"),
+    ({"size_by": "width and height", "width": 10**9, "height": 10**9}, "more than there is"),
+    ({"size_by": "longest side", "longest_side": -3}, "at least 1x1"),
+    ({"memory_gb": float("nan")}, "memory_gb is nan"),
+    ({"memory_gb": -1.0}, "memory_gb is -1"),
+    ({"memory_gb": 1e-9}, "budget"),
+    ({"precision": "fp4"}, "fp4"),
+]
+
+
+def test_invalid_inputs_are_refused_in_one_sentence(node):
+    for changed, words in INPUTS:
+        with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:
+            node.upscale(**{"image": PICTURES, "model_name": "mine.safetensors", **changed})
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 600
+    assert "no TransformerSR model" in node.VALIDATE_INPUTS("../secret.pt")
+
+
+def test_nan_in_an_image_does_not_spread(node):
+    for value in (float("nan"), float("inf"), -1e30):
+        assert node.upscale(PICTURES * value, "mine.safetensors")[0].isfinite().all()
