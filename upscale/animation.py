@@ -84,7 +84,7 @@ def write_frames(frames: Iterable[Picture], animation: Animation, file: BinaryIO
     options: dict[str, Any] = {"save_all": True, "duration": [round(duration) for duration in animation.durations]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged metadata, at length
-        options |= save_options(first.carried, format, quality)
+        options |= save_options(first.carried, format, quality, first.color.shape[1::-1])
         if format == "GIF":
             options |= {} if animation.plays == 1 else {"loop": max(0, animation.plays - 1)}
             options |= {"disposal": 2} if animation.transparent else {}  # or what was there before would show through

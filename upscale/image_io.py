@@ -24,7 +24,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedWriter, BytesIO, FileIO, UnsupportedOperation
 from pathlib import Path
@@ -35,6 +35,7 @@ import torch
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from ..arch.atomic import write_aside
+from .color import CodedColor, read_coded_color
 from .memory import free_memory
 from .metadata import Carried, descriptive_exif, pil_info, read_carried, save_options
 
@@ -269,6 +270,7 @@ class _Decoded:
     low: Image.Image | None
     animated: bool
     tiff_exif: bytes | None
+    coded_color: CodedColor | None
 
 
 def _decode(image: Image.Image, name: str | Path, file: BinaryIO | None = None, in_animation: bool = False) -> _Decoded:
@@ -281,9 +283,22 @@ def _decode(image: Image.Image, name: str | Path, file: BinaryIO | None = None, 
     tiles = getattr(image, "tile", [])
     rawmode = _rawmode(tiles[0]) if tiles else ""
     tiff_exif = descriptive_exif(image.getexif()) if image.format == "TIFF" and (tiles or not animated) else None
+    coded_color = _coded_color(image, file)
     image.load()
     low = _decode_low_bytes(file, rawmode) if file is not None and rawmode in _LOW_BYTES else None
-    return _Decoded(image, name, rawmode, low, animated, tiff_exif)
+    return _Decoded(image, name, rawmode, low, animated, tiff_exif, coded_color)
+
+
+def _coded_color(image: Image.Image, file: BinaryIO | None) -> CodedColor | None:
+    """Read beside Pillow, which passes over it; from the file of an image that is not loaded yet."""
+    file = file or getattr(image, "fp", None)
+    with suppress(OSError, ValueError, AttributeError):
+        place = file.tell()  # type: ignore[union-attr]
+        try:
+            return read_coded_color(file, image.format)  # type: ignore[arg-type]
+        finally:
+            file.seek(place)  # type: ignore[union-attr]
+    return None
 
 
 def _rawmode(tile: Any) -> str:
@@ -309,7 +324,7 @@ def _convert(decoded: _Decoded) -> Picture:
     key, transform = _transparent_value(decoded), _transform_to_srgb(decoded)
     grey = (mode not in ("RGB", "RGBA") or decoded.rawmode == "LA;16B") and image.format != "GIF"  # Pillow calls some palettes L
     bits = 16 if full == 65535 or image.mode == "F" else 8
-    carried, orientation = read_carried(image, decoded.tiff_exif, grey=grey, bits=bits, animated=decoded.animated)
+    carried, orientation = read_carried(image, decoded.tiff_exif, decoded.coded_color, grey=grey, bits=bits, animated=decoded.animated)
     shape = image.size if orientation >= 5 else image.size[::-1]
     color, alpha = np.empty((*shape, 3), np.float32), None
     for rows in _row_bands(image.height, image.width):
@@ -406,7 +421,7 @@ def _row_bands(height: int, width: int) -> list[slice]:
 def to_pil(picture: Picture) -> Image.Image:
     """An 8-bit image: L or LA where the picture is grey, otherwise RGB or RGBA. Its `info` has the text, profile, EXIF, XMP and dpi."""
     image = to_image(picture)
-    image.info.update(pil_info(picture.carried))
+    image.info.update(pil_info(picture.carried, image.size))
     return image
 
 
@@ -435,7 +450,7 @@ def write_picture_to(picture: Picture, file: BinaryIO, name: str | Path, format:
         logger.warning("%s: %s has no transparency; the picture is put on white", name, format)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged metadata, at length
-        options = save_options(picture.carried, format, quality)
+        options = save_options(picture.carried, format, quality, (width, height))
         if format == "PNG" and bits == 16:
             _write_deep_png(picture, file, options)
         else:
