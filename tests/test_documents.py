@@ -67,6 +67,7 @@ def place(tmp_path, monkeypatch):
         Path(folder).mkdir(parents=True)
     for folder in ("pictures", "PICTURES", "DATA", "FOLDER"):
         drawing(1, 32).save(Path(folder, "1.png"))
+    drawing(2, 32).save("PICTURES/2.png")
     drawing(0, 16).save("picture.png")
     drawing(0, 16).save("picture.webp")
     save_model(random_model(V2), "models/transformerSR_b8_d256_w4_h16.pt")

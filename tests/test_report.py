@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import asdict
 from xml.etree import ElementTree
 
 import pytest
@@ -15,11 +16,12 @@ from transformersr.training.cli_results import report
 from transformersr.training.results.charts import Chart, draw
 from transformersr.training.results.report import read_records, read_run, write_report
 from transformersr.training.results.strips import CELL, busiest_place, draw_strip, save_image, strip_side
-from transformersr.training.results.validate import Pair, resize_with, to_tensor
+from transformersr.training.results.validate import Pair, Scores, resize_with, to_tensor
 
 from synthetic_images import drawing
 
-SCORES = {"ssim_y": 0.9, "psnr_rgb": 28.0, "edge_psnr": 24.0, "flat_psnr": 42.0, "shift_y": 0.001, "shift_x": None}
+SCORES = asdict(Scores(psnr_y=0.0, ssim_y=0.9, psnr_rgb=28.0, edge_psnr=24.0, flat_psnr=42.0, shift_y=0.001, shift_x=0.0))
+SCORES |= {"psnr_y": 0.0, "shift_x": None, "sharpness": 0.9, "color_shift": 0.4}
 BICUBIC = {**SCORES, "psnr_y": 26.78, "edge_psnr": 20.0, "shift_x": 0.0}
 
 
@@ -30,7 +32,7 @@ def lines(records):
 def measured(*values):
     """Records of validations with these values of PSNR-Y, every 20 steps from the start."""
     counts = {"better_on": 2, "measured_on": 3}
-    return [{"step": 20 * index, "seconds": 200, "psnr_y": psnr, **SCORES, **counts} for index, psnr in enumerate(values)]
+    return [{"step": 20 * index, "seconds": 200, **SCORES, **counts, "psnr_y": psnr} for index, psnr in enumerate(values)]
 
 
 @pytest.fixture
@@ -91,7 +93,7 @@ def test_a_report_answers_before_it_shows_figures(run):
     assert "Lines drawn better?" in first
     assert "<img" in first
     assert "<svg" not in first
-    assert len(re.findall("<svg", folded)) == 10  # six of validation; loss, gradient, rate, discriminator twice
+    assert len(re.findall("<svg", folded)) == 12  # eight of validation; loss, gradient, rate, discriminator twice
 
 
 def test_curves_are_gains_over_the_start_and_the_discriminators_has_both_lines(run):

@@ -96,7 +96,8 @@ class FolderMonitor(Monitor):
         for choice in choices:
             logger.info("%s", choice)
         doubles = near_duplicates(pictures.looks, {pair.path: pair.looks for pair in self.validation.pairs if pair.path})
-        for warning in (*doubles, *too_few(len(pictures), len(self.validation.pairs))):
+        warnings = [*doubles, *too_few(len(pictures), len(self.validation.pairs))]
+        for warning in warnings:
             logger.warning("%s", warning)
         start_record(self.out, self.config, self.data)
         record = {
@@ -107,7 +108,7 @@ class FolderMonitor(Monitor):
             "precision": precision,
             "processes": self.accelerator.num_processes,
             "versions": {"torch": torch.__version__, "python": platform.python_version(), "transformersr": _own_version()},
-            "left_out": [str(finding) for finding in (*pictures.findings, *doubles)],
+            "left_out": [str(finding) for finding in (*pictures.findings, *warnings)],
         }
         write_json(self.out / "run.json", record)
         logger.info("bicubic: %s", measured.mean)

@@ -16,8 +16,8 @@ LEAST_GAIN = 0.01
 """Gains in dB below this are none: they do not show in two digits."""
 VISIBLE_GAIN = 0.05
 """Differences in dB below this are called the same."""
-WORTHWHILE_STEPS = 400
-"""Steps of fine-tuning after which 20 images of one style have always brought a gain (docs/training.md)."""
+WORTHWHILE_STEPS = 200
+"""Steps of fine-tuning after which 20 images of one style brought a gain, in three styles of three (docs/training.md)."""
 
 
 @dataclass(frozen=True)
