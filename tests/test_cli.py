@@ -249,6 +249,8 @@ def test_a_run_is_resumed_with_its_own_settings(tmp_path):
     options = [
         "--size",
         "tiny",
+        "--init",
+        "none",
         "--scale",
         "2",
         "--patch",
@@ -263,5 +265,5 @@ def test_a_run_is_resumed_with_its_own_settings(tmp_path):
         "64",
     ]
     assert run("train", tmp_path, "--out", tmp_path / "run", *options).exit_code == 0
-    assert run("train", tmp_path, "--out", tmp_path / "run", "--resume", "--steps", "3").exit_code == 0
+    assert run("train", "--resume", tmp_path / "run", "--steps", "3").exit_code == 0
     assert (tmp_path / "run" / "strips" / "0000003.png").exists()

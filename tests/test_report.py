@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from dataclasses import asdict
 from xml.etree import ElementTree
 
@@ -13,10 +14,14 @@ from click.testing import CliRunner
 
 from transformersr.training.adversarial import UNetDiscriminator, discriminator_loss
 from transformersr.training.cli_results import report
+from transformersr.training.config import from_values
 from transformersr.training.results.charts import Chart, draw
+from transformersr.training.results.pace import Pace
 from transformersr.training.results.report import read_records, read_run, write_report
 from transformersr.training.results.strips import CELL, busiest_place, draw_strip, save_image, strip_side
 from transformersr.training.results.validate import Pair, Scores, resize_with, to_tensor
+from transformersr.training.results.verdict import Baseline, answers, find_baseline
+from transformersr.training.run_state import Progress
 
 from synthetic_images import drawing
 
@@ -160,6 +165,38 @@ def test_charts_of_any_values_are_drawn_within_their_frame(values):
 
 def test_a_chart_without_points_is_not_drawn():
     assert draw(Chart("empty", {"one": []})) == ""
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"minutes": 20.0}, "2.0 s a step: about 550 steps in 20 minutes on this machine"),
+        ({"steps": 600}, "2.0 s a step: about 22 min for 600 steps on this machine"),
+        ({"steps": 600, "save_minutes": 0.0, "save_every": 5}, "2.0 s a step: about 40 min for 600 steps on this machine"),
+    ],
+)
+def test_a_forecast_counts_the_checkpoints(settings, words):
+    pace = Pace(steps=deque([2.0] * 10), checkpoint=10.0)
+    assert pace.forecast(from_values({"save_minutes": 2.0, **settings}), Progress()) == words
+
+
+def test_a_run_is_compared_with_its_start_unless_that_was_no_better_than_bicubic():
+    bicubic, start = {"psnr_y": 27.0}, {"psnr_y": 30.0}
+    assert find_baseline("x4-tiny", start, bicubic) == Baseline("x4-tiny", start)
+    assert find_baseline("x4-tiny", {"psnr_y": 6.0}, bicubic).name == "bicubic"  # of another scale, without its last layer
+    assert find_baseline("none", start, bicubic).name == "bicubic"
+    assert find_baseline("/runs/mine/best.safetensors", start, bicubic).name == "mine"
+    assert find_baseline("C:\\mine\\lines.safetensors", start, bicubic).name == "lines"
+
+
+def test_an_artists_questions_are_answered_in_words():
+    before = {"psnr_y": 30.0, "edge_psnr": 24.0, "flat_psnr": 44.0, "sharpness": 0.8, "color_shift": 0.3}
+    after = {"psnr_y": 30.2, "edge_psnr": 24.01, "flat_psnr": 43.0, "sharpness": 0.9, "color_shift": 2.0}
+    assert [one.answer for one in answers(after, Baseline("x4-tiny", before))] == ["Yes", "About the same", "No, worse", "Yes", "No"]
+    assert answers({"psnr_y": None}, Baseline("x4-tiny", before)) == []
 
 
 # --- strips --------------------------------------------------------------------------------------

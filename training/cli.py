@@ -71,7 +71,9 @@ def train(data, out, recipe, resume, host, **settings) -> None:
     --resume takes images and settings from the run; options given with it win, and DATA where the images have moved.
     """
     out, data, recipe = find_run(resume, data, out, recipe)
-    click.echo(f"{data}: starting", err=True)  # the imports below take seconds
+    is_first = os.environ.get("RANK", "0") == "0"  # of several processes, the first one speaks for all
+    if is_first:
+        click.echo(f"starting with the images in {data}", err=True)  # the imports below take seconds
     from .data.folders import find_pictures
     from .results.export import find_weights, install_weights, model_folder, model_name
     from .train import train as run
@@ -79,7 +81,7 @@ def train(data, out, recipe, resume, host, **settings) -> None:
     config = read_settings(recipe, settings)
     find_pictures(data, without=out)  # before a folder is made for a run that cannot be
     folder = model_folder(host) if host else None
-    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks for all
+    if not is_first:
         logging.getLogger().setLevel(logging.WARNING)
         run(config, data, out, resume=resume is not None)
         return

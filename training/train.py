@@ -43,10 +43,10 @@ AGREE_EVERY = 10
 def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool = False) -> Path:
     """Train a network on a folder of pictures and return the path of its best weights.
 
-    `out` receives `config.json`, `run.json`, `state.pt` (to resume), `last.safetensors` and `best.safetensors` (moving averages; best
-    validation PSNR), `train.jsonl` and `validation.jsonl` (figures), `strips/` of pictures beside bicubic and the truth,
-    `logs/` of the trackers, at the end `report.html`, and `cache/` where pictures are kept in a file.
-    Ctrl-C ends the run after the step it is in, saved.
+    `out` receives `config.json`, `run.json` and `state.pt` (to resume), `start.safetensors` (what the run began with, if it was given
+    weights), `last.safetensors` and `best.safetensors` (moving averages; best validation PSNR), `train.jsonl` and `validation.jsonl`
+    (figures), `strips/` (images before and after), `logs/` of the trackers, at the end `report.html`, and `cache/` where images are kept
+    in a file. Ctrl-C ends the run after the step it is in, saved.
 
     Started by `torchrun` or `accelerate launch`, several processes share each batch and come to the same weights as one.
 

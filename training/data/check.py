@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .folders import split_pictures
-from .pictures import Finding, Notes, look_at, look_to_measure
+from .pictures import Finding, Notes, TrainingPicture, look_at, look_to_measure
 from .store import in_order
 
 NEAR = 3
@@ -71,12 +71,16 @@ def check_pictures(
     split = split_pictures(folder, validation, exclude)
     to_train = functools.partial(look_at, smallest=smallest, scale=scale, partners=split.partners, max_pixels=max_pixels)
     to_measure = functools.partial(look_to_measure, scale=scale, partners=split.partners, max_pixels=max_pixels)
-    notes, sizes = (Notes(), Notes()), []
-    for found, paths, look in zip(notes, (split.train, split.validation), (to_train, to_measure), strict=True):
-        sizes.append([picture.gt.shape[1::-1] for picture in found.usable(in_order(look, paths, workers))])
-    train, held = notes
+    train, held = Notes(), Notes()
+    train_sizes = [_size(picture) for picture in train.usable(in_order(to_train, split.train, workers))]
+    held_sizes = [_size(picture) for picture in held.usable(in_order(to_measure, split.validation, workers))]
     findings = [*train.findings, *held.findings, *near_duplicates(train.looks, held.looks)]
-    return FolderReport(*sizes, findings)
+    return FolderReport(train_sizes, held_sizes, findings)
+
+
+def _size(picture: TrainingPicture) -> Size:
+    height, width = picture.gt.shape[:2]
+    return width, height
 
 
 def near_duplicates(train: Mapping[Path, int], validation: Mapping[Path, int]) -> list[Finding]:

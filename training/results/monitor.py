@@ -202,7 +202,8 @@ class FolderMonitor(Monitor):
         if progress.step == 0 and self.config.init != "none":
             self.start = measured
             save_model(run.ema, self.out / START)
-        figures = {**_plain(dataclasses.asdict(measured.mean)), "better_on": self._better_on(measured), "measured_on": len(measured.each)}
+        better_on = self._better_on(measured)
+        figures = {**_plain(dataclasses.asdict(measured.mean)), "better_on": better_on, "measured_on": len(measured.each)}
         gain = self.baseline.gain(figures) if progress.step else None
         against = "" if gain is None else f"  ({gain:+.2f} dB against {self.baseline.name})"
         logger.info("measured at step %d: %s%s", progress.step, measured.mean, against)
@@ -216,7 +217,7 @@ class FolderMonitor(Monitor):
         psnr = measured.mean.psnr_y
         if psnr > progress.best_psnr or self.config.gan_weight:  # against a discriminator PSNR falls, so newest is best
             save_model(run.ema, self.out / "best.safetensors", metadata=metadata)
-            progress.best_psnr, progress.best_step, progress.better_on = psnr, progress.step, figures["better_on"] or 0
+            progress.best_psnr, progress.best_step, progress.better_on = psnr, progress.step, better_on
         run.save(self.out / "state.pt")
         self.saved_step = progress.step
         self.pace.checkpoint_done(time.monotonic() - begun)

@@ -5,6 +5,7 @@ Figures are those of `validate.Scores` by name, as a run writes them down: a mea
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -29,17 +30,23 @@ class Baseline:
 
     def gain(self, figures: Figures, name: str = "psnr_y") -> float | None:
         """How far a figure is above the baseline's; None where one of them is unknown."""
-        before, after = self.figures.get(name), figures.get(name)
-        return None if not (_is_number(before) and _is_number(after)) else after - before
+        before, after = known(self.figures, name), known(figures, name)
+        return None if before is None or after is None else after - before
 
     def is_beaten_by(self, figures: Figures) -> bool:
         """Whether weights of these figures are better at all."""
         return (self.gain(figures) or 0) >= LEAST_GAIN
 
 
+def known(figures: Figures, name: str) -> float | None:
+    """A figure, or None where there is no such number: what a run has written may be damaged."""
+    value = figures.get(name)
+    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
 def find_baseline(init: str, start: Figures, bicubic: Figures) -> Baseline:
     """The baseline of a run from the figures of its first step and of bicubic; either may be empty."""
-    if init != "none" and start.get("psnr_y") and start["psnr_y"] > bicubic.get("psnr_y", 0):
+    if init != "none" and (known(start, "psnr_y") or 0) > (known(bicubic, "psnr_y") or 0):
         return Baseline(weights_name(init), start)
     return Baseline("bicubic", bicubic)
 
@@ -107,20 +114,16 @@ def _closer(question: str, name: str, best: Figures, baseline: Baseline) -> Answ
 
 
 def _sharper(best: Figures, baseline: Baseline) -> Answer | None:
-    before, after = baseline.figures.get("sharpness"), best.get("sharpness")
-    if not (_is_number(before) and _is_number(after)):
+    before, after = known(baseline.figures, "sharpness"), known(best, "sharpness")
+    if before is None or after is None:
         return None
     word = "Yes" if after > before + 0.005 else "No, softer" if after < before - 0.005 else "About the same"
     return Answer("Sharper?", word, f"{after:.0%} of the sharpness of your originals; {baseline.name}: {before:.0%}")
 
 
 def _colors(best: Figures, baseline: Baseline) -> Answer | None:
-    before, after = baseline.figures.get("color_shift"), best.get("color_shift")
-    if not (_is_number(before) and _is_number(after)):
+    before, after = known(baseline.figures, "color_shift"), known(best, "color_shift")
+    if before is None or after is None:
         return None
     word = "Yes" if after <= max(before + 0.1, 0.5) else "No"
     return Answer("Colours kept?", word, f"{after:.2f} of 255 levels off; {baseline.name}: {before:.2f}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value == value
