@@ -92,7 +92,7 @@ def write_frames(frames: Iterable[Picture], animation: Animation, file: BinaryIO
         else:
             options["loop"] = animation.plays
             make = _frame
-        rest = (make(picture, animation.transparent) for picture in pictures)
+        rest = [make(picture, animation.transparent) for picture in pictures]  # Pillow goes over them twice
         make(first, animation.transparent).save(file, format=format, append_images=rest, **options)
 
 
