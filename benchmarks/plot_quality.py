@@ -1,9 +1,9 @@
-"""Draw quality over time from a report of `quality.py`: who is both better and faster than whom.
+"""Plot quality over time from a report of `quality.py`: which upscaler is both better and faster than which.
 
     pip install matplotlib
     python benchmarks/plot_quality.py benchmarks/results/quality-holdout-2026-11-23.md --out docs/images/quality.png
 
-Times and PSNR-Y are those of the report's tables over all ways of making small, so all of one machine and one run.
+Times and PSNR-Y are those of the report's table over all ways of downscaling, so all of one machine and one run.
 """
 
 from __future__ import annotations
@@ -15,30 +15,71 @@ import matplotlib
 
 from transformersr.arch.atomic import write_aside
 
-from reports import is_ours, read_report
+from reports import NAMES, Row, is_ours, read_report
 
 matplotlib.use("agg")
 from matplotlib import pyplot
+from matplotlib.axes import Axes
+from matplotlib.transforms import Bbox
+
+PLACES = [("left", 7, 5), ("left", 7, -14), ("right", -7, 5), ("right", -7, -14), ("center", 0, 11), ("center", 0, -20), ("left", 10, -5)]
+"""Where a label may stand: its alignment, and its distance from the point."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("report", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--scale", type=int, default=4)
     options = parser.parse_args()
-    scales = read_report(options.report.read_text(encoding="utf-8"))
-    figure, axes = pyplot.subplots(1, len(scales), figsize=(5.2 * len(scales), 4), squeeze=False)
-    for axis, (scale, rows) in zip(axes[0], scales.items(), strict=True):
-        for row in rows:
-            place = float(row["s / LR MP"]), float(row["PSNR-Y ↑"])
-            axis.scatter(*place, color="#d9480f" if is_ours(row) else "#868e96", s=36, zorder=3)
-            axis.annotate(row["upscaler"].removesuffix(" (ours)"), place, xytext=(4, 4), textcoords="offset points", fontsize=8)
-        axis.set(xscale="log", title=scale, xlabel="seconds for a megapixel of small picture, one CPU thread", ylabel="PSNR-Y in dB")
-        axis.margins(x=0.25)
-        axis.grid(color="#e9ecef")
-    figure.tight_layout()
+    rows = read_report(options.report.read_text(encoding="utf-8"))[f"x{options.scale}"]
+    figure, axis = pyplot.subplots(figsize=(4.8, 3.9), layout="constrained")  # so small that its text can be read on a phone
+    plot(axis, rows)
     with write_aside(options.out) as aside:
-        figure.savefig(aside, format="png", dpi=110)
+        figure.savefig(aside, format="png", dpi=200)
+
+
+def plot(axis: Axes, rows: list[Row]) -> None:
+    """A point and a label for each upscaler."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.margins(x=0.12, y=0.1)
+    axis.grid(color="#e9ecef")
+    axis.tick_params(labelsize=10)
+    axis.set_xlabel("CPU seconds per megapixel of input (faster ←)", fontsize=10)
+    axis.set_ylabel("PSNR-Y in dB (better ↑)", fontsize=10)
+    points = [(float(row["s / LR MP"]), float(row["PSNR-Y ↑"])) for row in rows]
+    for row, point in zip(rows, points, strict=True):
+        axis.scatter(*point, color="#d9480f" if is_ours(row) else "#868e96", s=44, zorder=3)
+    axis.figure.draw_without_rendering()
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in map(axis.transData.transform, points)]
+    for row, point in zip(rows, points, strict=True):
+        add_label(axis, row, point, taken)
+
+
+def add_label(axis: Axes, row: Row, point: tuple[float, float], taken: list[Bbox]) -> None:
+    """Write an upscaler's name where it covers least of what is `taken`, and add its place to that."""
+    name = row["upscaler"].removesuffix(" (ours)")
+    text = NAMES.get(name, name).replace(" ", "\n", 1)
+    style = {"fontsize": 10, "color": "#d9480f" if is_ours(row) else "#495057", "weight": "bold" if is_ours(row) else "normal"}
+
+    def cost(place: tuple[str, int, int]) -> float:
+        label = annotate(place)
+        box = label.get_window_extent()
+        label.remove()
+        inside = axis.get_window_extent()
+        out = box.width * box.height - area(Bbox.intersection(box, inside))
+        return out * 10 + sum(area(Bbox.intersection(box, other)) for other in taken)
+
+    def annotate(place: tuple[str, int, int]):
+        align, x, y = place
+        return axis.annotate(text, point, xytext=(x, y), textcoords="offset points", ha=align, va="bottom", linespacing=1, **style)
+
+    taken.append(annotate(min(PLACES, key=cost)).get_window_extent())
+
+
+def area(box: Bbox | None) -> float:
+    return 0.0 if box is None else box.width * box.height
 
 
 if __name__ == "__main__":

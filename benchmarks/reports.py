@@ -1,8 +1,9 @@
-"""Read the tables of `quality.py`'s reports, and put them into the documents that show them.
+"""Read the tables of `quality.py`'s reports, and put their figures into the documents that show them.
 
     python benchmarks/reports.py benchmarks/results/quality-holdout-2026-11-23.md benchmarks/results/quality-foreign-2026-11-23.md
 
-In README.md and docs/original.md whatever stands between `<!-- quality x4 -->` and `<!-- end -->` (or x2, or own) is made anew.
+In `DOCUMENTS` whatever stands between `<!-- quality NAME -->` and `<!-- end -->` is made anew: tables in docs/, and in the READMEs a
+line of figures inside a sentence, the same in every language.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ from pathlib import Path
 from transformersr.arch.atomic import write_aside
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "original.md")
+DOCUMENTS = (*sorted(ROOT.glob("README*.md")), ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "original.md")
 
 NAMES = {
     "dat-light": "DAT-light",
     "cugan-se-conservative": "Real-CUGAN conservative",
     "animevideov3": "Real-ESRGAN animevideov3",
+    "span-ch48": "SPAN (48 channels)",
+    "span-ch52": "SPAN (52 channels)",
     "x4plus-anime": "Real-ESRGAN x4plus-anime",
     "lanczos": "Lanczos",
 }
 """What an upscaler is called for people, where that is not its name."""
+STANDING = ("x4-tiny", "waifu2x-cunet", "span-ch48", "x4plus-anime", "bicubic")
+"""The upscalers that the README names, as far as a report has them."""
 HOW = {"native": "", "x2 twice": ", twice", "x4 halved": ", halved"}
 
 Row = dict[str, str]
@@ -50,7 +55,7 @@ def shown_name(row: Row) -> str:
 
 
 def beside_others(holdout: list[Row], foreign: list[Row]) -> str:
-    """The README's table of a scale, the best of the first set first."""
+    """The table of a scale in docs/benchmarks.md, the best of the first set first."""
     others = {row["upscaler"]: row for row in foreign}
     head = ["upscaler", "parameters", "PSNR-Y, edge PSNR: holdout", "foreign", "ST-LPIPS: holdout, foreign", "seconds a megapixel"]
     rows = []
@@ -60,6 +65,14 @@ def beside_others(holdout: list[Row], foreign: list[Row]) -> str:
         distances = f"{row['ST-LPIPS ↓']}, {other['ST-LPIPS ↓']}"
         rows.append([shown_name(row), row["parameters"].strip("-"), *quality, distances, row["CPU s / LR MP"]])
     return as_table(head, rows)
+
+
+def standing(rows: list[Row]) -> str:
+    """PSNR-Y of the upscalers in `STANDING`, best first, to go into a sentence of any language."""
+    shown = [row for row in rows if row["upscaler"].removesuffix(" (ours)") in STANDING]
+    shown.sort(key=lambda row: -float(row["PSNR-Y ↑"]))
+    figures = (f"{NAMES.get(row['upscaler'], row['upscaler'].removesuffix(' (ours)'))} {float(row['PSNR-Y ↑']):.1f}" for row in shown)
+    return ", ".join(f"**{figure}**" if is_ours(row) else figure for row, figure in zip(shown, figures, strict=True))
 
 
 def own_page(holdout: list[Row]) -> str:
@@ -74,21 +87,24 @@ def as_table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def filled(document: str, tables: dict[str, str]) -> str:
-    """A document with each of its marked tables made anew."""
+    """A document with each of its marked places made anew."""
 
     def fill(mark: re.Match[str]) -> str:
-        return f"<!-- quality {mark[1]} -->\n{tables[mark[1]]}\n<!-- end -->"
+        name, line = mark.groups()
+        return f"<!-- quality {name} -->{line}{tables[name]}{line}<!-- end -->"
 
-    return re.sub(r"<!-- quality (\w+) -->\n.*?<!-- end -->", fill, document, flags=re.DOTALL)
+    return re.sub(r"<!-- quality (\w+) -->(\n?).*?<!-- end -->", fill, document, flags=re.DOTALL)
 
 
 def tables_of(holdout: str, foreign: str) -> dict[str, str]:
-    """The table of each mark, from two reports."""
+    """What goes into each marked place, from two reports."""
     one, other = read_report(holdout), read_report(foreign)
     return {
         "x4": beside_others(one["x4"], other["x4"]),
         "x2": beside_others(one["x2"], other["x2"]),
         "own": own_page(one["x4"]),
+        "holdout": standing(one["x4"]),
+        "foreign": standing(other["x4"]),
     }
 
 

@@ -19,13 +19,15 @@ from safetensors import safe_open
 from transformersr.arch import VARIANTS, TransformerSR, TransformerSRConfig, save_model
 from transformersr.arch.checkpoint import describe
 from transformersr.upscale.cli import main
+from transformersr.upscale.upscaler import CRISP
 
 from random_models import V2, random_model
 from reports import DOCUMENTS, filled, tables_of
 from synthetic_images import drawing
 
 ROOT = Path(__file__).resolve().parent.parent
-RUN = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+READMES = sorted(ROOT.glob("README*.md"))
+RUN = [*READMES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN.remove(ROOT / "docs" / "api.md")  # test_api_page.py runs that
 PAGES = [path for folder in ("", "docs", "weights", "examples", "benchmarks/results") for path in sorted((ROOT / folder).glob("*.md"))]
 OTHERS_OPTIONS = {"--extra-index-url", "--logdir", "--multi_gpu", "--no-deps", "--no-half", "--num_processes"}
@@ -63,12 +65,13 @@ def place(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("transformersr.training.train.train", train)
-    for folder in ("FOLDER/comfy", "FOLDER/models/upscale_models", "models", "pictures", "PICTURES", "DATA", "RUN"):
+    for folder in ("FOLDER/comfy", "FOLDER/models/upscale_models", "models", "pictures", "PICTURES", "images", "IMAGES", "DATA", "RUN"):
         Path(folder).mkdir(parents=True)
-    for folder in ("pictures", "PICTURES", "DATA", "FOLDER"):
+    for folder in ("pictures", "PICTURES", "images", "IMAGES", "DATA", "FOLDER"):
         drawing(1, 32).save(Path(folder, "1.png"))
     drawing(2, 32).save("PICTURES/2.png")
     drawing(0, 16).save("picture.png")
+    drawing(0, 16).save("image.png")
     drawing(0, 16).save("picture.webp")
     save_model(random_model(V2), "models/transformerSR_b8_d256_w4_h16.pt")
     save_model(random_model(V2), "RUN/best.safetensors")
@@ -120,7 +123,13 @@ def check_pip(words: list[str]) -> None:
     if "-r" in words:
         check_files([package])
         return
-    assert package == "." or re.fullmatch(r"\.\[(\w+)\]", package)[1] in extras
+    extra = re.fullmatch(r"(\.|\./TransformerSR)(?:\[(\w+)\])?", package)[2]
+    assert extra is None or extra in extras
+
+
+def check_git(words: list[str]) -> None:
+    """One address everywhere, of a folder that `pip install` then names."""
+    assert words == ["clone", "https://github.com/OWNER/TransformerSR"]
 
 
 def check_files(words: list[str]) -> None:
@@ -134,6 +143,8 @@ CHECKS = {
     "accelerate": run_launcher,
     "make": check_make,
     "pip": check_pip,
+    "git": check_git,
+    "cd": lambda words: None,
     "pytest": check_files,
 }
 
@@ -217,10 +228,12 @@ def test_figures_of_models_are_those_of_their_files(path):
     with safe_open(path, framework="pt") as file:
         scale = TransformerSRConfig.from_json(file.metadata()["config"]).scale
     parameters, size = describe(path)["parameters"], f"{path.stat().st_size / 2**20:.1f} MiB"
-    assert [path.stem, str(scale), parameters, size] in [row[:4] for row in rows(ROOT / "README.md")]
+    assert path.stat().st_size < 10**6  # the READMEs say "less than 1 MB"
     card = path.with_suffix(".md").read_text(encoding="utf-8")
     assert f"{parameters} parameters" in card
     assert size in card
+    if not path.stem.endswith(CRISP):
+        assert all([path.stem, str(scale)] in [row[:2] for row in rows(readme)] for readme in READMES)
 
 
 def test_figures_of_sizes_are_those_of_the_networks():
@@ -243,8 +256,8 @@ def test_figures_beside_others_are_those_of_the_reports(path):
     results = ROOT / "benchmarks" / "results"
     latest = [sorted(results.glob(f"quality-{name}-*.md"))[-1] for name in ("holdout", "foreign")]
     assert filled(text, tables_of(*(report.read_text(encoding="utf-8") for report in latest))) == text
-    if path.name == "README.md":
-        assert all(f"(benchmarks/results/{report.name})" in text for report in latest)
+    if path.name == "benchmarks.md":
+        assert all(f"(../benchmarks/results/{report.name})" in text for report in latest)
 
 
 def test_versions_named_twice_agree():
