@@ -37,7 +37,9 @@ def frames(transparent=False):
 
 def animated(path, transparent=False, **options):
     first, *rest = frames(transparent)
-    lossless = {"lossless": True, "exact": True} if path.suffix == ".webp" else {"disposal": 2} if path.suffix == ".gif" and transparent else {}
+    lossless = (
+        {"lossless": True, "exact": True} if path.suffix == ".webp" else {"disposal": 2} if path.suffix == ".gif" and transparent else {}
+    )
     first.save(path, save_all=True, append_images=rest, duration=DURATIONS, **lossless, **options)
     return path
 

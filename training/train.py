@@ -79,7 +79,8 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     if accelerator.device.type == "cpu":
         keep_freed_memory()
 
-    files = split_pictures(data, config.validation, config.exclude, without=out)  # the strips of a run are no pictures to learn from
+    files = split_pictures(data, config.validation, config.exclude, out, config.scale)  # the strips of a run are no pictures to learn from
+    files.tell()
     workers = choose_workers(config, accelerator.device, accelerator.num_processes)
     cache = Cache(out / "cache", int(config.memory_gb * 2**30), shared=accelerator.num_processes > 1)
     with accelerator.main_process_first():  # one writes the cache, the others find it
@@ -224,7 +225,7 @@ def training_crops(config: TrainConfig, pictures: PictureStore) -> CropDataset:
 def draw_crops(config: TrainConfig, data: str | Path, path: Path, count: int = 16) -> None:
     """Write a sheet of crops as a run has them, what the network gets beside what it is to make of it, from a few of the pictures."""
     config, _ = fill_in(config)
-    files = split_pictures(data, config.validation, config.exclude)
+    files = split_pictures(data, config.validation, config.exclude, scale=config.scale)
     few = files.train[:: -(-len(files.train) // (2 * count))]
     fewer = dataclasses.replace(config, drawings=min(config.drawings, count))
     crops = training_crops(config, find_training_pictures(fewer, dataclasses.replace(files, train=few)))
