@@ -154,7 +154,7 @@ def _are_alike(*paths: Path) -> bool:
 
 
 def near(value: int, hashes: np.ndarray) -> np.ndarray:
-    """The places of the `difference_hash`es (uint64) that differ from one in few bits; those of flat pictures, which are 0, are passed over."""
+    """The places of the `difference_hash`es (uint64) that differ from one in few bits; those of flat pictures, 0, are passed over."""
     bits = np.unpackbits((hashes ^ np.uint64(value)).view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
     return np.flatnonzero((bits <= NEAR) & (hashes != 0) & (value != 0))
 
