@@ -1,6 +1,6 @@
 """One image before and after, in one picture: the left of a detail resized by bicubic, the right of it upscaled, at one pixel a pixel.
 
-    python benchmarks/split.py scene.png --width 512 --box 150,60,300,150 --out docs/images/before-after.png
+python benchmarks/split.py scene.png --width 512 --box 150,60,300,150 --out docs/images/before-after.png
 """
 
 from __future__ import annotations

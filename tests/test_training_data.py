@@ -332,18 +332,92 @@ def test_large_pictures_are_made_smaller_if_asked_to(folder):
     assert {picture.gt.shape for picture in store} == {(70, 70, 3)}
 
 
-def test_pictures_that_look_the_same_are_named_across_validation_too(tmp_path):
+def test_pictures_that_look_the_same_are_named_and_never_on_both_sides(tmp_path):
     (tmp_path / "held").mkdir()
     for name in ("one.png", "two.jpg", "held/three.webp"):
         drawing(1).resize((90, 90)).save(tmp_path / name)
-    drawing(2).save(tmp_path / "other.png")
+    for seed in range(2, 12):
+        drawing(seed).save(tmp_path / f"{seed}.png")
     report = check_pictures(tmp_path, 32, validation=("held/*",))
     findings = report.findings
-    assert (len(report.train), report.validation) == (3, [(90, 90)])
-    assert [finding.path.name for finding in findings] == ["two.jpg", "three.webp"]
-    assert "too good" in findings[1].text
-    assert near_duplicates({tmp_path: 0}, {tmp_path: 0}) == []  # flat ones
+    assert len(report.train) + len(report.validation) == 11
+    assert {finding.path.name: finding.usable for finding in findings} == {"one.png": False, "two.jpg": False}
+    assert all("looks the same as" in finding.text and "measured on" in finding.text for finding in findings)
+    assert {path.name for path in split_pictures(tmp_path).validation} < {f"{seed}.png" for seed in range(2, 12)}  # chosen among the others
+    assert near_duplicates({tmp_path: 0, tmp_path / "flat": 0}) == []
     assert difference_hash(np.zeros((9, 9, 3), np.uint8)) == 0
+
+
+def test_the_same_file_again_is_left_out_and_named(tmp_path):
+    for seed in range(6):
+        drawing(seed).save(tmp_path / f"{seed}.png")
+    for name in ("copy.png", "again.png"):
+        (tmp_path / name).write_bytes((tmp_path / "3.png").read_bytes())
+    split = split_pictures(tmp_path)
+    assert {path.name for path in [*split.train, *split.validation]} == {*(f"{seed}.png" for seed in (0, 1, 2, 4, 5)), "3.png"}
+    assert [(path.name, "3.png" in reason) for path, reason in split.left_out] == [("again.png", True), ("copy.png", True)]
+
+
+PAIR_NAMES = [("HR", "LR"), ("GT", "LQ"), ("HQ", "LQ"), ("train_HR", "train_LR"), ("high", "low"), ("target", "input")]
+PAIR_NAMES += [("DIV2K_train_HR", "DIV2K_train_LR_bicubic/X4"), ("set/Hr", "set/lr"), ("HR_x4", "LR_x4"), ("my hr images", "my lr images")]
+
+
+@pytest.mark.parametrize(("sharp", "small"), PAIR_NAMES)
+@pytest.mark.parametrize("ending", ["", "x4", "_x4"])
+def test_folders_of_pairs_are_known_by_their_usual_names(tmp_path, sharp, small, ending):
+    for folder in (sharp, small):
+        (tmp_path / folder).mkdir(parents=True)
+    for seed in range(4):
+        drawing(seed, 96).save(tmp_path / sharp / f"{seed:04}.png")
+        drawing(seed, 96).resize((24, 24)).save(tmp_path / small / f"{seed:04}{ending}.png")
+    split = split_pictures(tmp_path, scale=4)
+    assert len(split.train) + len(split.validation) == 4
+    assert {one.stem: two.stem for one, two in split.partners.items()} == {f"{seed:04}": f"{seed:04}{ending}" for seed in range(4)}
+    report = check_pictures(tmp_path, 64, 4)
+    assert (len(report.train) + len(report.validation), report.findings) == (4, [])
+
+
+@pytest.mark.parametrize("other", [2, 3])
+def test_of_several_scales_the_one_of_the_network_counts(tmp_path, other):
+    for folder in ("HR", "LR/X4", f"LR/X{other}"):
+        (tmp_path / folder).mkdir(parents=True)
+    for seed in range(4):
+        drawing(seed, 96).save(tmp_path / "HR" / f"{seed}.png")
+        for scale in (4, other):
+            drawing(seed, 96).resize((96 // scale, 96 // scale)).save(tmp_path / "LR" / f"X{scale}" / f"{seed}x{scale}.png")
+    report = check_pictures(tmp_path, 64, 4)
+    findings = report.findings
+    assert len(report.train) + len(report.validation) == 4
+    assert {finding.path.stem for finding in findings} == {f"{seed}x{other}" for seed in range(4)}
+    assert not any(finding.usable for finding in findings)
+
+
+@pytest.mark.parametrize("scale", [4, 2])
+@pytest.mark.parametrize(("sharp", "small"), [("big/{}.png", "little/{}.png"), ("{}.png", "{}x4.png"), ("a/{}.png", "b/{}_x4.jpg")])
+def test_small_versions_under_any_name_are_not_trained_on_as_sharp_ones(tmp_path, sharp, small, scale):
+    for seed in range(5):
+        for pattern, side in ((sharp, 96), (small, 24)):
+            path = tmp_path / pattern.format(seed)
+            path.parent.mkdir(exist_ok=True)
+            drawing(seed, 96).resize((side, side), Image.Resampling.BICUBIC).save(path)
+    split = split_pictures(tmp_path, scale=scale)
+    names = {path.relative_to(tmp_path).as_posix() for path in [*split.train, *split.validation]}
+    assert names == {sharp.format(seed) for seed in range(5)}
+    if scale == 4:
+        assert len(split.partners) == 5
+    else:
+        assert len(split.left_out) == 5
+        assert "expected 1 / 2 of its size" in split.left_out[0][1]
+
+
+def test_pictures_of_one_name_and_different_content_are_not_pairs(tmp_path):
+    """Frames of two videos of different size are numbered alike."""
+    for folder, side, first in (("one", 96, 0), ("two", 48, 10)):
+        (tmp_path / folder).mkdir()
+        for seed in range(5):
+            drawing(first + seed, side).save(tmp_path / folder / f"{seed}.png")
+    split = split_pictures(tmp_path, scale=2)
+    assert (len(split.train) + len(split.validation), split.partners, split.left_out) == (10, {}, [])
 
 
 def test_check_says_sizes_what_a_run_would_do_and_the_next_command(tmp_path):

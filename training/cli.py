@@ -86,7 +86,7 @@ def train(data, out, recipe, resume, host, **settings) -> None:
         run(config, data, out, resume=resume is not None)
         return
     out.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(out / "train.log", encoding="utf-8")
+    file = logging.FileHandler(out / "train.log", encoding="utf-8", errors="backslashreplace")  # names of any letters
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger().addHandler(file)
     best = run(config, data, out, resume=resume is not None)

@@ -66,7 +66,8 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     if accelerator.device.type == "cpu":
         keep_freed_memory()
 
-    files = split_pictures(data, config.validation, config.exclude, without=out)  # the strips of a run are no pictures to learn from
+    files = split_pictures(data, config.validation, config.exclude, out, config.scale)  # the strips of a run are no pictures to learn from
+    files.tell()
     logger.info("reading %d pictures to train on and %d to measure on from %s", len(files.train), len(files.validation), data)
     if accelerator.is_main_process and not state_file.exists():
         start_record(out, config, data)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -10,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .folders import split_pictures
+from .folders import near, split_pictures
 from .pictures import Finding, Notes, TrainingPicture, look_at, look_to_measure
 from .store import in_order
 
-NEAR = 3
-"""Bits of 64 in which the hashes of two pictures that look the same may differ."""
+logger = logging.getLogger(__name__)
+
 FEW = 10
 """Pictures to train on below which a run is warned about."""
 LEAST_MEASURED = 3
@@ -68,13 +69,16 @@ def check_pictures(
     `smallest` is the side of a training crop in sharp pixels; `validation` and `exclude` are those of `split_pictures`. Raises ValueError
     for a folder that cannot be trained on.
     """
-    split = split_pictures(folder, validation, exclude)
+    split = split_pictures(folder, validation, exclude, scale=scale)
+    for line in split.passed_over:
+        logger.warning("%s", line)
     to_train = functools.partial(look_at, smallest=smallest, scale=scale, partners=split.partners, max_pixels=max_pixels)
     to_measure = functools.partial(look_to_measure, scale=scale, partners=split.partners, max_pixels=max_pixels)
     train, held = Notes(), Notes()
     train_sizes = [_size(picture) for picture in train.usable(in_order(to_train, split.train, workers))]
     held_sizes = [_size(picture) for picture in held.usable(in_order(to_measure, split.validation, workers))]
-    findings = [*train.findings, *held.findings, *near_duplicates(train.looks, held.looks)]
+    left_out = [Finding(path, False, reason) for path, reason in split.left_out]
+    findings = [*left_out, *train.findings, *held.findings, *near_duplicates(train.looks)]
     return FolderReport(train_sizes, held_sizes, findings)
 
 
@@ -83,22 +87,11 @@ def _size(picture: TrainingPicture) -> Size:
     return width, height
 
 
-def near_duplicates(train: Mapping[Path, int], validation: Mapping[Path, int]) -> list[Finding]:
+def near_duplicates(looks: Mapping[Path, int]) -> list[Finding]:
     """Pictures that look like another one, from their `difference_hash`. Flat pictures, which all look alike, are passed over."""
-    paths, hashes = list(train), np.array(list(train.values()), dtype=np.uint64)
+    paths, hashes = list(looks), np.array(list(looks.values()), dtype=np.uint64)
     findings = []
     for place, path in enumerate(paths):
-        if (other := _near(hashes[place], hashes[:place])) is not None:
-            findings.append(Finding(path, True, f"looks the same as {paths[other]}; near-duplicates weigh double"))
-    for path, value in validation.items():
-        if (other := _near(np.uint64(value), hashes)) is not None:
-            text = f"looks the same as {paths[other]}, which is trained on; what is measured on it is too good"
-            findings.append(Finding(path, True, text))
+        if (others := near(int(hashes[place]), hashes[:place])).size:
+            findings.append(Finding(path, True, f"looks the same as {paths[others[0]]}; near-duplicates weigh double"))
     return findings
-
-
-def _near(value: np.uint64, hashes: np.ndarray) -> int | None:
-    """The place of the first hash that differs in few bits."""
-    bits = np.unpackbits((hashes ^ value).view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
-    places = np.flatnonzero((bits <= NEAR) & (hashes != 0) & (value != 0))
-    return int(places[0]) if places.size else None

@@ -40,7 +40,7 @@ def evaluate_weights(
     if unknown := set(methods) - set(FILTERS):
         raise ValueError(f"method {', '.join(sorted(unknown))} is unknown; expected {', '.join(FILTERS)}")
     everything = find_pictures(folder)
-    partners = find_partners(folder, everything)
+    partners = find_partners(folder, everything, scale)
     sharp = [path for path in everything if path not in set(partners.values())]
     paths = [path for path in sharp if not files or any(fnmatch(path.relative_to(folder).as_posix(), one) for one in files)]
     if not paths:

@@ -95,7 +95,7 @@ class FolderMonitor(Monitor):
         logger.info("device: %s, precision: %s, processes: %d", device, precision, self.accelerator.num_processes)
         for choice in choices:
             logger.info("%s", choice)
-        doubles = near_duplicates(pictures.looks, {pair.path: pair.looks for pair in self.validation.pairs if pair.path})
+        doubles = near_duplicates(pictures.looks)
         warnings = [*doubles, *too_few(len(pictures), len(self.validation.pairs))]
         for warning in warnings:
             logger.warning("%s", warning)
