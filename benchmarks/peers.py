@@ -24,7 +24,7 @@ from torch import Tensor, library
 from transformersr import Upscaler
 from transformersr.training.results.strips import to_image
 from transformersr.training.results.validate import Enlarge, resize_with, to_tensor
-from transformersr.upscale.engine import enlarge as enlarge_with
+from transformersr.upscale.engine import enlarge, enlarge_ensemble
 from transformersr.upscale.upscaler import find_model
 
 
@@ -133,10 +133,16 @@ def load_peers(names: Iterable[str], scale: int) -> tuple[list[Peer], list[str]]
 
 
 def load_ours(name_or_path: str, scale: int) -> Peer:
-    """A network of ours, by name or file, for a scale; used for another than its own as the peers are."""
-    upscaler = Upscaler.from_pretrained(name_or_path, "cpu", "fp32")
+    """A network of ours, by name or file, for a scale; used for another than its own as the peers are.
+
+    "x4-tiny@0.5" is x4-tiny with a crispness of 0.5, and "x4-tiny+ensemble" with its ensemble.
+    """
+    named, plus, _ = name_or_path.partition("+ensemble")
+    file, _, crispness = named.partition("@")
+    upscaler = Upscaler.from_pretrained(file, "cpu", "fp32", crispness=float(crispness or 0))
     parameters = sum(parameter.numel() for parameter in upscaler.model.parameters())
-    peer = Peer(find_model(name_or_path).stem, upscaler.scale, partial(enlarge_with, upscaler.model), parameters, ours=True)
+    name = find_model(file).stem + (f"@{crispness}" if crispness else "") + plus
+    peer = Peer(name, upscaler.scale, partial(enlarge_ensemble if plus else enlarge, upscaler.model), parameters, ours=True)
     return at_scale({upscaler.scale: lambda: peer}, scale)
 
 

@@ -296,7 +296,12 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=160, help="the middle of each picture, in small pixels; 0 takes all of it")
     parser.add_argument("--scale", type=int, nargs="+", default=[4], choices=[2, 4])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(WAYS_OF_SHRINKING), help="ways of making small")
-    parser.add_argument("--models", nargs="*", default=list(available_models()), help="ours: names or files; default: all that are shipped")
+    parser.add_argument(
+        "--models",
+        nargs="*",
+        default=list(available_models()),
+        help="ours: names or files, x4-tiny@0.5 for a crispness, x4-tiny+ensemble; default: all",
+    )
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="for everybody alike")
     parser.add_argument("--name", default="pictures", help="what the set of pictures is called in the report")

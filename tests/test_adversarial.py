@@ -26,7 +26,7 @@ def test_the_discriminator_learns_to_tell_noise_from_flats():
         loss.backward()
         optimizer.step()
     assert losses[-1] < 0.8 * losses[0]
-    assert figures["d_real"] > figures["d_made"]
+    assert figures["d_real"] > figures["d_fake"]
 
 
 @pytest.mark.parametrize("relativistic", [False, True])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import pickle
+import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -42,11 +46,64 @@ def test_the_tensors_alone_say_what_they_are(tmp_path):
     assert load_model(tmp_path / "bare.safetensors").config == V2
 
 
-@pytest.mark.parametrize("wrapper", ["params_ema", "params", "state_dict", "model", None])
+RAW, AVERAGE = 1.0, 2.0
+WRAPPED = {
+    "BasicSR, traiNNer, neosr": lambda raw, ema: {"params": raw, "params_ema": ema},
+    "an older BasicSR": lambda raw, ema: {"params": raw, "params-ema": ema},
+    "k-diffusion, karras": lambda raw, ema: {"model": raw, "model_ema": ema, "opt": {"state": {}}},
+    "ema beside model": lambda raw, ema: {"model": raw, "ema": ema},
+    "timm": lambda raw, ema: {"state_dict": raw, "state_dict_ema": ema, "args": argparse.Namespace(lr=1.0), "epoch": 3},
+    "ema_state_dict": lambda raw, ema: {"model_state_dict": raw, "ema_state_dict": ema},
+    "deep": lambda raw, ema: {"networks": {"g": {"weights": raw, "weights_ema": ema}}, "metric": np.float64(31.5), "at": Path("x")},
+    "Lightning": lambda raw, ema: {
+        "state_dict": prefixed(raw, "net_g.") | prefixed(ema, "net_g_ema.") | {"net_d.conv.weight": torch.ones(1)}
+    },
+    "Lightning, callback": lambda raw, ema: {"state_dict": prefixed(raw, "model."), "callbacks": {"EMA": {"ema_state_dict": ema}}},
+    "Lightning, LitEma": lambda raw, ema: {
+        "state_dict": prefixed(raw, "model.") | {"model_ema." + name.replace(".", ""): value for name, value in ema.items()}
+    },
+    "ema-pytorch": lambda raw, ema: prefixed(raw, "online_model.") | prefixed(ema, "ema_model.") | {"step": torch.tensor(5)},
+    "mmagic": lambda raw, ema: {"state_dict": prefixed(raw, "generator.") | prefixed(ema, "generator_ema."), "meta": {"iter": 3}},
+    "average of parameters alone": lambda raw, ema: {"net": raw, "ema": {k: v for k, v in ema.items() if k != "architecture"}},
+    "torch.compile within DDP": lambda raw, ema: {"params_ema": prefixed(ema, "module._orig_mod."), "params": prefixed(raw, "module.")},
+    "AveragedModel": lambda raw, ema: {"n_averaged": torch.tensor(5), **prefixed(ema, "module.")},
+    "netG": lambda raw, ema: {"netG": ema, "netD": {"conv.weight": torch.ones(1)}},
+    "bare": lambda raw, ema: ema,
+}
+
+
+def prefixed(state, prefix):
+    return {prefix + name: value for name, value in state.items()}
+
+
+def two_states():
+    state = random_model(V2).state_dict()
+    return [
+        {name: value.clone() if name == "architecture" else torch.full_like(value, fill) for name, value in state.items()}
+        for fill in (RAW, AVERAGE)
+    ]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_the_average_is_found_whatever_it_is_wrapped_in(tmp_path, wrapper):
+    torch.save(WRAPPED[wrapper](*two_states()), tmp_path / "a.pth")
+    assert float(load_model(tmp_path / "a.pth").conv_first.weight.detach().mean()) == AVERAGE
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "net_g.", "model.", "netG.module."])
+def test_prefixes_are_taken_off_in_safetensors_too(tmp_path, prefix):
+    raw, ema = two_states()
+    save_file(prefixed(ema, prefix), tmp_path / "a.safetensors")
+    assert load_model(tmp_path / "a.safetensors").config == V2
+    save_file(prefixed(raw, prefix) | prefixed(ema, "ema." + prefix), tmp_path / "b.safetensors")
+    assert float(load_model(tmp_path / "b.safetensors").conv_first.weight.detach().mean()) == AVERAGE
+
+
+@pytest.mark.parametrize("wrapper", ["params", "state_dict", "my_own_name", None])
 @pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt"])
-def test_wrappers_and_prefixes_are_taken_off(tmp_path, wrapper, prefix, suffix):
-    state = {prefix + name: tensor for name, tensor in random_state(pairs=1, dim=16, scale=2).items()}
+@pytest.mark.parametrize("suffix", [".pt", ".ckpt"])
+def test_wrappers_and_prefixes_are_taken_off_authors_files(tmp_path, wrapper, prefix, suffix):
+    state = prefixed(random_state(pairs=1, dim=16, scale=2), prefix)
     path = tmp_path / f"transformerSR_b1_d16_w4_h2{suffix}"
     torch.save({wrapper: state, "step": 5} if wrapper else state, path)
     config = load_model(path).config
@@ -95,6 +152,11 @@ def _classifier():
     }
 
 
+def _zip(path, name):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, b"weights")
+
+
 BAD = {
     "classifier.pt": (lambda path: torch.save(_classifier(), path), "tag classifier"),
     "esrgan.pth": (lambda path: torch.save({"params_ema": {"body.0.rdb1.conv1.weight": torch.zeros(1)}}, path), "RRDB"),
@@ -104,6 +166,12 @@ BAD = {
     "raw.ckpt": (lambda path: path.write_bytes(pickle.dumps(Evil())), "code"),
     "page.pt": (lambda path: path.write_text("<!DOCTYPE html><html>sign in</html>"), "web page"),
     "empty.pt": (lambda path: path.write_bytes(b""), "empty"),
+    "pointer.safetensors": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"), "Git LFS"),
+    "packed.pth": (lambda path: _zip(path, "model.safetensors"), "zip file with 'model.safetensors' in it; unpack"),
+    "packed.pt": (lambda path: _zip(path, "readme.txt"), "zip file without weights"),
+    "packed.safetensors": (lambda path: path.write_bytes(b"7z\xbc\xaf" + bytes(100)), "packed archive"),
+    "script.pt": (lambda path: torch.jit.script(torch.nn.ReLU()).save(str(path)), "TorchScript"),
+    "index.safetensors": (lambda path: path.write_text('{"weight_map": {}}'), "JSON"),
     "text.safetensors": (lambda path: path.write_text("hello"), "neither"),
 }
 

@@ -120,7 +120,7 @@ def test_pictures_that_would_become_one_file_are_named(folder, model, caplog):
 
 
 def test_a_place_that_cannot_be_written_to_is_noticed_before_the_work(folder, model, tmp_path, monkeypatch):
-    monkeypatch.setattr("transformersr.upscale.batch.read_picture", lambda path: pytest.fail("the work has begun"))
+    monkeypatch.setattr("transformersr.upscale.batch.open_file", lambda path: pytest.fail("the work has begun"))
     (tmp_path / "file").touch()
     result = run("upscale", folder, "-m", model, "-o", tmp_path / "file" / "below")
     assert result.exit_code == 1
@@ -141,7 +141,7 @@ def test_a_film_without_pyav_and_a_film_as_a_picture_are_refused_with_advice(fol
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without asking it")
 def test_a_request_to_end_leaves_nothing_half_written(folder, model, monkeypatch):
-    monkeypatch.setattr("transformersr.upscale.image_io._image", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("transformersr.upscale.image_io.to_image", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     assert run("upscale", folder, "-m", model).exit_code == 128 + signal.SIGTERM
     assert tree(folder.parent / "in_x2") == []
@@ -249,6 +249,8 @@ def test_a_run_is_resumed_with_its_own_settings(tmp_path):
     options = [
         "--size",
         "tiny",
+        "--init",
+        "none",
         "--scale",
         "2",
         "--patch",
@@ -263,5 +265,5 @@ def test_a_run_is_resumed_with_its_own_settings(tmp_path):
         "64",
     ]
     assert run("train", tmp_path, "--out", tmp_path / "run", *options).exit_code == 0
-    assert run("train", tmp_path, "--out", tmp_path / "run", "--resume", "--steps", "3").exit_code == 0
+    assert run("train", "--resume", tmp_path / "run", "--steps", "3").exit_code == 0
     assert (tmp_path / "run" / "strips" / "0000003.png").exists()

@@ -69,11 +69,14 @@ def place(tmp_path, monkeypatch):
         Path(folder).mkdir(parents=True)
     for folder in ("pictures", "PICTURES", "images", "IMAGES", "DATA", "FOLDER"):
         drawing(1, 32).save(Path(folder, "1.png"))
+    drawing(2, 32).save("PICTURES/2.png")
     drawing(0, 16).save("picture.png")
     drawing(0, 16).save("image.png")
     drawing(0, 16).save("picture.webp")
     save_model(random_model(V2), "models/transformerSR_b8_d256_w4_h16.pt")
     save_model(random_model(V2), "RUN/best.safetensors")
+    Path("RUN/config.json").write_text("{}")
+    Path("RUN/run.json").write_text('{"data": "PICTURES"}')
     return tmp_path
 
 

@@ -7,11 +7,13 @@ import platform
 import subprocess
 import sys
 import weakref
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
@@ -129,12 +131,29 @@ def test_bands_are_whole_windows_and_no_more_than_asked():
     assert work.band_rows(work.bytes_for(72) - 1) == 64
 
 
+class Moves(TorchFunctionMode):
+    """Counts the rows of bands that go to each device by `Tensor.to`."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows = Counter()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.to and isinstance(args[1], torch.device):
+            self.rows[args[1]] += args[0].shape[2]
+        return function(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("config", [V1, V2])
 def test_rows_that_wait_may_be_kept_elsewhere(config):
-    model, image = random_model(config), torch.rand(1, 3, 40, 24)
-    with torch.inference_mode():
-        kept = stream(model, image, 8, offload_device=torch.device("cpu"))
+    model, image, host = random_model(config), torch.rand(1, 3, 40, 24), torch.device("cpu", 0)
+    with torch.inference_mode(), Moves() as moves:
+        kept = stream(model, image, 8, offload_device=host)
+    assert moves.rows[host] >= 40
+    assert moves.rows[image.device] >= 40  # and back
+    with torch.inference_mode(), Moves() as moves:
         assert torch.equal(kept, stream(model, image, 8))
+    assert moves.rows[host] == 0
 
 
 def test_a_device_too_small_for_the_features_leaves_them_to_the_host():

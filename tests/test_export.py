@@ -97,6 +97,9 @@ def hosts(tmp_path):
     for folder in ("ComfyUI/comfy", "ComfyUI/models/upscale_models", "ComfyUI/output", "webui/modules", "webui/models/ESRGAN", "Pictures"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "webui" / "webui.py").touch()
+    for folder in ("Desktop/custom_nodes", "Desktop/models", "shared/models/upscale_models", "D/ComfyUI_windows_portable/ComfyUI/comfy"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "D" / "ComfyUI_windows_portable" / "ComfyUI" / "models").mkdir()
     return tmp_path
 
 
@@ -107,6 +110,11 @@ def hosts(tmp_path):
         ".": "ComfyUI/models/upscale_models",
         "ComfyUI/models": "ComfyUI/models/upscale_models",
         "ComfyUI/models/upscale_models": "ComfyUI/models/upscale_models",
+        "Desktop": "Desktop/models/upscale_models",  # has no code of ComfyUI in it
+        "Desktop/models": "Desktop/models/upscale_models",
+        "shared/models": "shared/models/upscale_models",
+        "D": "D/ComfyUI_windows_portable/ComfyUI/models/upscale_models",
+        "D/ComfyUI_windows_portable": "D/ComfyUI_windows_portable/ComfyUI/models/upscale_models",
         "webui": "webui/models/TransformerSR",
         "webui/models/ESRGAN": "webui/models/TransformerSR",
     }.items(),

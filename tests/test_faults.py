@@ -31,6 +31,7 @@ from transformersr.training import train as training
 from transformersr.training.config import from_values
 from transformersr.training.results import monitor as monitoring
 from transformersr.training.results.report import read_records
+from transformersr.training.results.validate import Validation
 from transformersr.training.run_state import Progress, RunState
 from transformersr.training.train import train
 from transformersr.upscale import engine
@@ -272,8 +273,13 @@ def test_best_weights_that_could_not_be_saved_do_not_keep_later_ones_out(folder,
         return save(model, path, **options)
 
     scores = iter((20.0, 30.0, 25.0, 24.0, 23.0))
-    measure = monitoring.score
-    monkeypatch.setattr(monitoring, "score", lambda *args: dataclasses.replace(measure(*args), psnr_y=next(scores)))
+    measure = Validation.measure
+
+    def scored(*args):
+        measured = measure(*args)
+        return dataclasses.replace(measured, mean=dataclasses.replace(measured.mean, psnr_y=next(scores)))
+
+    monkeypatch.setattr(Validation, "measure", scored)
     monkeypatch.setattr(monitoring, "save_model", full)
     best = train(from_values(SETTINGS), folder, tmp_path / "run")
     assert json.loads(read_checkpoint(best).metadata["training"])["scores"]["psnr_y"] == 25.0
@@ -358,7 +364,7 @@ def test_a_result_that_no_memory_holds_is_refused_in_one_sentence():
 
 
 def test_what_there_is_no_room_for_costs_a_checkpoint_or_a_line_and_not_the_run(folder, tmp_path, monkeypatch, caplog, small):
-    measure, append, numbers = monitoring.score, monitoring._append, itertools.count()
+    measure, append, numbers = Validation.measure, monitoring._append, itertools.count()
 
     def full(*args):
         if next(numbers) == 2:
@@ -370,7 +376,7 @@ def test_what_there_is_no_room_for_costs_a_checkpoint_or_a_line_and_not_the_run(
             raise OSError(28, "No space left on device")
         append(path, values)
 
-    monkeypatch.setattr(monitoring, "score", full)
+    monkeypatch.setattr(Validation, "measure", full)
     monkeypatch.setattr(monitoring, "_append", full_disk)
     train(from_values({**SETTINGS, "steps": 3}), folder, tmp_path / "run")
     assert "the figures of step 1 are not written (the disk is full" in caplog.text

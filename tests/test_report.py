@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
+from dataclasses import asdict
 from xml.etree import ElementTree
 
 import pytest
 import torch
 from click.testing import CliRunner
 
+from transformersr.training.adversarial import UNetDiscriminator, discriminator_loss
 from transformersr.training.cli_results import report
+from transformersr.training.config import from_values
 from transformersr.training.results.charts import Chart, draw
+from transformersr.training.results.pace import Pace
 from transformersr.training.results.report import read_records, read_run, write_report
 from transformersr.training.results.strips import CELL, busiest_place, draw_strip, save_image, strip_side
-from transformersr.training.results.validate import Pair, resize_with, to_tensor
+from transformersr.training.results.validate import Pair, Scores, resize_with, to_tensor
+from transformersr.training.results.verdict import Baseline, answers, find_baseline
+from transformersr.training.run_state import Progress
 
 from synthetic_images import drawing
 
-SCORES = {"ssim_y": 0.9, "psnr_rgb": 28.0, "edge_psnr": 24.0, "flat_psnr": 42.0, "shift_y": 0.001, "shift_x": None}
+SCORES = asdict(Scores(psnr_y=0.0, ssim_y=0.9, psnr_rgb=28.0, edge_psnr=24.0, flat_psnr=42.0, shift_y=0.001, shift_x=0.0))
+SCORES |= {"psnr_y": 0.0, "shift_x": None, "sharpness": 0.9, "color_shift": 0.4}
 BICUBIC = {**SCORES, "psnr_y": 26.78, "edge_psnr": 20.0, "shift_x": 0.0}
 
 
@@ -26,9 +34,15 @@ def lines(records):
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
+def measured(*values):
+    """Records of validations with these values of PSNR-Y, every 20 steps from the start."""
+    counts = {"better_on": 2, "measured_on": 3}
+    return [{"step": 20 * index, "seconds": 200, **SCORES, **counts, "psnr_y": psnr} for index, psnr in enumerate(values)]
+
+
 @pytest.fixture
 def run(tmp_path):
-    """The folder of a run of 6 log lines and 3 validations, the second the best, killed while it wrote."""
+    """The folder of a run of 6 log lines and 4 validations, the third the best, killed while it wrote."""
     run = tmp_path / "x4 <mine>"
     run.mkdir()
     settings = {"size": "tiny", "scale": 4, "preset": "clean", "steps": 60, "edge_start": 0.5, "flat_weight": 0.25, "init": "a&b"}
@@ -41,9 +55,10 @@ def run(tmp_path):
     }
     (run / "config.json").write_text(json.dumps(settings))
     (run / "run.json").write_text(json.dumps({**about, "versions": {"torch": "2.13.0"}, "left_out": ["<b>.png: too small"]}))
-    figures = {"learning_rate": 1e-4, "gradient_norm": 0.1, "d_real": 0.5, "d_fake": -0.5, "skipped": 2}
+    _, judged = discriminator_loss(UNetDiscriminator(4), torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16))
+    figures = {"learning_rate": 1e-4, "gradient_norm": 0.1, "skipped": 2, **{name: float(value) for name, value in judged.items()}}
     log = [{"step": 10 * step, "seconds": step, "loss": 0.1 / step, **figures} for step in range(1, 7)]
-    validations = [{"step": 20 * (index + 1), "seconds": 200, "psnr_y": psnr, **SCORES} for index, psnr in enumerate((29.0, 30.28, 30.0))]
+    validations = measured(28.0, 29.0, 30.28, 30.0)
     (run / "train.jsonl").write_text(lines(log) + '{"step": 70, "lo')
     (run / "validation.jsonl").write_text(lines(validations) + "{")
     for step in (20, 40, 60):
@@ -55,29 +70,52 @@ def test_a_report_says_how_good_the_best_weights_are(run):
     result = CliRunner().invoke(report, [str(run)])
     assert result.output.strip() == str(run / "report.html")
     page = (run / "report.html").read_text()
-    assert "Best at step 40: PSNR-Y 30.28 dB, <strong>3.50 dB over bicubic</strong> (26.78 dB)." in page
-    assert "+4.00 dB on edges" in page
+    assert "The best weights (step 40) are <strong>better than a&amp;b on your images by 2.28 dB, on 2 of 3 kept aside" in page
+    assert "3.50 dB over bicubic" in page
     for text in (
         "tiny, x4",
         "1,206 to train on, 31 to measure on",
         "60 of 60",
         "&lt;b&gt;.png: too small",
         "2 steps had no effect",
-        "a&amp;b",
     ):
         assert text in page, text
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
 
 
+def test_a_report_does_not_call_the_start_an_achievement(run):
+    (run / "validation.jsonl").write_text(lines(measured(30.0, 29.0, 29.5)))
+    (run / "best.safetensors").touch()
+    page = write_report(run).read_text()
+    assert "(step 0) are <strong>not better than a&amp;b on your images yet" in page
+    assert "is still a&amp;b itself" in page
+    assert "over bicubic" not in page.partition("<details>")[0]
+    assert "--last --install" in page
+
+
+def test_a_report_answers_before_it_shows_figures(run):
+    first, _, folded = write_report(run).read_text().partition("<details>")
+    assert "Lines drawn better?" in first
+    assert "<img" in first
+    assert "<svg" not in first
+    assert len(re.findall("<svg", folded)) == 12  # eight of validation; loss, gradient, rate, discriminator twice
+
+
+def test_curves_are_gains_over_the_start_and_the_discriminators_has_both_lines(run):
+    page = write_report(run).read_text()
+    charts = {re.sub("<.*", "", text): text for text in re.findall("<figcaption>(.*?)</figure>", page, re.DOTALL)}
+    gain = ElementTree.fromstring(re.search("<svg.*?</svg>", charts["gain over a&amp;b, all pixels (dB)"], re.DOTALL)[0])
+    assert "step 40: 2.28" in gain.get("data-hover")
+    assert len(re.findall('class="line-', charts["discriminator&#x27;s answers"])) == 2
+
+
 def test_a_report_needs_nothing_else(run):
     page = write_report(run).read_text()
     sources = re.findall(r'(?:src|href)="(.{10})', page)
-    assert len(sources) == 3
+    assert len(sources) == 2
     assert all(source.startswith("data:image") for source in sources)
     assert "http" not in page
-    charts = re.findall("<svg.*?</svg>", page, re.DOTALL)
-    assert len(charts) == 9  # five of validation; loss, gradient, rate, discriminator
-    for chart in charts:
+    for chart in re.findall("<svg.*?</svg>", page, re.DOTALL):
         ElementTree.fromstring(chart)
 
 
@@ -129,6 +167,38 @@ def test_a_chart_without_points_is_not_drawn():
     assert draw(Chart("empty", {"one": []})) == ""
 
 
+# --- words ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"minutes": 20.0}, "2.0 s a step: about 550 steps in 20 minutes on this machine"),
+        ({"steps": 600}, "2.0 s a step: about 22 min for 600 steps on this machine"),
+        ({"steps": 600, "save_minutes": 0.0, "save_every": 5}, "2.0 s a step: about 40 min for 600 steps on this machine"),
+    ],
+)
+def test_a_forecast_counts_the_checkpoints(settings, words):
+    pace = Pace(steps=deque([2.0] * 10), checkpoint=10.0)
+    assert pace.forecast(from_values({"save_minutes": 2.0, **settings}), Progress()) == words
+
+
+def test_a_run_is_compared_with_its_start_unless_that_was_no_better_than_bicubic():
+    bicubic, start = {"psnr_y": 27.0}, {"psnr_y": 30.0}
+    assert find_baseline("x4-tiny", start, bicubic) == Baseline("x4-tiny", start)
+    assert find_baseline("x4-tiny", {"psnr_y": 6.0}, bicubic).name == "bicubic"  # of another scale, without its last layer
+    assert find_baseline("none", start, bicubic).name == "bicubic"
+    assert find_baseline("/runs/mine/best.safetensors", start, bicubic).name == "mine"
+    assert find_baseline("C:\\mine\\lines.safetensors", start, bicubic).name == "lines"
+
+
+def test_an_artists_questions_are_answered_in_words():
+    before = {"psnr_y": 30.0, "edge_psnr": 24.0, "flat_psnr": 44.0, "sharpness": 0.8, "color_shift": 0.3}
+    after = {"psnr_y": 30.2, "edge_psnr": 24.01, "flat_psnr": 43.0, "sharpness": 0.9, "color_shift": 2.0}
+    assert [one.answer for one in answers(after, Baseline("x4-tiny", before))] == ["Yes", "About the same", "No, worse", "Yes", "No"]
+    assert answers({"psnr_y": None}, Baseline("x4-tiny", before)) == []
+
+
 # --- strips --------------------------------------------------------------------------------------
 
 
@@ -154,7 +224,8 @@ def test_pixels_of_a_strip_are_whole_pixels_of_its_sheet(size, side):
 
 def test_a_strip_has_a_row_for_every_picture_and_figures_below():
     watched = [pair(256), pair(96)]
-    strip = draw_strip(watched, resize_with("lanczos", 4), 4, 12000)
+    columns = {way: [resize_with(way, 4)(one.lq) for one in watched] for way in ("bicubic", "lanczos")}
+    strip = draw_strip(watched, columns, 4)
     assert strip.width == 3 * CELL + 8
     assert strip.height > 2 * (CELL + 16)
     captions = strip.crop((0, strip.height - 15, strip.width, strip.height)).convert("L")

@@ -188,7 +188,7 @@ def test_what_is_left_open_is_settled_by_the_device():
         "x4-tiny",
         32,
         8,
-        1e-4,
+        3e-4,
         60.0,
     )
     assert len(reasons) == 6

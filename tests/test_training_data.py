@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
 import multiprocessing
 import os
 import pickle
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from transformersr.training import store as stores
-from transformersr.training import video_codec
+from transformersr.training.cli import check
+from transformersr.training.data import store as stores
+from transformersr.training.data import video_codec
 from transformersr.training.data.check import check_pictures, near_duplicates
 from transformersr.training.data.dataset import CropDataset
 from transformersr.training.data.degradation import FILTERS, PRESETS, Degradation, degrade, shrink
@@ -167,14 +169,9 @@ def test_every_step_of_a_degradation_changes_the_picture():
         assert changed.tobytes() != plain.tobytes()
 
 
-@pytest.mark.parametrize("way", ["still_by_pyav", "still_by_ffmpeg", "still_by_jpeg"])
-def test_stills_of_films_keep_size_and_place_and_get_worse(way):
-    """Where the codec is on this machine."""
-    still, picture = getattr(video_codec, way), drawing(1, 95)
-    try:
-        results = [still(picture, strength) for strength in (0.0, 1.0)]
-    except (ImportError, OSError) as error:
-        pytest.skip(str(error))
+def test_stills_of_films_keep_size_and_place_and_get_worse():
+    still, picture = video_codec.film_still, drawing(1, 95)
+    results = [still(picture, strength) for strength in (0.0, 1.0)]
     assert {result.size for result in results} == {(95, 95)}
     errors = [np.abs(np.asarray(result).astype(int) - np.asarray(picture)).mean() for result in results]
     assert 0 < errors[0] < errors[1] < 30
@@ -182,19 +179,10 @@ def test_stills_of_films_keep_size_and_place_and_get_worse(way):
     assert np.abs(shifts(lambda image: still(image, 0.0), 120, 1, 4)).max() < 0.05
 
 
-def test_without_a_video_codec_jpeg_stands_in_and_the_log_says_so(monkeypatch, caplog):
-    def missing(*_):
-        raise FileNotFoundError
-
-    for name in ("still_by_pyav", "still_by_ffmpeg"):
-        monkeypatch.setattr(video_codec, name, missing)
-    video_codec.find_codec.cache_clear()
-    try:
-        with caplog.at_level(logging.INFO):
-            crops_of([TrainingPicture("", np.asarray(drawing(0)))], "video")[0]
-        assert "JPEG of quality 20 to 60" in caplog.text
-    finally:
-        video_codec.find_codec.cache_clear()
+def test_without_a_video_codec_the_preset_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=r"preset video needs PyAV.*pip install"):
+        crops_of([TrainingPicture("", np.asarray(drawing(0)))], "video")
 
 
 # --- crops ---------------------------------------------------------------------------------------
@@ -319,7 +307,8 @@ def test_pairs_that_do_not_fit_are_named_together_and_the_others_used(paired):
     assert set(bad) == {"wrong size.png", "broken small.png", "without small.png", "without sharp.png"}
     assert "96x96 is not exactly 4 times 23x24" in bad["wrong size.png"]
     assert len(store) == 4
-    assert check_pictures(paired, 32, 4, ("hr/deep/[01].png",)) == (6, list(store.findings))
+    report = check_pictures(paired, 32, 4, ("hr/deep/[01].png",))
+    assert (len(report.train), len(report.validation), report.findings) == (4, 2, list(store.findings))
 
 
 def test_crops_of_pairs_are_cut_from_both_and_not_degraded(paired):
@@ -348,12 +337,30 @@ def test_pictures_that_look_the_same_are_named_across_validation_too(tmp_path):
     for name in ("one.png", "two.jpg", "held/three.webp"):
         drawing(1).resize((90, 90)).save(tmp_path / name)
     drawing(2).save(tmp_path / "other.png")
-    usable, findings = check_pictures(tmp_path, 32, validation=("held/*",))
-    assert usable == 4
+    report = check_pictures(tmp_path, 32, validation=("held/*",))
+    findings = report.findings
+    assert (len(report.train), report.validation) == (3, [(90, 90)])
     assert [finding.path.name for finding in findings] == ["two.jpg", "three.webp"]
     assert "too good" in findings[1].text
     assert near_duplicates({tmp_path: 0}, {tmp_path: 0}) == []  # flat ones
     assert difference_hash(np.zeros((9, 9, 3), np.uint8)) == 0
+
+
+def test_check_says_sizes_what_a_run_would_do_and_the_next_command(tmp_path):
+    for index in range(2):
+        drawing(index, 160 + 32 * index).save(tmp_path / f"{index}.png")
+    result = CliRunner().invoke(check, [str(tmp_path), "--device", "cpu", "--minutes", "20"], catch_exceptions=False)
+    for text in (
+        "2 pictures can be used: 1 to train on, 1 kept aside",
+        "sizes: 160x160 to 192x192",
+        "crops of 128x128 pixels and learns to make them from 32x32",
+        "1 to train on is few",
+        "too few to tell a small gain from chance",
+        f"next: transformersr train {tmp_path} --out RUN ",
+        " --device cpu",
+        " --minutes 20",
+    ):
+        assert text in result.output
 
 
 def test_drawings_are_mixed_in_and_have_their_share_of_the_crops(folder):

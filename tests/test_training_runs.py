@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,15 +15,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
+from PIL import Image
 from safetensors.torch import load_file
 
 from transformersr.arch import load_model
 from transformersr.training import losses, networks, steps
 from transformersr.training import train as training
+from transformersr.training.cli import main
 from transformersr.training.config import from_values, load_recipe
 from transformersr.training.data.folders import find_pictures, split_pictures
 from transformersr.training.results import monitor as monitoring
+from transformersr.training.results.export import find_weights
 from transformersr.training.results.validate import make_pair, resize_with, score_pair
+from transformersr.training.results.verdict import Baseline
 from transformersr.training.train import train
 
 SETTINGS = {
@@ -113,7 +121,9 @@ def test_another_scale_starts_from_the_same_body(folder, tmp_path):
     net = networks.initial_network(from_values({**SETTINGS, "scale": 2, "init": str(x4)}))
     given = load_model(x4)
     assert net.config.scale == 2
-    assert torch.equal(net.body[0].conv.weight, given.body[0].conv.weight)
+    assert all(
+        torch.equal(tensor, other) for tensor, other in zip(net.body.state_dict().values(), given.body.state_dict().values(), strict=True)
+    )
     with pytest.raises(ValueError, match="init"):
         networks.initial_network(from_values({**SETTINGS, "size": "base", "init": str(x4)}))
 
@@ -125,6 +135,35 @@ def test_a_run_inside_its_data_does_not_learn_from_its_own_strips(folder, tmp_pa
     assert (data / "run" / "strips").is_dir()
     split = split_pictures(data, without=data / "run")
     assert len(split.train) + len(split.validation) == 6
+
+
+@pytest.fixture
+def start(folder, tmp_path_factory):
+    """Weights to start from."""
+    return train(from_values({**SETTINGS, "steps": 3}), folder, tmp_path_factory.mktemp("start") / "mine")
+
+
+def test_a_run_that_brings_nothing_says_so_and_is_not_exported(folder, start, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(monitoring, "find_baseline", lambda init, first, bicubic: Baseline("mine", first))
+    caplog.set_level(logging.INFO)
+    run = tmp_path / "run"
+    train(from_values({**SETTINGS, "init": str(start), "learning_rate": 1.0, "steps": 3}), folder, run)
+    assert "best.safetensors (step 0): not better than mine on your images yet" in caplog.text
+    assert "best.safetensors is still mine itself" in caplog.text
+    with pytest.raises(ValueError, match=r"no weights of this run are better.*--last"):
+        find_weights(run)
+    assert find_weights(run, last=True).name == "last.safetensors"
+
+
+def test_a_run_is_compared_with_the_weights_that_it_began_with_after_a_resume_too(folder, start, tmp_path):
+    config = from_values({**SETTINGS, "init": str(start), "steps": 3})
+    train(config, folder, tmp_path / "run")
+    first = load_file(tmp_path / "run" / "start.safetensors")
+    assert all(torch.equal(tensor, first[name]) for name, tensor in load_file(start).items())
+    train(dataclasses.replace(config, steps=6), folder, tmp_path / "run", resume=True)
+    records = [json.loads(line) for line in (tmp_path / "run" / "validation.jsonl").read_text().splitlines()]
+    assert [(record["step"], record["measured_on"]) for record in records] == [(0, 2), (3, 2), (6, 2)]
+    assert Image.open(tmp_path / "run" / "strips" / "0000006.png").width > Image.open(tmp_path / "run" / "strips" / "0000000.png").width
 
 
 # --- the same weights by other ways --------------------------------------------------------------
@@ -185,10 +224,38 @@ def test_a_killed_run_resumes_to_the_same_bytes(folder, tmp_path, more):
     assert_same_state(state(tmp_path / "straight"), state(tmp_path / "killed"))
 
 
-def test_an_interrupt_ends_the_run_after_its_step_and_saves(folder, tmp_path, monkeypatch):
-    at_step(monkeypatch, 4, lambda: signal.raise_signal(signal.SIGINT))
-    train(from_values({**SETTINGS, "steps": 100}), folder, tmp_path / "run")
-    assert state(tmp_path / "run")["progress"]["step"] == 5
+def test_a_stopped_run_prints_the_command_that_goes_on_and_a_finished_one_how_to_train_longer(folder, tmp_path, monkeypatch, caplog):
+    run, options = tmp_path / "my run", [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items() if value != []]
+    caplog.set_level(logging.INFO)
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, lambda: signal.raise_signal(signal.SIGINT))
+        transformersr("train", folder, "--out", run, *options, "--trackers", "none")
+    assert state(run)["progress"]["step"] == 5
+    stopped = pasted(caplog.text, "go on: transformersr")
+    assert stopped == ["train", "--resume", str(run)]
+    transformersr(*stopped)
+    assert state(run)["progress"]["step"] == 6
+    longer = pasted(caplog.text, "train longer.*?: transformersr")
+    assert longer[:4] == ["train", "--resume", str(run), "--steps"]
+    transformersr(*longer[:4], "8")
+    assert state(run)["progress"]["step"] == 8
+    assert json.loads((run / "config.json").read_text())["trackers"] == []
+
+
+def transformersr(*words):
+    CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
+
+
+def pasted(log, before):
+    """The words of the last command in a log that stands after a text."""
+    return shlex.split(re.findall(f"{before} (.*)", log)[-1])
+
+
+@pytest.mark.parametrize("words", [["DATA"], ["--resume", "NONE"], ["--resume", "NONE", "--out", "RUN"]])
+def test_a_run_that_cannot_be_found_is_said_so(tmp_path, words):
+    result = CliRunner().invoke(main, ["train", *words])
+    assert result.exit_code == 2
+    assert "--out" in result.output
 
 
 def test_resuming_does_not_need_what_the_run_started_from(folder, tmp_path):
@@ -293,7 +360,7 @@ def test_an_adversarial_run_trains_both_networks(folder, tmp_path, relativistic)
     saved = state(tmp_path / "run")
     assert saved["progress"]["gan_steps"] == 5
     line = json.loads((tmp_path / "run" / "train.jsonl").read_text().splitlines()[-1])
-    assert {"loss", "loss_filters", "loss_gan", "loss_d", "d_real", "d_made", "d_right"} <= set(line)
+    assert {"loss", "loss_filters", "loss_gan", "loss_d", "d_real", "d_fake", "d_right"} <= set(line)
     assert load_model(tmp_path / "run" / "last.safetensors")
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from transformersr.arch import save_model
 from transformersr.upscale import image_io
-from transformersr.upscale.image_io import Picture, PictureError, check_target, read_picture, write_picture
+from transformersr.upscale.image_io import Picture, PictureError, check_target, format_of, read_picture, write_picture
 from transformersr.upscale.messages import one_line
 from transformersr.upscale.metadata import Carried
 from transformersr.upscale.upscaler import Upscaler
@@ -116,9 +116,9 @@ def test_an_enlarged_picture_can_be_read_again(tmp_path, monkeypatch):
 def test_a_size_that_a_format_cannot_have_is_known_before_the_work(tmp_path):
     for file, side in (("a.webp", 16384), ("a.jpg", 65501)):
         with pytest.raises(PictureError, match=rf"{file}: .* write it as png"):
-            check_target(tmp_path / file, 1, side)
-        check_target(tmp_path / file, 1, side - 1)
-        check_target(tmp_path / "a.png", 1, side)
+            check_target(file, format_of(tmp_path / file), 1, side)
+        check_target(file, format_of(tmp_path / file), 1, side - 1)
+        check_target("a.png", "PNG", 1, side)
 
 
 def tiled_tiff(side: int) -> bytes:
@@ -200,7 +200,7 @@ def test_a_name_moves_no_cursor_of_the_terminal(tmp_path):
     red, blue = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
     red.save(path, save_all=True, append_images=[blue])  # of which a line in the log tells
     save_model(random_model(V2), tmp_path / "model.safetensors")
-    command = ["-m", "transformersr", "upscale", str(path), "-o", str(tmp_path / "a.png"), "-m", str(tmp_path / "model.safetensors")]
+    command = ["-m", "transformersr", "upscale", str(path), "-o", str(tmp_path / "a.jpg"), "-m", str(tmp_path / "model.safetensors")]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0
     assert r"two\nlines\x1b[2J.gif has several frames" in done.stderr

@@ -59,22 +59,22 @@ class UNetDiscriminator(nn.Module):
 
 
 def discriminator_loss(net_d: nn.Module, sr: Tensor, gt: Tensor, relativistic: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-    """Non-saturating logistic loss of the discriminator, and its figures: mean logits for real and made images, and how often it is right.
+    """Non-saturating logistic loss of the discriminator, and its figures: mean logits for real and fake images, and how often it is right.
 
     `softplus(-D(gt)) + softplus(D(sr))`; relativistic (paired, as in Huang et al. 2024, arXiv:2501.05441): `softplus(D(sr) - D(gt))`.
     """
-    real, made = net_d(torch.cat([gt, sr.detach()])).chunk(2)  # in one pass: spectral normalisation moves with each
-    loss = F.softplus(made - real).mean() if relativistic else F.softplus(-real).mean() + F.softplus(made).mean()
-    real, made = real.detach(), made.detach()
-    right = (real > made).float().mean() if relativistic else ((real > 0).float().mean() + (made < 0).float().mean()) / 2
-    return loss, {"d_real": real.mean(), "d_made": made.mean(), "d_right": right}
+    real, fake = net_d(torch.cat([gt, sr.detach()])).chunk(2)  # in one pass: spectral normalisation moves with each
+    loss = F.softplus(fake - real).mean() if relativistic else F.softplus(-real).mean() + F.softplus(fake).mean()
+    real, fake = real.detach(), fake.detach()
+    right = (real > fake).float().mean() if relativistic else ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
+    return loss, {"d_real": real.mean(), "d_fake": fake.mean(), "d_right": right}
 
 
 def generator_loss(net_d: nn.Module, sr: Tensor, gt: Tensor, relativistic: bool = False) -> Tensor:
     """What the network is told by the discriminator, which itself gets no gradient: `softplus(-D(sr))`, or `softplus(D(gt) - D(sr))`."""
     if relativistic:
-        real, made = net_d(torch.cat([gt, sr])).chunk(2)
-        return F.softplus(real.detach() - made).mean()
+        real, fake = net_d(torch.cat([gt, sr])).chunk(2)
+        return F.softplus(real.detach() - fake).mean()
     return F.softplus(-net_d(sr)).mean()
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import typing
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -48,10 +49,15 @@ def read_settings(recipe: str | Path | None, options: dict[str, typing.Any]) -> 
 
 
 @click.command(cls=SettingsCommand)
-@click.argument("data", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Folder of the run: weights, log, state.")
+@click.argument("data", type=click.Path(path_type=Path), required=False)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the new run: weights, log, state.")
 @click.option("--recipe", help="TOML file of settings, or the name of one that comes with it (base-x4, gan, ...); options given here win.")
-@click.option("--resume", is_flag=True, help="Go on with the run in --out where it stopped.")
+@click.option(
+    "--resume",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="Go on with the run in the folder RUN where it stopped, or train it longer.",
+)
 @click.option(
     "--install",
     "host",
@@ -60,43 +66,76 @@ def read_settings(recipe: str | Path | None, options: dict[str, typing.Any]) -> 
     help="Put the best weights into this ComfyUI or WebUI at the end.",
 )
 def train(data, out, recipe, resume, host, **settings) -> None:
-    """Train a network on the pictures in the folder DATA.
+    """Train a network on the images in the folder DATA.
 
-    --resume takes the settings of the run that it goes on with; what is given beside it wins.
+    --resume takes images and settings from the run; options given with it win, and DATA where the images have moved.
     """
+    out, data, recipe = find_run(resume, data, out, recipe)
+    is_first = os.environ.get("RANK", "0") == "0"  # of several processes, the first one speaks for all
+    if is_first:
+        click.echo(f"starting with the images in {data}", err=True)  # the imports below take seconds
     from .data.folders import find_pictures
-    from .results.export import install_weights, model_folder, model_name
+    from .results.export import find_weights, install_weights, model_folder, model_name
     from .train import train as run
 
-    config = read_settings(recipe or (out / "config.json" if resume and (out / "config.json").exists() else None), settings)
+    config = read_settings(recipe, settings)
     find_pictures(data, without=out)  # before a folder is made for a run that cannot be
     folder = model_folder(host) if host else None
-    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks for all
+    if not is_first:
         logging.getLogger().setLevel(logging.WARNING)
-        run(config, data, out, resume)
+        run(config, data, out, resume=resume is not None)
         return
     out.mkdir(parents=True, exist_ok=True)
     file = logging.FileHandler(out / "train.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger().addHandler(file)
-    best = run(config, data, out, resume)
-    click.echo(install_weights(best, folder, model_name(best)).path if folder else best)
+    best = run(config, data, out, resume=resume is not None)
+    click.echo(install_weights(find_weights(out), folder, model_name(best)).path if folder else best)
 
 
-@click.command(short_help="Name the pictures that training would leave out.", cls=SettingsCommand)
+def find_run(resume: Path | None, data: Path | None, out: Path | None, recipe: str | None) -> tuple[Path, Path, str | Path | None]:
+    """The folder of a run, that of its images, and its recipe: as given, or as the run to resume has them."""
+    if resume is None:
+        if data is None or out is None:
+            raise click.UsageError("expected a folder of images and --out RUN for a new run, or --resume RUN")
+        return out, data, recipe
+    if out is not None:
+        raise click.UsageError("--resume names the folder of the run; leave out --out")
+    from .results.monitor import read_json
+
+    record = read_json(resume / "run.json")
+    if not (resume / "config.json").is_file() or not (data or record.get("data")):
+        raise click.UsageError(f"{resume} holds no run to go on with; start one with: transformersr train IMAGES --out {resume}")
+    return resume, data or Path(str(record["data"])), recipe or resume / "config.json"
+
+
+@click.command(short_help="Say what training would do with a folder of images.", cls=SettingsCommand)
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--recipe", help="TOML file of settings, or the name of one that comes with it; options given here win.")
 def check(data, recipe, **settings) -> None:
-    """Name the pictures in the folder DATA that training would leave out or change, and those that look the same."""
+    """Name the images in the folder DATA that training would leave out or change, and say what a run would do with the others."""
     from .data.check import check_pictures
     from .plan import fill_in
+    from .results.advice import shell
 
-    config, _ = fill_in(read_settings(recipe, settings))
+    config, choices = fill_in(read_settings(recipe, settings))
     options = config.scale, config.validation, config.exclude, config.max_pixels
-    usable, findings = check_pictures(data, config.patch * config.scale, *options)
-    for finding in sorted(findings, key=lambda one: (one.usable, one.path)):
+    report = check_pictures(data, config.patch * config.scale, *options)
+    for finding in sorted(report.findings, key=lambda one: (one.usable, one.path)):
         click.echo(f"{'note' if finding.usable else 'LEFT OUT'}: {finding.path}: {finding.text}")
-    click.echo(f"{usable} pictures can be used")
+    for line in (*report.summary(config.patch * config.scale, config.scale), *choices):
+        click.echo(line)
+    given = [word for name, value in settings.items() for word in _as_options(name, value)]
+    click.echo(f"next: {shell('train', data, '--out', 'RUN', *(['--recipe', recipe] if recipe else []), *given)}")
+
+
+def _as_options(name: str, value: Any) -> list[str]:
+    """A setting as it was given on the command line."""
+    option = f"--{name.replace('_', '-')}"
+    if isinstance(value, bool):
+        return [option if value else f"--no-{option[2:]}"]
+    values = value if isinstance(value, tuple) else () if value is None else (value,)
+    return [word for one in values for word in (option, f"{one:g}" if isinstance(one, float) else str(one))]
 
 
 @click.command(short_help="Draw 16 training crops as a network gets them.", cls=SettingsCommand)

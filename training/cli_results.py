@@ -31,8 +31,8 @@ def report(run) -> None:
 def export(run, out, dtype, host, onnx, last) -> None:
     """Write the best weights of RUN (a run's folder, or a file of weights) as one file to use or to share.
 
-    What is written is loaded again and compared with the original. No other file is replaced. With --install or --onnx alone nothing else
-    is written.
+    What is written is loaded again and compared with the weights of the run. No other file is replaced.
+    With --install or --onnx alone nothing else is written.
     """
     from ..arch import load_model
     from .results.export import export_weights, find_weights, install_weights, model_folder, model_name, record_of
@@ -43,20 +43,20 @@ def export(run, out, dtype, host, onnx, last) -> None:
     if onnx:
         require_onnx(onnx)  # before anything is written
     if out:
-        _say(export_weights(source, out, dtype))
+        _say(export_weights(source, out, dtype), source)
     elif not (folder or onnx):
-        _say(install_weights(source, source.parent, name, dtype))
+        _say(install_weights(source, source.parent, name, dtype), source)
     if folder:
-        _say(install_weights(source, folder, name, dtype))
+        _say(install_weights(source, folder, name, dtype), source)
         click.echo("ComfyUI lists it after R is pressed, a WebUI after its next start")
     if onnx:
         checks = export_onnx(load_model(source), onnx, record_of(source))
         click.echo("\n".join([_described(onnx), *checks]))
 
 
-def _say(exported) -> None:
+def _say(exported, source: Path) -> None:
     click.echo(_described(exported.path))
-    click.echo(f"its result differs from the original's by at most {exported.error:.1e} (one of 256 levels is {1 / 255:.1e})")
+    click.echo(f"its images differ from those of {source} by at most {exported.error:.1e} (one of 256 levels is {1 / 255:.1e})")
 
 
 def _described(path: Path) -> str:

@@ -107,7 +107,7 @@ class TrainConfig:
     )
     learning_rate: float = setting(
         0.0,
-        "Highest learning rate, reached after the warm-up; it then falls along a cosine to nothing. 0: 1e-4 from given weights, "
+        "Highest learning rate, reached after the warm-up; it then falls along a cosine to nothing. 0: 3e-4 from given weights, "
         "else 5e-4, or 2e-4 for large networks.",
         least=0,
     )

@@ -46,7 +46,7 @@ def fill_in(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
         if not getattr(config, name):
             chosen[name] = on_cpu if kind == "cpu" else on_card, f"training on {kind}"
     if not config.learning_rate:
-        chosen["learning_rate"] = (fresh_rate, "from nothing") if init == "none" else (1e-4, "from given weights")
+        chosen["learning_rate"] = (fresh_rate, "from nothing") if init == "none" else (3e-4, "from given weights")
     if not config.steps and not config.minutes:
         chosen["minutes" if kind == "cpu" else "steps"] = 60.0 if kind == "cpu" else 100_000, "no length was set; Ctrl-C ends it saved"
     filled = dataclasses.replace(config, **{name: value for name, (value, _) in chosen.items()})  # type: ignore[arg-type]

@@ -33,6 +33,10 @@ class Progress:
     """Time spent, validation included, earlier sittings included."""
     best_psnr: float = 0.0
     """Highest validation PSNR so far."""
+    best_step: int = 0
+    """The step that had it; 0: what the run began with."""
+    better_on: int = 0
+    """Validation pictures on which those weights were better than what the run began with."""
     skipped: int = 0
     """Steps without effect, because their gradient was not finite."""
     skipped_in_a_row: int = 0

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from .data.store import Cache, find_training_pictures
 from .losses import Losses
 from .networks import update_average
 from .plan import choose_micro_batch, choose_precision, choose_workers, device_kind, fill_in
-from .results.monitor import open_monitor
+from .results.monitor import open_monitor, start_record
 from .run_state import Progress, RunState
 from .schedule import is_due, learning_rate, set_rate, share_done
 from .steps import Networks, add_gradients, climb_ramp, follow_gradients, skipped_too_many, watch_discriminator
@@ -43,10 +43,10 @@ AGREE_EVERY = 10
 def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool = False) -> Path:
     """Train a network on a folder of pictures and return the path of its best weights.
 
-    `out` receives `config.json`, `run.json`, `state.pt` (to resume), `last.safetensors` and `best.safetensors` (moving averages; best
-    validation PSNR), `train.jsonl` and `validation.jsonl` (figures), `strips/` of pictures beside bicubic and the truth,
-    `logs/` of the trackers, at the end `report.html`, and `cache/` where pictures are kept in a file.
-    Ctrl-C ends the run after the step it is in, saved.
+    `out` receives `config.json`, `run.json` and `state.pt` (to resume), `start.safetensors` (what the run began with, if it was given
+    weights), `last.safetensors` and `best.safetensors` (moving averages; best validation PSNR), `train.jsonl` and `validation.jsonl`
+    (figures), `strips/` (images before and after), `logs/` of the trackers, at the end `report.html`, and `cache/` where images are kept
+    in a file. Ctrl-C ends the run after the step it is in, saved.
 
     Started by `torchrun` or `accelerate launch`, several processes share each batch and come to the same weights as one.
 
@@ -55,7 +55,7 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
         FileExistsError: where `out` holds a run and `resume` is off.
         FloatingPointError: where gradients stay without end or number, even from the last good state at half the rate.
     """
-    out = Path(out)
+    data, out = Path(data), Path(out)
     state_file = out / "state.pt"
     if state_file.exists() and not resume:
         raise FileExistsError(f"{out} already holds a run; resume it, or choose another folder")
@@ -67,6 +67,9 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
         keep_freed_memory()
 
     files = split_pictures(data, config.validation, config.exclude, without=out)  # the strips of a run are no pictures to learn from
+    logger.info("reading %d pictures to train on and %d to measure on from %s", len(files.train), len(files.validation), data)
+    if accelerator.is_main_process and not state_file.exists():
+        start_record(out, config, data)
     workers = choose_workers(config, accelerator.device, accelerator.num_processes)
     cache = Cache(out / "cache", int(config.memory_gb * 2**30), shared=accelerator.num_processes > 1)
     with accelerator.main_process_first():  # one writes the cache, the others find it
@@ -80,7 +83,7 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     micro_batch, why = choose_micro_batch(config, run.net, accelerator.device, accelerator.num_processes)
     progress.micro_batch = config.micro_batch or progress.micro_batch or micro_batch
     accelerator.init_trackers("transformersr")
-    monitor = open_monitor(out, config, files, workers, accelerator)
+    monitor = open_monitor(out, config, data, files, workers, accelerator)
     monitor.begin(run, pictures, precision, (*choices, f"workers: {workers}", why))
     accelerator.wait_for_everyone()
 
@@ -110,7 +113,8 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
                 accelerator.wait_for_everyone()
                 saved = progress.seconds
     monitor.finish(run, stopped=stop.is_set())
-    accelerator.end_training()
+    with suppress(OSError):  # of a tracker whose disk was full; the log has said so
+        accelerator.end_training()
     return out / "best.safetensors"
 
 

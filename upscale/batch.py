@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import functools
-import glob
 import logging
+import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BytesIO, FileIO
 from os.path import realpath
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image
 
-from .image_io import FORMATS, READABLE, check_target, read_picture, write_picture
+from ..arch.atomic import write_aside
+from .animation import WRITTEN, read_animation, read_frames, write_frames
+from .files import FOREIGN, VIDEOS, expand, foreign_format, image_suffixes, search
+from .image_io import (
+    FORMATS,
+    PictureError,
+    Unnumbered,
+    check_target,
+    format_of,
+    open_file,
+    read_picture_from,
+    write_picture_to,
+)
 from .memory import is_out_of_memory
 from .messages import one_line
 from .planning import target_size
@@ -23,6 +37,13 @@ from .upscaler import Upscaler
 from .video import CONTAINERS, enlarge_film, film_suffix, is_film
 
 logger = logging.getLogger(__name__)
+
+ANIMATED_SUFFIXES = (".gif", ".apng")
+"""Suffixes that are written for animated images alone."""
+STANDARD = "-"
+"""On a command line, standard input or output."""
+STDIN, STDOUT = Path("<standard input>"), Path("<standard output>")
+"""Where the picture of a job comes from or goes to instead of a file."""
 
 
 @dataclass(frozen=True)
@@ -59,29 +80,43 @@ def plan_jobs(inputs: Iterable[str], output: str | None, extension: str, suffix:
     it with `suffix` behind its name. Patterns (`*.png`) are expanded where the shell did not. Films, which take hours, have to be
     named themselves, and stay films.
 
-    A name never depends on what else is there. Pictures that would get the same one (`a.png` and `a.jpg`) are failures.
+    A name never depends on what else is there. Pictures that would get the same one (`a.png` and `a.jpg`) are failures, and so are
+    those that nothing here reads. Other files of a folder are passed over, which is logged with their number.
 
-    Raises ValueError if an input does not exist, nothing is found, or a target is one of the inputs, and OSError if a folder
-    for results cannot be written to.
+    Raises ValueError if an input does not exist, nothing is found, `output` is the name of a file where it has to be a folder, or a target
+    is one of the inputs, and OSError if a folder for results cannot be written to.
     """
-    sources = [path for text in inputs for path in _expand(text)]
+    inputs = list(inputs)
+    if STANDARD in inputs or output == STANDARD:
+        return _plan_standard(inputs, output)
+    sources = [path for text in inputs for path in expand(text)]
+    outright = output is not None and _is_file_name(output, sources)
     jobs: list[Job] = []
+    failures: list[Failure] = []
     for source in sources:
         ending = film_suffix(source) if is_film(source) else extension
         if source.is_dir():
             resolved = source.resolve()
             root = Path(output) if output else resolved.with_name(resolved.name + suffix)
-            jobs += [Job(path, (root / path.relative_to(source)).with_suffix(extension)) for path in _pictures(source, root)]
-        elif output and len(sources) == 1 and _is_name_for(source, Path(output).suffix.lower()):
+            contents = search(source, without=None if os.path.realpath(root) == os.path.realpath(source) else root)
+            for line in contents.passed_over():
+                logger.warning("%s", one_line(f"{source}: {line}"))
+            failures += [_failed(path, reason) for path, reason in contents.unreadable]
+            jobs += [Job(path, (root / path.relative_to(source)).with_suffix(extension)) for path in contents.images]
+        elif format := foreign_format(source):
+            failures.append(_failed(source, f"this is {format}, which is not read here; save it as PNG first"))
+        elif output and outright:
             jobs.append(Job(source, Path(output)))
         elif output:
             jobs.append(Job(source, Path(output) / f"{source.stem}{ending}"))
         else:
             jobs.append(Job(source, source.with_name(f"{source.stem}{suffix}{ending}")))
-    if not jobs:
-        raise ValueError(f"no pictures found in {', '.join(map(str, sources))}; expected files ending in {', '.join(READABLE)}")
+    if not jobs and not failures:
+        raise ValueError(
+            f"no pictures found in {', '.join(map(str, sources))}; expected PNG, JPEG, WebP or another format that Pillow reads"
+        )
     jobs = _without_results(jobs)
-    failures = _clashes(jobs)
+    failures += _clashes(jobs)
     refused = {failure.source for failure in failures}
     jobs = [job for job in jobs if job.source not in refused]
     todo = [job for job in jobs if not (resume and job.target.exists())]
@@ -89,32 +124,36 @@ def plan_jobs(inputs: Iterable[str], output: str | None, extension: str, suffix:
     return Plan(jobs, todo, failures)
 
 
-def _is_name_for(source: Path, ending: str) -> bool:
-    """Whether an ending is that of a file to write, rather than part of a folder's name. Raises ValueError for a film as a picture."""
-    if ending not in CONTAINERS and ending.removeprefix(".") not in FORMATS:
+def _plan_standard(inputs: list[str], output: str | None) -> Plan:
+    """One picture, from standard input or to standard output or both."""
+    sources = [STDIN if text == STANDARD else path for text in inputs for path in ([STDIN] if text == STANDARD else expand(text))]
+    if len(sources) != 1 or sources[0].is_dir() or is_film(sources[0]):
+        raise ValueError("- stands for standard input or output, which hold one picture; name one picture, or a folder with -o")
+    to_stdout = output in (None, STANDARD)
+    if not to_stdout and not _is_file_name(str(output), sources):
+        raise ValueError(f"{output}: expected the name of a file with -o for the picture from standard input, or -o -")
+    job = Job(sources[0], STDOUT if to_stdout else Path(str(output)))
+    return Plan([job], [job], [])
+
+
+def _is_file_name(output: str, sources: list[Path]) -> bool:
+    """Whether `output` is the name of the one result, rather than of a folder for all.
+
+    Raises ValueError where it looks like a file's name and cannot be one; as the name of a folder it has to exist, or end in a slash.
+    """
+    ending = Path(output).suffix.lower()
+    if ending not in {*image_suffixes(), *FOREIGN, *VIDEOS} or Path(output).is_dir() or output.endswith(("/", os.sep)):
         return False
-    if is_film(source) != (ending in CONTAINERS):
-        expected = CONTAINERS if is_film(source) else FORMATS
-        raise ValueError(f"{source}: cannot be written as {ending}; expected one of {', '.join(expected)}")
+    if len(sources) != 1 or sources[0].is_dir():
+        what = "a folder" if len(sources) == 1 else f"{len(sources)} inputs"
+        raise ValueError(
+            f"{output}: the name of one file, and the input is {what}; give a folder with -o, by a name with a slash at its end"
+        )
+    film = is_film(sources[0])
+    expected = tuple(CONTAINERS) if film else (*(f".{suffix}" for suffix in FORMATS), *ANIMATED_SUFFIXES)
+    if ending not in expected:
+        raise ValueError(f"{output}: {sources[0]} cannot be written as {ending}; expected one of {', '.join(expected)}")
     return True
-
-
-def _expand(text: str) -> list[Path]:
-    path = Path(text)
-    if path.exists():
-        return [path]
-    found = [Path(name) for name in sorted(glob.glob(text, recursive=True))]
-    if not found:
-        raise ValueError(f"{text}: no such file or folder")
-    return found
-
-
-def _pictures(folder: Path, root: Path) -> list[Path]:
-    """Pictures below a folder, those of an earlier run's output in a folder inside it left out."""
-    paths = [path for path in folder.rglob("*") if path.suffix.lower() in READABLE and path.is_file() and not path.name.startswith(".")]
-    if root.resolve() != folder.resolve():
-        paths = [path for path in paths if root.resolve() not in path.resolve().parents]
-    return sorted(paths)
 
 
 def _without_results(jobs: list[Job]) -> list[Job]:
@@ -183,6 +222,7 @@ def run_jobs(
     *,
     factor: float | None = None,
     size: tuple[int, int] | None = None,
+    format: str = "png",
     quality: int = 95,
     resume: bool = False,
     overwrite: bool = False,
@@ -192,6 +232,7 @@ def run_jobs(
 
     Args:
         size: (height, width) of every result.
+        format: suffix of a result on standard output; others have a name.
         resume: leave out what is there already; otherwise a target that exists is a failure, unless `overwrite`.
         on_progress: called with the job's index and the share of it that is done, at its end with 1.
     """
@@ -202,7 +243,7 @@ def run_jobs(
                 raise FileExistsError(f"{job.target} exists; leave finished pictures out with --resume, or replace them with --overwrite")
             if not (resume and job.target.exists()):
                 job.target.parent.mkdir(parents=True, exist_ok=True)
-                enlarge = enlarge_film if is_film(job.source) else _enlarge_picture
+                enlarge = enlarge_film if is_film(job.source) else functools.partial(_enlarge_picture, format=format)
                 progress = functools.partial(on_progress, index)
                 enlarge(job.source, job.target, upscaler, factor=factor, size=size, quality=quality, on_progress=progress)
         except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
@@ -215,10 +256,59 @@ def run_jobs(
 
 
 def _enlarge_picture(
-    source: Path, target: Path, upscaler: Upscaler, *, quality: int, on_progress: Callable[[float], None], **options
+    source: Path,
+    target: Path,
+    upscaler: Upscaler,
+    *,
+    format: str,
+    quality: int,
+    on_progress: Callable[[float], None],
+    **options,
 ) -> None:
-    picture = read_picture(source)
-    height, width = picture.color.shape[:2]
-    check_target(target, *target_size(height, width, upscaler.scale, **options))  # before the work
-    large = upscaler.enlarge_picture(picture, **options, on_progress=lambda done, total: on_progress(done / total))
-    write_picture(large, target, quality=quality)
+    suffix = format if target == STDOUT else target.suffix.lower().removeprefix(".")
+    with _open_source(source) as file:
+        animation = read_animation(file, source)
+        written = "GIF" if suffix == "gif" else "PNG" if suffix == "apng" else format_of(target, suffix)
+        if animation is None and f".{suffix}" in ANIMATED_SUFFIXES:
+            raise PictureError(f"{source}: a still, and .{suffix} files are written for animated images alone; expected png, webp or jpg")
+        if animation is None or written not in WRITTEN:
+            picture = read_picture_from(file, source)
+            height, width = picture.color.shape[:2]
+            check_target(target, written, *target_size(height, width, upscaler.scale, **options))  # before the work
+            large = upscaler.enlarge_picture(picture, **options, on_progress=lambda done, total: on_progress(done / total))
+            with _open_target(target) as out:
+                write_picture_to(large, out, target, written, quality)
+            return
+        count = len(animation.durations)
+
+        def upscaled() -> Iterator:
+            for index, frame in enumerate(read_frames(file, source, animation)):
+                height, width = frame.color.shape[:2]
+                check_target(target, written, *target_size(height, width, upscaler.scale, **options))
+                yield upscaler.enlarge_picture(frame, **options)
+                on_progress((index + 1) / count)
+
+        with _open_target(target) as out:
+            write_frames(upscaled(), animation, out, written, quality)
+
+
+@contextmanager
+def _open_source(source: Path) -> Iterator[BinaryIO]:
+    if source == STDIN:
+        yield BytesIO(sys.stdin.buffer.read())
+        return
+    with open_file(source) as file:
+        yield file
+
+
+@contextmanager
+def _open_target(target: Path) -> Iterator[BinaryIO]:
+    """A file that appears whole or not at all; standard output likewise gets all or nothing."""
+    if target == STDOUT:
+        buffer = BytesIO()
+        yield buffer
+        sys.stdout.buffer.write(buffer.getbuffer())
+        sys.stdout.buffer.flush()
+        return
+    with write_aside(target) as aside, Unnumbered(FileIO(aside, "wb")) as file:
+        yield file

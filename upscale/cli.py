@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import signal
 import sys
@@ -55,9 +56,22 @@ def main() -> None:
     log_to_terminal()
 
 
-@main.command(short_help="Enlarge pictures, folders of them, films.")
+class FilesCommand(click.Command):
+    """A command that takes a file for a file, even if its name begins like an option: `*.png` may become `-x.png`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        named = [f"./{text}" if re.match(r"-.*\.\w+$", text) and os.path.exists(text) else text for text in args]
+        return super().parse_args(ctx, named)
+
+
+@main.command(short_help="Enlarge pictures, folders of them, films.", cls=FilesCommand)
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
-@click.option("-o", "--output", metavar="PATH", help="Folder for the results, or for a single picture its file. Default: beside the input.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="PATH",
+    help="Folder for the results, for a single picture its file, or - for standard output. Default: beside the input.",
+)
 @click.option("--scale", "factor", type=Factor(), help="How many times larger, 1.5 or 3 say. Default: what the model gives.")
 @click.option("--size", type=Size(), help="Exact size of the result instead, as WIDTHxHEIGHT.")
 @click.option("-m", "--model", metavar="M", help="A model of `transformersr models`, or a file of weights. Default: one that fits --scale.")
@@ -67,14 +81,20 @@ def main() -> None:
 @click.option("--ensemble", is_flag=True, help="Average over eight turned and mirrored versions: slightly better, eight times slower.")
 @click.option("--memory", metavar="BYTES", help="Most memory the network's tensors may take, 2G say; the result is the same for any.")
 @click.option(
-    "--format", "format_", type=click.Choice(["png", "webp", "jpg"]), default="png", show_default=True, help="File format of the results."
+    "--format",
+    "format_",
+    type=click.Choice(["png", "webp", "jpg", "gif"]),
+    default="png",
+    show_default=True,
+    help="File format of the results; gif is for animated images.",
 )
 @click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of jpg, webp (lossless at 100) and films.")
 @click.option("--resume", is_flag=True, help="Leave out pictures whose result exists.")
 @click.option("--overwrite", is_flag=True, help="Replace results that exist. Inputs are never replaced.")
 def upscale(inputs, output, factor, size, model, device, dtype, crispness, ensemble, memory, format_, quality, resume, overwrite) -> None:
-    """Enlarge pictures: files, folders with everything below them, patterns; and films, which are named one by one.
+    """Enlarge pictures: files, folders with everything below them, patterns, - for standard input; and films, which are named one by one.
 
+    Animated images (GIF, APNG, WebP, AVIF) stay animated in png, webp and gif.
     Metadata, colour profile, transparency and 16-bit depth are kept. A picture that cannot be done is named, the others go on, and the
     exit code is 1. Started by `accelerate launch` or `torchrun`, several processes share the pictures.
     """
@@ -85,6 +105,10 @@ def upscale(inputs, output, factor, size, model, device, dtype, crispness, ensem
     if factor is not None and size is not None:
         raise click.UsageError("--scale and --size were both given; give one of them")
     processes = find_processes()
+    if processes.count > 1 and "-" in (*inputs, output):
+        raise click.UsageError("several processes were started, and standard input and output are of one; name files")
+    if ("-" in inputs and output is None) or output == "-":
+        refuse_terminal()
 
     @functools.cache
     def upscaler() -> Upscaler:
@@ -100,10 +124,24 @@ def upscale(inputs, output, factor, size, model, device, dtype, crispness, ensem
     jobs = processes.share(todo)
     with show_progress(jobs, hidden=processes.index > 0) as show, leaving_on_sigterm():
         failures = run_jobs(
-            jobs, upscaler(), factor=factor, size=size, quality=quality, resume=resume, overwrite=overwrite, on_progress=show
+            jobs,
+            upscaler(),
+            factor=factor,
+            size=size,
+            format=format_,
+            quality=quality,
+            resume=resume,
+            overwrite=overwrite,
+            on_progress=show,
         )
     failures = [*whole.failures, *processes.gather(failures)]
     sys.exit(processes.from_first(lambda: conclude(whole, failures)))  # nobody before all is said: a launcher would end the others
+
+
+def refuse_terminal() -> None:
+    """Raise UsageError where a picture would be written onto a terminal."""
+    if sys.stdout.isatty():
+        raise click.UsageError("the picture would be written onto the terminal; send it on (> FILE, | PROGRAM), or name a file with -o")
 
 
 @contextmanager
@@ -130,7 +168,11 @@ def leaving_on_sigterm() -> Iterator[None]:
 
 def conclude(plan: Plan, failures: list[Failure]) -> int:
     """Say where the result is, or of several pictures how many are done, and return the exit code."""
+    from .batch import STDOUT
+
     total = len(plan.jobs) + len(plan.failures)
+    if plan.jobs and plan.jobs[0].target == STDOUT:
+        return 1 if failures else 0
     if total == 1 and not failures:
         click.echo(plan.jobs[0].target)
     elif total > 1:

@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import re
 import struct
 import sys
 import threading
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedWriter, BytesIO, FileIO, UnsupportedOperation
 from pathlib import Path
@@ -33,6 +35,7 @@ import torch
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from ..arch.atomic import write_aside
+from .color import CodedColor, read_coded_color
 from .memory import free_memory
 from .metadata import Carried, descriptive_exif, pil_info, read_carried, save_options
 
@@ -40,9 +43,7 @@ logger = logging.getLogger(__name__)
 
 FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP", "tif": "TIFF", "tiff": "TIFF", "bmp": "BMP"}
 """Suffixes that can be written, with Pillow's names of the formats."""
-READABLE = (*(f".{suffix}" for suffix in FORMATS), ".gif", ".avif")
-"""Suffixes of pictures to look for in folders. What a file holds is told by its content alone."""
-SIDE_LIMITS = {"JPEG": 65500, "WEBP": 16383}
+SIDE_LIMITS = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}
 """The longest sides that the encoders take."""
 BYTE_LIMITS = {"TIFF": 2**32 - 2**24, "BMP": 2**32 - 2**24}
 """Bytes of pixels that leave the rest of the file within its 32-bit offsets."""
@@ -61,6 +62,21 @@ PROGRAMS = ("EPS", "WMF")
 BAND_PIXELS = 2**21
 """Pixels converted at once, so that a large picture is in memory as itself and not as every step on the way."""
 
+FOREIGN_CONTENT = {
+    rb"....ftyp(hei[cxms]|hev[cx]|mif1|msf1)": "HEIC",
+    rb"....ftypavi[fs]": "AVIF",
+    rb"....ftyp": "a video",
+    rb"\xff\x0a|\0\0\0\x0cJXL ": "JPEG XL",
+    rb"\x1a\x45\xdf\xa3": "a video",
+    rb"II\xbc\x01": "JPEG XR",
+    rb"%PDF": "PDF",
+    rb"\s*<(\?xml|svg)": "SVG, which has no pixels",
+    rb"\s*<(!doctype html|html|!DOCTYPE|HTML)": "a web page, and not the picture that was to be downloaded",
+    rb"\x76\x2f\x31\x01": "OpenEXR",
+    rb"version https://git-lfs": "a Git LFS pointer; `git lfs pull` gets the picture: the pointer alone",
+}
+"""First bytes of files that people take for pictures, and what they are."""
+
 _NUMERIC_MODES = ("L", "LA", "RGB", "RGBA", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _CONVERTED_MODES = {"1": "L", "La": "LA", "PA": "RGBA", "RGBa": "RGBA"}
 _PNG_GREY_STEPS = {"L;2": 85, "L;4": 17}
@@ -78,6 +94,15 @@ _LOW_BYTES = {
 is decoded as if it were 8-bit RGBA, which has as many bits: the four channels then are the four bytes of a pixel."""
 _pillow_settings = threading.RLock()
 """Held while Pillow's settings, which are the process's, are ours."""
+
+
+def _new_lock() -> None:
+    global _pillow_settings
+    _pillow_settings = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_new_lock)  # another thread of the parent may hold the old one, and is not in the child
 
 
 class PictureError(ValueError):
@@ -104,29 +129,55 @@ def read_picture(path: str | Path) -> Picture:
 
     Raises PictureError for a file that is not a whole picture or too large for this machine, and OSError for one that cannot be opened.
     """
+    with open_file(path) as file:
+        return read_picture_from(file, path)
+
+
+@contextmanager
+def open_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A file of a picture, open. Raises PictureError for a pipe or a device, which is not waited for, and OSError."""
     path = Path(path)
     if path.exists() and not path.is_dir() and not path.is_file():
         raise PictureError(f"{path}: a pipe or a device; expected a file")
-    with path.open("rb") as file, _refusing_damage(path):
-        if not file.read(1):
-            raise PictureError(f"{path}: the file is empty")
-        file.seek(0)
-        with _own_settings():
-            decoded = _decode(Image.open(file), path, file)
+    with path.open("rb") as file:
+        yield file
+
+
+def read_picture_from(file: BinaryIO, name: str | Path) -> Picture:
+    """Read a picture as `read_picture` does, from an open file; `name` is for messages."""
+    with refusing_damage(name, file):
+        with own_settings():
+            decoded = _decode(open_image(file, name), name, file)
         return _convert(decoded)
+
+
+def open_image(file: BinaryIO, name: str | Path) -> Image.Image:
+    """Pillow's image of an open file, its pixels not yet read; one that nobody should read is refused."""
+    file.seek(0)
+    if not file.read(1):
+        raise PictureError(f"{name}: the file is empty")
+    file.seek(0)
+    image = Image.open(file)
+    _check_readable(image, name)
+    return image
+
+
+def convert_frame(image: Image.Image, name: str | Path) -> Picture:
+    """The current frame of an open animated image."""
+    return _convert(_decode(image, name, in_animation=True))
 
 
 def from_pil(image: Image.Image) -> Picture:
     """Convert a PIL image of any mode, upright, at its current frame. PIL images have 16 bits in grey only."""
     name = getattr(image, "filename", "") or "the image"
-    with _refusing_damage(name):
-        with _own_settings():
+    with refusing_damage(name):
+        with own_settings():
             decoded = _decode(image, name)
         return _convert(decoded)
 
 
 @contextmanager
-def _own_settings() -> Iterator[None]:
+def own_settings() -> Iterator[None]:
     """Whatever its host has set: half a picture is an error, long text is none, and a large picture only where memory is too small."""
     with _pillow_settings, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged metadata, at length, and of large pictures
@@ -146,8 +197,8 @@ def _own_settings() -> Iterator[None]:
 
 
 @contextmanager
-def _refusing_damage(name: str | Path) -> Iterator[None]:
-    """Turn Pillow's many errors into ours."""
+def refusing_damage(name: str | Path, file: BinaryIO | None = None) -> Iterator[None]:
+    """Turn Pillow's many errors into ours. Of an open `file` that Pillow does not know, the message says what it is, if we do."""
     try:
         yield
     except PictureError:
@@ -155,11 +206,22 @@ def _refusing_damage(name: str | Path) -> Iterator[None]:
     except (Image.DecompressionBombError, MemoryError) as error:
         raise PictureError(f"{name}: too large for the memory that is free; free some, or cut the picture into parts") from error
     except UnidentifiedImageError as error:
+        if kind := _foreign_content(file):
+            raise PictureError(f"{name}: this is {kind}, which is not read here; save it as PNG first") from error
         expected = "expected PNG, JPEG, WebP, TIFF, BMP, GIF or another format that Pillow reads"
         raise PictureError(f"{name}: not a picture, or damaged at its beginning; {expected}") from error
     except Exception as error:  # its readers of fifty formats raise anything there is
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise PictureError(f"{name}: the picture is truncated or damaged and cannot be read whole ({reason}); get it again") from error
+
+
+def _foreign_content(file: BinaryIO | None) -> str | None:
+    """What a file is that people take for a picture and Pillow does not read, by its first bytes."""
+    if file is None:
+        return None
+    file.seek(0)
+    head = file.read(64)
+    return next((kind for pattern, kind in FOREIGN_CONTENT.items() if re.match(pattern, head, re.DOTALL)), None)
 
 
 def most_pixels() -> int:
@@ -208,21 +270,35 @@ class _Decoded:
     low: Image.Image | None
     animated: bool
     tiff_exif: bytes | None
+    coded_color: CodedColor | None
 
 
-def _decode(image: Image.Image, name: str | Path, file: BinaryIO | None = None) -> _Decoded:
+def _decode(image: Image.Image, name: str | Path, file: BinaryIO | None = None, in_animation: bool = False) -> _Decoded:
     _check_readable(image, name)
     if file is not None and image.format in ("JPEG", "MPO"):
         _check_scans(file, name)
     animated = image.format != "MPO" and getattr(image, "is_animated", False)  # the further pictures of an MPO are its previews
-    if animated:  # how many, it may take minutes to count
+    if animated and not in_animation:  # how many, it may take minutes to count
         logger.warning("%s has several frames or pages; one of them is used", name)
     tiles = getattr(image, "tile", [])
     rawmode = _rawmode(tiles[0]) if tiles else ""
     tiff_exif = descriptive_exif(image.getexif()) if image.format == "TIFF" and (tiles or not animated) else None
+    coded_color = _coded_color(image, file)
     image.load()
     low = _decode_low_bytes(file, rawmode) if file is not None and rawmode in _LOW_BYTES else None
-    return _Decoded(image, name, rawmode, low, animated, tiff_exif)
+    return _Decoded(image, name, rawmode, low, animated, tiff_exif, coded_color)
+
+
+def _coded_color(image: Image.Image, file: BinaryIO | None) -> CodedColor | None:
+    """Read beside Pillow, which passes over it; from the file of an image that is not loaded yet."""
+    file = file or getattr(image, "fp", None)
+    with suppress(OSError, ValueError, AttributeError):
+        place = file.tell()  # type: ignore[union-attr]
+        try:
+            return read_coded_color(file, image.format)  # type: ignore[arg-type]
+        finally:
+            file.seek(place)  # type: ignore[union-attr]
+    return None
 
 
 def _rawmode(tile: Any) -> str:
@@ -248,7 +324,7 @@ def _convert(decoded: _Decoded) -> Picture:
     key, transform = _transparent_value(decoded), _transform_to_srgb(decoded)
     grey = (mode not in ("RGB", "RGBA") or decoded.rawmode == "LA;16B") and image.format != "GIF"  # Pillow calls some palettes L
     bits = 16 if full == 65535 or image.mode == "F" else 8
-    carried, orientation = read_carried(image, decoded.tiff_exif, grey=grey, bits=bits, animated=decoded.animated)
+    carried, orientation = read_carried(image, decoded.tiff_exif, decoded.coded_color, grey=grey, bits=bits, animated=decoded.animated)
     shape = image.size if orientation >= 5 else image.size[::-1]
     color, alpha = np.empty((*shape, 3), np.float32), None
     for rows in _row_bands(image.height, image.width):
@@ -344,8 +420,8 @@ def _row_bands(height: int, width: int) -> list[slice]:
 
 def to_pil(picture: Picture) -> Image.Image:
     """An 8-bit image: L or LA where the picture is grey, otherwise RGB or RGBA. Its `info` has the text, profile, EXIF, XMP and dpi."""
-    image = _image(picture)
-    image.info.update(pil_info(picture.carried))
+    image = to_image(picture)
+    image.info.update(pil_info(picture.carried, image.size))
     return image
 
 
@@ -356,46 +432,52 @@ def write_picture(picture: Picture, path: str | Path, format: str | None = None,
     `quality`, 1 to 100, is for JPEG and for WebP, where 100 is lossless.
     """
     path = Path(path)
-    format = _format(path, format)
+    format = format_of(path, format)
+    with write_aside(path) as aside, Unnumbered(FileIO(aside, "wb")) as file:
+        write_picture_to(picture, file, path, format, quality)
+
+
+def write_picture_to(picture: Picture, file: BinaryIO, name: str | Path, format: str, quality: int = 95) -> None:
+    """Write a picture as `write_picture` does, into an open file; `format` is Pillow's name, and `name` is for messages."""
     opaque = format in ("JPEG", "BMP")
     channels = _channels(picture, opaque)
     bits = 16 if picture.carried.bits == 16 and (format == "PNG" or (format == "TIFF" and channels == 1)) else 8
     height, width = picture.color.shape[:2]
-    _check_size(path, format, height, width, channels * bits // 8)
+    _check_size(name, format, height, width, channels * bits // 8)
     if not 1 <= quality <= 100:
         raise ValueError(f"quality: expected 1 to 100, got {quality}")
     if opaque and picture.alpha is not None and picture.alpha.min() < 1:
-        logger.warning("%s: %s has no transparency; the picture is put on white", path, format)
-    with write_aside(path) as aside, warnings.catch_warnings():
+        logger.warning("%s: %s has no transparency; the picture is put on white", name, format)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged metadata, at length
-        options = save_options(picture.carried, format, quality)
+        options = save_options(picture.carried, format, quality, (width, height))
         if format == "PNG" and bits == 16:
-            _write_deep_png(picture, aside, options)
+            _write_deep_png(picture, file, options)
         else:
-            with _Unnumbered(FileIO(aside, "wb")) as file:
-                _image(picture, bits, opaque).save(file, format=format, **options)
+            to_image(picture, bits, opaque).save(file, format=format, **options)
 
 
-class _Unnumbered(BufferedWriter):
+class Unnumbered(BufferedWriter):
     """A file that keeps its number from Pillow: encoders write to numbers themselves, and take half a write, on a full disk, for all."""
 
     def fileno(self) -> int:
         raise UnsupportedOperation
 
 
-def _format(path: Path, format: str | None) -> str:
+def format_of(path: Path, format: str | None = None) -> str:
+    """Pillow's name of the format to write. Raises PictureError for one that is not written."""
     suffix = (format or path.suffix).lower().lstrip(".")
     if suffix not in FORMATS:
         raise PictureError(f"{path}: expected a format among {', '.join(FORMATS)}, got {suffix or 'no suffix'}")
     return FORMATS[suffix]
 
 
-def check_target(path: str | Path, height: int, width: int) -> None:
-    """Raise PictureError for a file that cannot hold a picture of this size, before the work of making one."""
-    _check_size(Path(path), _format(Path(path), None), height, width, 1)
+def check_target(name: str | Path, format: str, height: int, width: int) -> None:
+    """Raise PictureError for a format that cannot hold a picture of this size, before the work of making one."""
+    _check_size(name, format, height, width, 1)
 
 
-def _check_size(path: Path, format: str, height: int, width: int, pixel_bytes: int) -> None:
+def _check_size(path: str | Path, format: str, height: int, width: int, pixel_bytes: int) -> None:
     if max(height, width) > SIDE_LIMITS.get(format, math.inf):
         raise PictureError(f"{path}: {format} takes sides up to {SIDE_LIMITS[format]} pixels, got {width}x{height}; write it as png")
     if height * width * pixel_bytes > BYTE_LIMITS.get(format, math.inf):
@@ -410,7 +492,8 @@ def _channels(picture: Picture, opaque: bool = False) -> int:
     return (1 if picture.carried.grey else 3) + (alpha is not None and not opaque)
 
 
-def _image(picture: Picture, bits: int = 8, opaque: bool = False) -> Image.Image:
+def to_image(picture: Picture, bits: int = 8, opaque: bool = False) -> Image.Image:
+    """A Pillow image of the pixels alone."""
     height, width = picture.color.shape[:2]
     pixels = np.empty((height, width, _channels(picture, opaque)), np.uint16 if bits == 16 else np.uint8)
     for rows in _row_bands(height, width):
@@ -434,17 +517,16 @@ def _quantised(picture: Picture, rows: slice, full: int, opaque: bool = False) -
 # --- PNG with 16 bits ----------------------------------------------------------------------------
 
 
-def _write_deep_png(picture: Picture, path: Path, options: dict[str, Any]) -> None:
+def _write_deep_png(picture: Picture, file: BinaryIO, options: dict[str, Any]) -> None:
     """Write a 16-bit PNG, which Pillow cannot: it makes the chunks for one pixel, and header and pixels are replaced by ours."""
     height, width = picture.color.shape[:2]
     color_type = {1: 0, 2: 4, 3: 2, 4: 6}[_channels(picture)]
-    with path.open("wb") as file:
-        file.write(b"\x89PNG\r\n\x1a\n")
-        for name, data, _ in PngImagePlugin.getchunks(Image.new("RGB", (1, 1)), **options):
-            if name == b"IHDR":
-                data = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
-            for piece in _deflated_rows(picture) if name == b"IDAT" else [data]:
-                PngImagePlugin.putchunk(file, name, piece)
+    file.write(b"\x89PNG\r\n\x1a\n")
+    for name, data, _ in PngImagePlugin.getchunks(Image.new("RGB", (1, 1)), **options):
+        if name == b"IHDR":
+            data = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
+        for piece in _deflated_rows(picture) if name == b"IDAT" else [data]:
+            PngImagePlugin.putchunk(file, name, piece)
 
 
 def _deflated_rows(picture: Picture) -> Iterator[bytes]:

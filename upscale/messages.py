@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
 
 import click
@@ -11,14 +13,49 @@ BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} done, {remaining} left{postfix
 """Of tqdm."""
 
 
+class Interrupted(BaseException):
+    """Ctrl-C, on its way past click, which would make an exit code of it."""
+
+
 class Messages(click.Group):
-    """Turns the errors that say what to do into one line and exit code 1."""
+    """Turns the errors that say what to do into one line and exit code 1, and keeps to the habits of shells.
+
+    Names are written whatever letters the output takes, Ctrl-C ends the process by its signal so that a loop around it ends too, and a
+    reader of standard output that has had enough (`| head`) is no error.
+    """
+
+    def main(self, *args, **extra):
+        """Run as the program, or for a test."""
+        for stream in (sys.stdout, sys.stderr):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            return super().main(*args, **extra)
+        except Interrupted:
+            end_by_interrupt()
 
     def invoke(self, ctx: click.Context):
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted from error
+        except BrokenPipeError:
+            close_output()
         except (ValueError, OSError, FloatingPointError, MemoryError) as error:
             raise click.ClickException(one_line(str(error)) or "not enough memory") from error
+
+
+def end_by_interrupt() -> None:
+    """End as a program does that does nothing about Ctrl-C; a shell reports 130, and stops its loop."""
+    if sys.platform == "win32":
+        sys.exit(128 + signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def close_output() -> None:
+    """Have Python not complain, at its end, about standard output that nobody reads."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class OneLine(logging.Formatter):

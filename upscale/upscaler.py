@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..arch import CheckpointError, TransformerSR, load_model
+from ..arch.context import plain_torch, survive_fork
 from .engine import ProgressCallback, enlarge_to, sanitize
 from .image_io import Picture, from_pil, to_pil
 from .memory import saying_what_does_not_fit
@@ -160,6 +161,7 @@ class Upscaler:
         """Use a network of RGB as it is, on its device and in its dtype; `memory` in bytes and `ensemble` as for `from_pretrained`."""
         if model.config.channels != 3:
             raise ValueError(f"the network takes {model.config.channels} channels; expected one that takes 3, RGB")
+        survive_fork()
         self.model = model.eval()
         self.memory = memory
         self.ensemble = ensemble
@@ -222,6 +224,7 @@ class Upscaler:
         images, restore = _picture_to_batch(picture)
         return restore(self.enlarge_batch(images, **options))
 
+    @plain_torch()
     def enlarge_batch(
         self,
         images: Tensor,

@@ -130,7 +130,11 @@ ATTACKS = {
     ),
     "train": Attack(
         prepare_train,
-        lambda made, out, again: ["train", made / "in", "--out", out, "--recipe", made / "recipe.toml", *["--resume"][:again]],
+        lambda made, out, again: (
+            ["train", "--resume", out]
+            if again and (out / "run.json").exists()
+            else ["train", made / "in", "--out", out, "--recipe", made / "recipe.toml"]
+        ),
         ("last.safetensors", "best.safetensors", "state.pt", "validation.jsonl", "train.jsonl"),
     ),
 }

@@ -3,17 +3,55 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from .folders import split_pictures
-from .pictures import Finding, Notes, look_at, look_to_measure
+from .pictures import Finding, Notes, TrainingPicture, look_at, look_to_measure
 from .store import in_order
 
 NEAR = 3
 """Bits of 64 in which the hashes of two pictures that look the same may differ."""
+FEW = 10
+"""Pictures to train on below which a run is warned about."""
+LEAST_MEASURED = 3
+Size = tuple[int, int]
+"""Width and height."""
+
+
+@dataclass(frozen=True)
+class FolderReport:
+    """What there is to say about a folder of pictures before a run."""
+
+    train: list[Size]
+    """Of the pictures that can be trained on."""
+    validation: list[Size]
+    """Of those kept aside to measure on."""
+    findings: list[Finding]
+
+    def summary(self, smallest: int, scale: int) -> Iterator[str]:
+        """What there is, and what a run would do with it, in lines."""
+        sizes = [*self.train, *self.validation]
+        yield f"{len(sizes)} pictures can be used: {len(self.train)} to train on, {len(self.validation)} kept aside to measure on"
+        if sizes:
+            small, large = min(sizes, key=math.prod), max(sizes, key=math.prod)
+            yield f"sizes: {small[0]}x{small[1]} to {large[0]}x{large[1]}, {sum(map(math.prod, sizes)) / 1e6:.1f} megapixels in all"
+            lq = smallest // scale
+            yield f"a run cuts crops of {smallest}x{smallest} pixels and learns to make them from {lq}x{lq}"
+        yield from too_few(len(self.train), len(self.validation))
+
+
+def too_few(train: int, validation: int) -> Iterator[str]:
+    """Warnings about how little can be learnt from, or measured on, so many pictures."""
+    if train < FEW:
+        verb = "is" if train == 1 else "are"
+        yield f"{train} to train on {verb} few: expect a small gain, if any; {FEW} or more of one style are a good start"
+    if validation < LEAST_MEASURED:
+        yield f"{validation} kept aside {'is' if validation == 1 else 'are'} too few to tell a small gain from chance"
 
 
 def check_pictures(
@@ -24,8 +62,8 @@ def check_pictures(
     exclude: tuple[str, ...] = (),
     max_pixels: int = 0,
     workers: int = 0,
-) -> tuple[int, list[Finding]]:
-    """Look at every picture below a folder as a run would: how many can be used, and what there is to know about them and the others.
+) -> FolderReport:
+    """Look at every picture below a folder as a run would.
 
     `smallest` is the side of a training crop in sharp pixels; `validation` and `exclude` are those of `split_pictures`. Raises ValueError
     for a folder that cannot be trained on.
@@ -34,11 +72,15 @@ def check_pictures(
     to_train = functools.partial(look_at, smallest=smallest, scale=scale, partners=split.partners, max_pixels=max_pixels)
     to_measure = functools.partial(look_to_measure, scale=scale, partners=split.partners, max_pixels=max_pixels)
     train, held = Notes(), Notes()
-    for notes, paths, look in ((train, split.train, to_train), (held, split.validation, to_measure)):
-        for _ in notes.usable(in_order(look, paths, workers)):
-            pass  # the pixels are not wanted
+    train_sizes = [_size(picture) for picture in train.usable(in_order(to_train, split.train, workers))]
+    held_sizes = [_size(picture) for picture in held.usable(in_order(to_measure, split.validation, workers))]
     findings = [*train.findings, *held.findings, *near_duplicates(train.looks, held.looks)]
-    return len(train.looks) + len(held.looks), findings
+    return FolderReport(train_sizes, held_sizes, findings)
+
+
+def _size(picture: TrainingPicture) -> Size:
+    height, width = picture.gt.shape[:2]
+    return width, height
 
 
 def near_duplicates(train: Mapping[Path, int], validation: Mapping[Path, int]) -> list[Finding]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,10 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..config import TrainConfig
-from .degradation import PRESETS, degrade, describe_video
+from .degradation import PRESETS, degrade
 from .pictures import TrainingPicture
-
-logger = logging.getLogger(__name__)
+from .video_codec import require_codec
 
 MARGIN = 16
 """Sharp pixels around a crop that are degraded with it and then cut off, so that filters meet the picture and not the crop's border."""
@@ -44,6 +42,8 @@ class CropDataset(Dataset):
 
     Pictures take turns by their area, except that drawings, where there are others too, make up `drawings_share` of the crops. `preset`
     makes the small crops of pictures that come without a small version; `reduced` of those are cut from a larger place, made smaller.
+
+    Raises ValueError for the preset `video` without a video codec.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class CropDataset(Dataset):
         self.seed = seed
         self.reduced = reduced
         if self.preset.video:
-            logger.info("preset %s: %s", preset, describe_video())
+            require_codec()
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """`lq (3, patch, patch)` and `gt (3, patch * scale, patch * scale)`, uint8."""

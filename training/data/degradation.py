@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageFilter
 
-from .video_codec import find_codec, saved
+from .video_codec import film_still, saved
 
 FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -49,7 +49,7 @@ class Degradation:
     again: float = 0.0
     """Chance that the picture was compressed once before, 1 to 1.4 times larger than the small one."""
     video: float = 0.0
-    """Chance that the picture is a still of a film: compressed by a video codec at the end, or strongly by JPEG where there is none."""
+    """Chance that the picture is a still of a film: compressed by a video codec at the end."""
 
 
 CLEAN_FILTERS = ("bilinear", "bicubic", "area", "lanczos")
@@ -85,13 +85,8 @@ def degrade(image: Image.Image, scale: int, preset: Degradation, rng: np.random.
     if rng.random() < preset.codec:
         image = _compress(image, preset, rng)
     if rng.random() < preset.video:
-        image = find_codec().still(image, rng.random())
+        image = film_still(image, rng.random())
     return image
-
-
-def describe_video() -> str:
-    """What compresses stills on this machine, for a log."""
-    return find_codec().name
 
 
 def _saved_before(image: Image.Image, scale: int, preset: Degradation, rng: np.random.Generator) -> Image.Image:

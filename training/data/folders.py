@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
-from ...upscale.image_io import READABLE
+from ...upscale.files import search
 
 logger = logging.getLogger(__name__)
 
@@ -32,11 +32,9 @@ def find_pictures(folder: str | Path, without: Path | None = None) -> list[Path]
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder of pictures, and there is no such folder")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in READABLE and path.is_file() and path.name[0] != ".")
-    if without is not None:
-        paths = [path for path in paths if without.resolve() not in path.resolve().parents]
+    paths = search(folder, without).images
     if not paths:
-        raise ValueError(f"{folder}: no pictures found; expected files ending in {', '.join(READABLE)}")
+        raise ValueError(f"{folder}: no pictures found; expected PNG, JPEG, WebP or another format that Pillow reads")
     return paths
 
 

@@ -1,27 +1,17 @@
-"""Stills of films: a picture through a block codec, as one intra frame of H.264.
-
-Encoding is done by PyAV (`pip install av`, FFmpeg's libraries in this process) or, where that is missing, by the program `ffmpeg`, which
-gives as good stills and takes two processes for each. Without either, JPEG stands in.
-"""
+"""Stills of films: a picture through a block codec, as one intra frame of H.264, by PyAV (`pip install av`)."""
 
 from __future__ import annotations
 
-import functools
 import io
-import shutil
-import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+INSTALL = 'pip install "transformersr[video]"'
 CRF = (18, 34)
 """x264's constant rate factor: from hardly visible damage to that of a bad stream."""
-JPEG_QUALITY = (60, 20)
-"""What stands in for it."""
 X264 = {"preset": "fast", "tune": "animation", "threads": "1"}
 """One thread, so that a frame is the same on every call."""
 
@@ -29,32 +19,19 @@ YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418
 """RGB to brightness and colour differences, as in JPEG (ITU-R BT.601, full range)."""
 
 
-@dataclass(frozen=True)
-class Codec:
-    """A way to compress a still."""
-
-    name: str
-    still: Callable[[Image.Image, float], Image.Image]
-    """An RGB picture as it comes back; the strength is from 0 to 1."""
-
-
-@functools.lru_cache(maxsize=1)
-def find_codec() -> Codec:
-    """The best way there is on this machine, tried out once."""
-    for codec in (
-        Codec("H.264 stills by PyAV", still_by_pyav),
-        Codec("H.264 stills by the program ffmpeg, two processes a crop: `pip install av` is many times faster", still_by_ffmpeg),
-    ):
-        try:
-            codec.still(Image.new("RGB", (17, 18)), 0.5)
-        except (ImportError, OSError, ValueError, subprocess.SubprocessError):
-            continue
-        return codec
-    return Codec("JPEG of quality 20 to 60, as there is neither PyAV (`pip install av`) nor the program ffmpeg with libx264", still_by_jpeg)
+def require_codec() -> None:
+    """Raise ValueError where PyAV, or H.264 in it, is missing."""
+    try:
+        film_still(Image.new("RGB", (17, 18)), 0.5)
+    except (ImportError, OSError, ValueError) as error:
+        raise ValueError(f"preset video needs PyAV with H.264 ({error}): {INSTALL}") from error
 
 
-def still_by_pyav(image: Image.Image, strength: float) -> Image.Image:
-    """H.264 in this process. Raises ImportError without PyAV, OSError or ValueError where its FFmpeg lacks the codec."""
+def film_still(image: Image.Image, strength: float) -> Image.Image:
+    """An RGB picture as H.264 gives it back; the strength is from 0 to 1.
+
+    Raises ImportError without PyAV, OSError or ValueError where its FFmpeg lacks the codec.
+    """
     import av
 
     frame = av.VideoFrame.from_ndarray(_to_planes(image), format="yuv420p")
@@ -66,25 +43,6 @@ def still_by_pyav(image: Image.Image, strength: float) -> Image.Image:
     frames = [frame for packet in [*encoder.encode(frame), *encoder.encode(None)] for frame in decoder.decode(packet)]
     frames += decoder.decode(None)
     return _from_planes(frames[0].to_ndarray(), image)
-
-
-def still_by_ffmpeg(image: Image.Image, strength: float) -> Image.Image:
-    """H.264 by the program. Raises OSError where there is none, subprocess.SubprocessError where it lacks the codec."""
-    program = shutil.which("ffmpeg")
-    if program is None:
-        raise FileNotFoundError("ffmpeg: no such program")
-    planes = _to_planes(image)
-    raw = ["-f", "rawvideo", "-pix_fmt", "yuv420p"]
-    x264 = [word for name, value in X264.items() for word in (f"-{name}", value)]
-    size, strength_words = f"{planes.shape[1]}x{planes.shape[0] * 2 // 3}", ["-crf", str(_crf(strength))]
-    stream = _run([program, *raw, "-s", size, "-i", "-", "-c:v", "libx264", *x264, *strength_words, "-f", "h264", "-"], planes.tobytes())
-    coded = _run([program, "-threads", "1", "-f", "h264", "-i", "-", *raw, "-"], stream)
-    return _from_planes(np.frombuffer(coded, np.uint8).reshape(planes.shape), image)
-
-
-def still_by_jpeg(image: Image.Image, strength: float) -> Image.Image:
-    """JPEG with subsampled colour."""
-    return saved(image, "JPEG", quality=round(np.interp(strength, (0, 1), JPEG_QUALITY)), subsampling=2)
 
 
 def saved(image: Image.Image, format: str, **options: int) -> Image.Image:
@@ -119,8 +77,3 @@ def _from_planes(planes: np.ndarray, image: Image.Image) -> Image.Image:
     cb, cr = (np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR)) - 128.0 for plane in small)
     rgb = np.stack([planes[:height], cb, cr], axis=2) @ np.linalg.inv(YCC).T
     return Image.fromarray(np.clip(np.rint(rgb), 0, 255).astype(np.uint8)[: image.height, : image.width])
-
-
-def _run(command: list[str], given: bytes) -> bytes:
-    quiet = [command[0], "-v", "error", "-nostdin", *command[1:]]
-    return subprocess.run(quiet, input=given, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, timeout=60).stdout

@@ -8,6 +8,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
@@ -17,17 +18,24 @@ from ...arch.checkpoint import convert_file, read_checkpoint, read_tensors
 from ...upscale.models import SUFFIXES
 from ...upscale.upscaler import DTYPES, find_model
 from ..config import without_paths
+from .advice import resume, train_longer
+from .verdict import weights_name
 
 MOST_ERROR = 1 / 64
 """The largest change of the result by rounding the weights that is not a fault; fp16 makes about a hundredth of it."""
 MODEL_FOLDERS = ("upscale_models", "transformersr")
 """Names of folders of models, wherever they are; a host may be told to look there."""
+HOST_FOLDERS = ("ComfyUI", "webui", "ComfyUI_windows_portable/ComfyUI")
+"""Where a host is in what is unpacked or chosen as its place."""
 
 # --- what is exported ----------------------------------------------------------------------------
 
 
 def find_weights(run: str | Path, last: bool = False) -> Path:
-    """The best or last weights of a run's folder; a file, or a model that comes with the package, is itself. Raises OSError, ValueError."""
+    """The best or last weights of a run's folder; a file, or a model that comes with the package, is itself.
+
+    Raises OSError, and ValueError for the best weights of a run that are still those that it began with.
+    """
     path = Path(run)
     if not path.is_dir():
         if last:
@@ -36,7 +44,20 @@ def find_weights(run: str | Path, last: bool = False) -> Path:
     found = path / ("last.safetensors" if last else "best.safetensors")
     if not found.is_file():
         raise FileNotFoundError(f"{found}: no such file; expected the folder of a run that has saved weights, or a file of weights")
+    record = training_record(found)
+    if not last and record.get("step") == 0:
+        raise ValueError(_still_the_start(path, record.get("settings")))
     return found.resolve()
+
+
+def _still_the_start(run: Path, settings: Any) -> str:
+    settings = settings if isinstance(settings, dict) else {}
+    init = str(settings.get("init", "none"))
+    name = "the random weights that it began with" if init == "none" else f"{weights_name(init)}, which it began with"
+    longer = train_longer(run, settings) or resume(run)
+    return (
+        f"{run}: no weights of this run are better on your images than {name}; train longer ({longer}), or take the last ones with --last"
+    )
 
 
 def model_name(source: Path) -> str:
@@ -79,17 +100,21 @@ def export_weights(source: Path, target: Path, dtype: str = "fp16") -> Exported:
     return Exported(target, error)
 
 
-def record_of(source: Path) -> dict[str, str]:
-    """How weights came to be, as metadata of a file for others: as in the file, or from the run beside it, with paths cut to names."""
-    training = read_checkpoint(source).metadata.get("training")
-    settings_file = source.with_name("config.json")
-    if training is None and source.stem in ("best", "last") and settings_file.is_file():
-        training = json.dumps({"settings": json.loads(settings_file.read_text(encoding="utf-8"))})
+def training_record(weights: Path) -> dict[str, Any]:
+    """How weights came to be, as their file has it; empty where it does not say."""
     try:
-        record = json.loads(training or "")
+        record = json.loads(read_checkpoint(weights).metadata.get("training", ""))
     except ValueError:
         return {}
-    if not isinstance(record, dict):
+    return record if isinstance(record, dict) else {}
+
+
+def record_of(source: Path) -> dict[str, str]:
+    """How weights came to be, as metadata of a file for others: as in the file, or from the run beside it, with paths cut to names."""
+    record, settings_file = training_record(source), source.with_name("config.json")
+    if not record and source.stem in ("best", "last") and settings_file.is_file():
+        record = {"settings": json.loads(settings_file.read_text(encoding="utf-8"))}
+    if not record:
         return {}
     record = without_paths(record)
     if isinstance(record.get("settings"), dict):
@@ -132,23 +157,29 @@ def same_content(one: Path, other: Path) -> bool:
 
 
 def model_folder(folder: Path) -> Path:
-    """The folder of models of the host that a folder belongs to. Raises ValueError where neither ComfyUI nor a WebUI is recognised."""
+    """The folder of models of the host that a folder belongs to: the host's own, one around it, or one inside it.
+
+    Raises ValueError where neither ComfyUI nor a WebUI is recognised.
+    """
     folder = folder.resolve()
-    for root in (folder, folder / "ComfyUI", folder / "webui", *folder.parents[:3]):
-        inside = folder in (root, root.parent) or root / "models" in (folder, *folder.parents)
-        if (home := models_of_host(root)) and inside:
+    for root in (folder, *(folder / name for name in HOST_FOLDERS), *folder.parents[:3]):
+        inside = folder == root or folder in root.parents or root / "models" in (folder, *folder.parents)
+        if inside and (home := models_of_host(root)):
             return folder if home in (folder, *folder.parents) else home
     if folder.is_dir() and (folder.name.lower() in MODEL_FOLDERS or any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())):
         return folder
     raise ValueError(
-        f"{folder}: expected the folder of ComfyUI (with comfy and models in it), of a WebUI (with webui.py and modules), or one of models"
+        f"{folder}: expected the folder of ComfyUI (with models and custom_nodes in it), of a WebUI (with webui.py and modules), "
+        "or one of models"
     )
 
 
 def models_of_host(root: Path) -> Path | None:
     """Where a host looks for our models, by what its folder holds."""
-    if (root / "comfy").is_dir() and (root / "models").is_dir():
-        return root / "models" / "upscale_models"
+    models = root / "models"
     if (root / "webui.py").is_file() and (root / "modules").is_dir():
-        return root / "models" / "TransformerSR"
+        return models / "TransformerSR"
+    code_or_nodes = (root / "comfy").is_dir() or (root / "custom_nodes").is_dir()  # the Desktop app keeps its code elsewhere
+    if models.is_dir() and (code_or_nodes or (models / "upscale_models").is_dir()):
+        return models / "upscale_models"
     return None

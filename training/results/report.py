@@ -18,7 +18,10 @@ from typing import Any
 from PIL import Image, features
 
 from ...arch.atomic import write_aside
+from .advice import resume, shell, train_longer
 from .charts import Chart, Point, draw
+from .pace import duration
+from .verdict import Baseline, answers, find_baseline, summary
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +39,9 @@ SCORES = {
     "color_shift": ("colour shift (levels)", "{:.2f}"),
 }
 """Titles and formats of the figures of a validation."""
-DRAWN = ("psnr_y", "ssim_y", "edge_psnr", "flat_psnr", "sharpness", "color_shift")
+GAINS = {"psnr_y": "all pixels", "edge_psnr": "lines", "flat_psnr": "flat areas"}
+"""Drawn as a gain in dB, which would not be seen on the scale of the figure itself."""
+DRAWN = ("ssim_y", "sharpness", "color_shift")
 TRAINING = {
     "loss": "pixel loss",
     "loss_frequency": "frequency loss, weighted",
@@ -86,12 +91,23 @@ class Run:
         return {name: value for name, value in _object(self.about.get("bicubic")).items() if _is_number(value)}
 
     @property
+    def baseline(self) -> Baseline:
+        """What the run is compared with: the weights that it began with, or bicubic."""
+        start = self.validations[0] if self.validations and self.validations[0]["step"] == 0 else {}
+        return find_baseline(str(self.settings.get("init", "none")), start, self.bicubic)
+
+    @property
     def best(self) -> Record | None:
         """The validation with the highest PSNR-Y; of an adversarial run the newest, as `best.safetensors` is."""
         measured = [one for one in self.validations if _is_number(one.get("psnr_y"))]
         if self.settings.get("gan_weight"):
             return measured[-1] if measured else None
         return max(measured, key=lambda one: one["psnr_y"], default=None)
+
+    @property
+    def is_still_the_start(self) -> bool:
+        """Whether the best weights are those that the run began with."""
+        return self.best is not None and self.best["step"] == 0 and self.baseline.name != "bicubic"
 
     @property
     def last(self) -> Record:
@@ -154,61 +170,64 @@ def _is_number(value: Any) -> bool:
 
 
 def page(run: Run) -> str:
-    """The whole page."""
+    """The whole page: what an artist asks first, the figures behind a fold."""
     title = f"{run.folder.name}: TransformerSR training"
-    parts = {
-        "": summary(run),
-        "Warnings": warnings(run),
-        "Validation": validation_charts(run),
-        "Pictures": pictures(run),
+    parts = {"": verdict(run), "Images": images(run), "Warnings": warnings(run), "What to do next": uses(run)}
+    figures = {
+        "Measured on the images kept aside": validation_charts(run),
         "Training": training_charts(run),
-        "All validations": validation_table(run),
-        "What to do with it": uses(run),
+        "All measurements": validation_table(run),
+        "The run": facts(run),
         "Settings": table([[escape(name), f"<code>{escape(_plain(value))}</code>"] for name, value in run.settings.items()]),
     }
-    body = "\n".join((f"<h2>{name}</h2>\n" if name else "") + text for name, text in parts.items() if text)
+    folded = f"<details><summary>Figures, curves and settings</summary>\n{_sections(figures)}\n</details>"
     written = time.strftime("%Y-%m-%d %H:%M")
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style></head>\n<body><main>\n<h1>{escape(run.folder.name)}</h1>\n{body}\n"
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style></head>\n"
+        f"<body><main>\n<h1>{escape(run.folder.name)}</h1>\n{_sections(parts)}\n{folded}\n"
         f"<footer>Written by transformersr on {written}.</footer></main>\n<script>{SCRIPT}</script></body></html>\n"
     )
 
 
-def summary(run: Run) -> str:
-    """The verdict in a sentence, and what was trained on what."""
-    settings, about, last = run.settings, run.about, run.last
-    versions = _object(about.get("versions"))
-    counts = _object(about.get("pictures"))
-    facts = {
-        "network": ", x".join(str(settings[name]) for name in ("size", "scale") if name in settings),
-        "preset": settings.get("preset"),
-        "started from": settings.get("init"),
-        "pictures": ", ".join(
-            f"{counts[key]:,} to {word}" for key, word in (("train", "train on"), ("validation", "measure on")) if key in counts
-        ),
-        "steps": f"{last['step']:,}{_planned(settings)}" if "step" in last else None,
-        "time": _duration(last["seconds"]) if _is_number(last.get("seconds")) else None,
-        "machine": _machine(about),
-        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
-    }
-    rows = [[name, escape(str(value))] for name, value in facts.items() if value]
-    return f'<p class="verdict">{verdict(run)}</p>\n' + table(rows)
+def _sections(parts: Mapping[str, str]) -> str:
+    return "\n".join((f"<h2>{name}</h2>\n" if name else "") + text for name, text in parts.items() if text)
 
 
 def verdict(run: Run) -> str:
-    """How good the best weights are, in a sentence or two."""
-    best, bicubic = run.best, run.bicubic
+    """How good the weights are: a sentence, and the answers to an artist's questions."""
+    best, baseline = run.best, run.baseline
     if best is None:
-        return "Nothing has been measured yet."
-    text = f"Best at step {best['step']:,}: PSNR-Y {best['psnr_y']:.2f} dB"
-    if "psnr_y" not in bicubic:
-        return f"{text}."
-    gain = best["psnr_y"] - bicubic["psnr_y"]
-    text += f", <strong>{abs(gain):.2f} dB {'over' if gain >= 0 else 'below'} bicubic</strong> ({bicubic['psnr_y']:.2f} dB)."
-    parts = {"edges": "edge_psnr", "flats": "flat_psnr"}
-    gains = [f"{best[key] - bicubic[key]:+.2f} dB on {name}" for name, key in parts.items() if key in bicubic and _is_number(best.get(key))]
-    return text + (f" Against bicubic that is {' and '.join(gains)}." if gains else "")
+        return '<p class="verdict">Nothing has been measured yet.</p>'
+    text, shown = escape(summary(best, baseline, run.bicubic, bool(run.settings.get("gan_weight")))), best
+    text = f"The best weights (step {best['step']:,}) are <strong>{text}</strong>."
+    if run.is_still_the_start:
+        shown = run.validations[-1]
+        text += f" <code>best.safetensors</code> is still {escape(baseline.name)} itself; below is what the last weights are like."
+    rows = [[escape(one.question), f"<strong>{escape(one.answer)}</strong>", escape(one.detail)] for one in answers(shown, baseline)]
+    measured = best.get("measured_on")
+    note = f"<p>Measured on {measured} of your images that were kept aside and never trained on.</p>" if isinstance(measured, int) else ""
+    return f'<p class="verdict">{text}</p>\n{table(rows, kind="answers")}\n{note}'
+
+
+def facts(run: Run) -> str:
+    """What was trained on what."""
+    settings, about, last = run.settings, run.about, run.last
+    versions = _object(about.get("versions"))
+    counts = _object(about.get("pictures"))
+    rows = {
+        "network": ", x".join(str(settings[name]) for name in ("size", "scale") if name in settings),
+        "preset": settings.get("preset"),
+        "started from": settings.get("init"),
+        "images": ", ".join(
+            f"{counts[key]:,} to {word}" for key, word in (("train", "train on"), ("validation", "measure on")) if key in counts
+        ),
+        "steps": f"{last['step']:,}{_planned(settings)}" if "step" in last else None,
+        "time": duration(last["seconds"]) if _is_number(last.get("seconds")) else None,
+        "machine": _machine(about),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
+    }
+    return table([[name, escape(str(value))] for name, value in rows.items() if value])
 
 
 def warnings(run: Run) -> str:
@@ -222,14 +241,14 @@ def warnings(run: Run) -> str:
     return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in found)}</ul>" if found else ""
 
 
-def pictures(run: Run) -> str:
-    """The first strip, that of the best step, and the last."""
+def images(run: Run) -> str:
+    """The strips of the best step and the last; the first where there is no other."""
     if not run.strips:
         return ""
     best = run.best
-    chosen = {min(run.strips): "first", max(run.strips): "last"}
-    if best is not None and best["step"] in run.strips:
-        chosen[best["step"]] = " and ".join(dict.fromkeys([*chosen.get(best["step"], "").split(), "best"]))
+    chosen = {max(run.strips): "last"}
+    if best is not None and best["step"] in run.strips and not run.is_still_the_start:  # which is in every other strip
+        chosen[best["step"]] = "best and last" if best["step"] in chosen else "best"
     shown = []
     for step, name in sorted(chosen.items()):
         try:
@@ -252,18 +271,31 @@ def _data_uri(path: Path) -> str:
 
 
 def validation_charts(run: Run) -> str:
-    """Curves of what was measured, beside bicubic's value."""
-    best, bicubic = run.best, run.bicubic
+    """Curves of what was measured, as gains over the baseline or beside its value."""
+    best, baseline = run.best, run.baseline
     marker = {"best": best["step"]} if best and len(run.validations) > 1 else {}
-    charts = [
-        Chart(SCORES[name][0], {name: points(run.validations, name)}, {"bicubic": bicubic[name]} if name in bicubic else {}, marker)
+    records = [one for one in run.validations if one["step"] or baseline.name != "bicubic"]  # random weights are off every scale
+    gains = [
+        Chart(
+            f"gain over {baseline.name}, {where} (dB)",
+            {name: [(one["step"], gain) for one in records if (gain := baseline.gain(one, name)) is not None]},
+            {baseline.name: 0.0},
+            marker,
+        )
+        for name, where in GAINS.items()
+    ]
+    others = [
+        Chart(SCORES[name][0], {name: points(records, name)}, _reference({baseline.name: baseline.figures.get(name)}), marker)
         for name in DRAWN
     ]
     ways = {"down": "shift_y", "right": "shift_x"}
-    shifts = {way: points(run.validations, name) for way, name in ways.items()}
-    return _grid(
-        [*charts, Chart("shift (pixels)", shifts, {f"bicubic {way}": bicubic[name] for way, name in ways.items() if name in bicubic})]
-    )
+    shifts = {way: points(records, name) for way, name in ways.items()}
+    compared = _reference({f"{baseline.name} {way}": baseline.figures.get(name) for way, name in ways.items()})
+    return _grid([*gains, *others, Chart("shift (pixels)", shifts, compared)])
+
+
+def _reference(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if _is_number(value)}
 
 
 def training_charts(run: Run) -> str:
@@ -315,7 +347,7 @@ def validation_table(run: Run) -> str:
         rows.append(["bicubic", "", *(_score(run.bicubic, name) for name in names), ""])
     for one in kept:
         gain = f"{one['psnr_y'] - run.bicubic['psnr_y']:+.2f}" if "psnr_y" in run.bicubic and _is_number(one.get("psnr_y")) else ""
-        spent = _duration(one["seconds"]) if _is_number(one.get("seconds")) else ""
+        spent = duration(one["seconds"]) if _is_number(one.get("seconds")) else ""
         cells = [f"{one['step']:,}", spent, *(_score(one, name) for name in names), gain]
         rows.append([f"<strong>{cell}</strong>" for cell in cells] if one is best else cells)
     note = f"<p>Of {len(records)} validations every {every}th, the best and the last.</p>" if every > 1 else ""
@@ -323,17 +355,22 @@ def validation_table(run: Run) -> str:
 
 
 def uses(run: Run) -> str:
-    """The commands that use the weights, where there are any."""
+    """The commands that go on with the weights, where there are any."""
     weights = run.folder / "best.safetensors"
+    if not weights.is_file():
+        return ""
+    last = ["--last"] if run.is_still_the_start and run.last.get("step") else []
+    longer = train_longer(run.folder, run.settings)
     commands = {
-        "enlarge pictures": f'transformersr upscale PICTURES -m "{weights}"',
-        "give it to ComfyUI or a WebUI": f'transformersr export "{run.folder}" --install FOLDER',
-        "go on with the run": f'transformersr train DATA --out "{run.folder}" --resume',
+        "upscale images": shell("upscale", "IMAGES", "-m", run.folder / "last.safetensors" if last else weights),
+        "give it to ComfyUI or a WebUI": shell("export", run.folder, *last, "--install", "FOLDER"),
+        "go on where it stopped": resume(run.folder),
+        **({"train longer": longer} if longer else {}),
     }
-    return table([[name, f"<code>{escape(command)}</code>"] for name, command in commands.items()]) if weights.is_file() else ""
+    return table([[name, f"<code>{escape(command)}</code>"] for name, command in commands.items()])
 
 
-def table(rows: Sequence[Sequence[str]], head: bool = False) -> str:
+def table(rows: Sequence[Sequence[str]], head: bool = False, kind: str = "facts") -> str:
     """Rows of ready HTML as a table; with `head` the first of them are headings."""
     if not rows:
         return ""
@@ -341,7 +378,7 @@ def table(rows: Sequence[Sequence[str]], head: bool = False) -> str:
     for index, row in enumerate(rows):
         tag = "th" if head and index == 0 else "td"
         lines.append("<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in row) + "</tr>")
-    return f'<div class="scroll"><table class="{"figures" if head else "facts"}">{"".join(lines)}</table></div>'
+    return f'<div class="scroll"><table class="{"figures" if head else kind}">{"".join(lines)}</table></div>'
 
 
 # --- words ---------------------------------------------------------------------------------------
@@ -363,11 +400,6 @@ def _machine(about: Record) -> str:
     several = f"{processes} processes" if isinstance(processes, int) and processes > 1 else None
     parts = [about.get("device"), about.get("precision"), several]
     return ", ".join(str(part) for part in parts if part)
-
-
-def _duration(seconds: float) -> str:
-    minutes = round(seconds) // 60
-    return f"{round(seconds)} s" if minutes < 2 else f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _plain(value: Any) -> str:
@@ -408,6 +440,8 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 td, th { padding: 3px 14px 3px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--rule) }
 .figures td, .figures th { text-align: right }
 .figures td { white-space: nowrap }
+.answers { font-size: 1.05em; margin: 0 0 .6em } .answers td:last-child { color: var(--soft) }
+summary { cursor: pointer; margin: 2.5em 0 1em; font-size: 1.2em }
 .facts td:first-child { color: var(--soft); white-space: nowrap }
 code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere }
 footer { margin-top: 3em; color: var(--soft) }

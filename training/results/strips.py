@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ...arch.atomic import write_aside
 from .metrics import edge_mask, luma, psnr
-from .validate import Enlarge, Pair, resize_with
+from .validate import Pair
 
 LABEL_HEIGHT, GAP = 16, 4
 CELL = 384
@@ -71,21 +72,23 @@ def save_image(image: Image.Image, path: Path) -> None:
 # --- strips of a run -----------------------------------------------------------------------------
 
 
-def draw_strip(pairs: Sequence[Pair], enlarge: Enlarge, scale: int, step: int) -> Image.Image:
-    """A row for every pair: the place with the most edges by bicubic, by this network, and as it truly is.
+def draw_strip(pairs: Sequence[Pair], columns: Mapping[str, Sequence[Tensor]], scale: int) -> Image.Image:
+    """A row for every pair: the place with the most edges as each of `columns` has made it, and as it truly is.
 
-    Below each stands the PSNR-Y of what is shown, and what the network gains over bicubic there.
+    `columns` are results `(1, 3, h, w)` of all pairs by name. Below each stands the PSNR-Y of what is shown, and its gain over the column
+    before it.
     """
-    bicubic = resize_with("bicubic", scale)
     rows, captions = [], []
-    for pair in pairs:
+    for index, pair in enumerate(pairs):
         place = busiest_place(pair.gt, strip_side(pair.gt), scale)
-        shown = [_rounded(image)[place] for image in (bicubic(pair.lq), enlarge(pair.lq), pair.gt)]
-        before, after = (psnr(luma(image), luma(shown[-1])) for image in shown[:2])
-        rows.append([to_image(image) for image in shown])
+        truth = pair.gt[place]
+        shown = [_rounded(results[index])[place] for results in columns.values()]
+        rows.append([to_image(image) for image in (*shown, truth)])
+        values = [psnr(luma(image), luma(truth)) for image in shown]
+        gains = ["", *(f" ({after - before:+.2f})" for before, after in pairwise(values))]
         name = pair.name.encode("ascii", "replace").decode()  # the font knows no other letters
-        captions.append([f"PSNR-Y {before:.2f} dB", f"PSNR-Y {after:.2f} dB ({after - before:+.2f})", name])
-    return contact_sheet(rows, ["bicubic", "this network", "true picture"], CELL, captions, f"step {step:,}")
+        captions.append([*(f"PSNR-Y {value:.2f} dB{gain}" for value, gain in zip(values, gains, strict=True)), name])
+    return contact_sheet(rows, [*columns, "your image"], CELL, captions)
 
 
 def strip_side(gt: Tensor) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean, median
 
@@ -107,13 +107,8 @@ def validation_pairs(
     return pairs
 
 
-def score(pairs: Iterable[Pair], enlarge: Enlarge, scale: int) -> Scores:
-    """Mean figures over pairs, `scale` pixels of border left out; results are rounded to 256 levels first."""
-    return mean_scores([score_pair(pair, enlarge(pair.lq), scale) for pair in pairs])
-
-
 def score_pair(pair: Pair, sr: Tensor, scale: int) -> Scores:
-    """Figures of one result."""
+    """Figures of one result, rounded to 256 levels first and `scale` pixels of border left out."""
     inner = (..., slice(scale, -scale), slice(scale, -scale))
     sr = ((sr.float().clamp(0, 1) * 255).round() / 255)[inner]
     gt = pair.gt[inner]
@@ -154,3 +149,55 @@ def resize_with(method: str, scale: int) -> Enlarge:
 def to_tensor(image: Image.Image) -> Tensor:
     """An RGB image as `(1, 3, h, w)` in [0, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+
+
+# --- of a run ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A way of enlarging, measured on all pairs."""
+
+    each: list[Scores]
+    mean: Scores
+    watched: list[Tensor]
+    """Its results of the watched pairs."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a run is measured on."""
+
+    pairs: list[Pair]
+    scale: int
+    bicubic: Measured
+    places: tuple[int, ...]
+    """Of the watched pairs, which are drawn: those on which bicubic is worst, middling and best."""
+
+    @classmethod
+    def of(cls, pairs: list[Pair], scale: int) -> Validation:
+        """Measure bicubic on pairs, and choose which are watched."""
+        bicubic = measure(pairs, resize_with("bicubic", scale), scale, range(len(pairs)))
+        order = sorted(range(len(pairs)), key=lambda index: bicubic.each[index].psnr_y)
+        places = tuple(dict.fromkeys((order[0], order[len(order) // 2], order[-1])))
+        return cls(pairs, scale, replace(bicubic, watched=[bicubic.watched[place] for place in places]), places)
+
+    @property
+    def watched(self) -> list[Pair]:
+        """The pairs that are drawn."""
+        return [self.pairs[place] for place in self.places]
+
+    def measure(self, enlarge: Enlarge) -> Measured:
+        """A way of enlarging, measured on these pairs."""
+        return measure(self.pairs, enlarge, self.scale, self.places)
+
+
+def measure(pairs: list[Pair], enlarge: Enlarge, scale: int, places: Sequence[int]) -> Measured:
+    """Scores on all pairs, `scale` pixels of border left out; the results at `places` are kept."""
+    each, kept = [], {}
+    for index, pair in enumerate(pairs):
+        result = enlarge(pair.lq)
+        each.append(score_pair(pair, result, scale))
+        if index in places:
+            kept[index] = result
+    return Measured(each, mean_scores(each), [kept[place] for place in places])

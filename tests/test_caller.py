@@ -1,0 +1,94 @@
+"""What the program around an upscaler has set stays out of its results, and a fork of it does not wait for ever."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from transformersr import Upscaler
+from transformersr.arch import load_model, save_model
+
+from random_models import V2, random_model
+
+CONTEXTS = {
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "enable_grad": torch.enable_grad,
+    "default device": lambda: torch.device("meta"),
+}
+
+
+@pytest.fixture
+def path(tmp_path):
+    save_model(random_model(V2), tmp_path / "model.safetensors")
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def default_dtype():
+    before = torch.get_default_dtype()
+    yield torch.set_default_dtype
+    torch.set_default_dtype(before)
+
+
+def results(upscaler):
+    rng = np.random.default_rng(0)
+    grey, alpha = rng.random((9, 12), np.float32), rng.random((9, 12, 4), np.float32)
+    return [upscaler(grey), upscaler(alpha), upscaler(alpha, factor=1.5), upscaler(torch.from_numpy(alpha).movedim(2, 0)).numpy()]
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_results_are_the_same_in_any_context(path, context):
+    upscaler = Upscaler.from_pretrained(path, device="cpu", dtype="fp32")
+    wanted = results(upscaler)
+    with CONTEXTS[context]():
+        loaded = Upscaler.from_pretrained(path, device="cpu", dtype="fp32")
+        inside = results(upscaler), results(loaded)
+    for got in inside:
+        assert all(np.array_equal(one, two) for one, two in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_results_are_the_same_with_any_default_type(path, default_dtype, dtype):
+    upscaler = Upscaler.from_pretrained(path, device="cpu", dtype="fp32")
+    wanted = results(upscaler)
+    default_dtype(dtype)
+    loaded = Upscaler.from_pretrained(path, device="cpu", dtype="fp32")
+    for got in (results(upscaler), results(loaded)):
+        assert all(np.array_equal(one, two) for one, two in zip(got, wanted, strict=True))
+    assert torch.get_default_dtype() is dtype
+
+
+def test_a_network_loaded_in_inference_mode_can_be_trained(path):
+    with torch.inference_mode():
+        model = load_model(path)
+    model(torch.rand(1, 3, 8, 8)).mean().backward()
+    assert model.conv_first.weight.grad is not None
+
+
+def test_the_callers_autocast_is_on_again_afterwards(path):
+    with torch.autocast("cpu", torch.bfloat16):
+        Upscaler.from_pretrained(path, device="cpu")(np.zeros((4, 4, 3), np.uint8))
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.bfloat16
+
+
+@pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="this system does not fork")
+def test_a_fork_of_a_process_that_has_upscaled_can_upscale(path):
+    """As gunicorn does with --preload, and multiprocessing on Linux up to Python 3.13."""
+    code = f"""
+import os, numpy as np, torch
+from transformersr import Upscaler
+torch.set_num_threads(2)
+upscaler, small = Upscaler.from_pretrained({str(path)!r}, device="cpu"), np.full((64, 64, 3), 90, np.uint8)
+wanted = upscaler(small)
+child = os.fork()
+if child == 0:
+    os._exit(0 if np.array_equal(upscaler(small), wanted) else 3)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

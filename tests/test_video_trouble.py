@@ -1,0 +1,324 @@
+"""Videos as people have them: old, cut short, joined, transparent, with streams that nobody else can hold."""
+
+from __future__ import annotations
+
+import logging
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from transformersr import Upscaler
+from transformersr.upscale import video, video_read
+
+from random_models import V2, random_model
+from synthetic_images import drawing
+
+av = pytest.importorskip("av")
+
+
+@pytest.fixture(scope="module")
+def upscaler():
+    return Upscaler(random_model(V2, size=0.01))
+
+
+def make_video(path, codec="libx264", pixels="yuv420p", frames=10, times=None, options=None, rgba=None, sound=None, rate=10, format=None):
+    """A drawing that moves; `times` in frames, `rgba` for transparent ones, `sound` the name of a codec for a tone."""
+    with av.open(f"file:{path}", "w", format=format) as out:
+        stream = out.add_stream(codec, rate=rate)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, pixels
+        stream.codec_context.options = options or {}
+        tone = out.add_stream(sound, rate=16000, layout="mono") if sound else None
+        if sound and "wma" in sound:
+            tone.bit_rate = 32000
+        for index in range(frames):
+            pixels_ = np.roll(np.asarray(drawing(1, 32)), index, axis=1) if rgba is None else rgba
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_), format="rgb24" if rgba is None else "rgba")
+            frame = frame.reformat(format=pixels)
+            frame.pts, frame.time_base = index if times is None else times[index], Fraction(1, rate)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode(None))
+        for start in range(0, frames * 16000 // rate if tone else 0, 1600):
+            wave = (8000 * np.sin(np.arange(start, start + 1600) / 10)).astype(np.int16)[None]
+            piece = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
+            piece.sample_rate, piece.pts, piece.time_base = 16000, start, Fraction(1, 16000)
+            out.mux(tone.encode(piece))
+        if tone:
+            out.mux(tone.encode(None))
+    return path
+
+
+def read_times(path):
+    with av.open(f"file:{path}") as container:
+        return [frame.time for frame in container.decode(video=0)]
+
+
+def read_sound(path):
+    with av.open(f"file:{path}") as container:
+        name = container.streams.audio[0].codec_context.name
+        return name, np.concatenate([frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)])
+
+
+def damage(path, ranks):
+    """Put nonsense at the beginning of these packets."""
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
+    for rank in ranks:
+        at = data.index(packets[rank])
+        length = min(24, len(packets[rank]))
+        data[at : at + length] = b"\x12" * length
+    path.write_bytes(data)
+    return path
+
+
+# Times
+
+
+@pytest.fixture
+def claim(monkeypatch):
+    """Makes frames claim times of one's choice. Few encoders can be brought to write those that old files have."""
+
+    def change(times):
+        decoded = video_read.VideoSource._decoded
+
+        def changed(source):
+            for index, (frame, packet) in enumerate(decoded(source)):
+                frame.pts = times[index]
+                yield frame, packet
+
+        monkeypatch.setattr(video_read.VideoSource, "_decoded", changed)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("times", "right"),
+    [
+        ([2, 4, 3, 6, 5, 8, 7], [2, 3, 4, 5, 6, 7, 8]),
+        ([5, 5, 5, 8, 9], [5, 6, 7, 8, 9]),
+        ([None, None, None, None], [0, 1, 2, 3]),
+        ([3, None, 5, None], [3, 4, 5, 6]),
+        ([0, 3, 1, 2, 7], [0, 1, 2, 3, 7]),
+        ([-2, -1, 0, 1], [-2, -1, 0, 1]),
+    ],
+    ids=["order of packets", "the same", "none", "some", "far out of order", "below zero"],
+)
+def test_broken_times_of_any_kind_increase(tmp_path, upscaler, claim, times, right):
+    source = make_video(tmp_path / "a.avi", "mpeg4", frames=len(times), rate=25)
+    claim(times)
+    with video.open_container(source, **video.READING) as container:
+        assert [frame.pts for frame, _ in video.VideoSource(source, container).frames()] == right
+    video.enlarge_film(source, tmp_path / "b.mkv", upscaler)
+    assert np.diff(read_times(tmp_path / "b.mkv")) == pytest.approx(np.diff(right) / 25, abs=2e-3)
+
+
+def test_a_file_joined_from_two_goes_on_where_the_first_ends(tmp_path, upscaler):
+    for name in ("a", "b"):
+        make_video(tmp_path / f"{name}.ts", sound="mp2", frames=20)
+    joined = tmp_path / "joined.ts"
+    joined.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    video.enlarge_film(joined, tmp_path / "new.mkv", upscaler)
+    times = read_times(tmp_path / "new.mkv")
+    assert len(times) >= 39
+    assert all(0.05 < step < 1 for step in np.diff(times))
+
+
+@pytest.mark.parametrize("suffix", ["avi", "flv", "ts", "mpg", "mov", "mkv", "wmv"])
+def test_old_containers_come_out_with_their_frames_and_sound(tmp_path, upscaler, suffix):
+    codec, sound = {"flv": ("flv1", "libmp3lame"), "mpg": ("mpeg2video", "mp2"), "wmv": ("wmv2", "wmav2")}.get(suffix, ("mpeg4", "mp2"))
+    codec = {"flv1": "flv"}.get(codec, codec)
+    rate = 25 if suffix == "mpg" else 10
+    source = make_video(tmp_path / f"a.{suffix}", codec, sound=sound if suffix != "flv" else None, rate=rate)
+    target = tmp_path / f"b{video.film_suffix(source)}"
+    video.enlarge_film(source, target, upscaler)
+    assert len(read_times(target)) == len(read_times(source))
+    if suffix != "flv":
+        assert len(read_sound(target)[1]) == pytest.approx(len(read_sound(source)[1]), rel=0.2)
+
+
+# Other streams
+
+
+def test_sound_that_cannot_be_copied_is_encoded_without_loss_and_said(tmp_path, upscaler, caplog):
+    source = make_video(tmp_path / "old.avi", "mpeg4", sound="adpcm_ms")
+    video.enlarge_film(source, tmp_path / "new.mkv", upscaler)
+    (_, old), (name, new) = read_sound(source), read_sound(tmp_path / "new.mkv")
+    assert name == "flac"
+    assert np.array_equal(new[: len(old)], old)
+    assert "stream 1, audio (adpcm_ms) becomes flac" in caplog.text
+
+
+def test_sound_that_a_kind_of_file_cannot_hold_becomes_one_that_it_can(tmp_path, upscaler, caplog):
+    source = make_video(tmp_path / "a.mkv", sound="tta")
+    video.enlarge_film(source, tmp_path / "b.mp4", upscaler)
+    assert read_sound(tmp_path / "b.mp4")[0] == "aac"
+    assert ".mkv files hold most as they are" in caplog.text
+
+
+def test_subtitles_become_those_of_the_container(tmp_path, upscaler, caplog):
+    if not hasattr(pytest.importorskip("av.subtitles.codeccontext").SubtitleCodecContext, "encode_subtitle"):
+        pytest.skip("this PyAV encodes no subtitles")
+    make_video(tmp_path / "a.mkv")
+    srt = "1\n00:00:00,100 --> 00:00:00,500\nHello, <i>you</i>\n\n2\n00:00:00,600 --> 00:00:00,900\nGoodbye\n"
+    (tmp_path / "a.srt").write_text(srt)
+    with (
+        av.open(str(tmp_path / "a.mkv")) as old,
+        av.open(str(tmp_path / "a.srt")) as text,
+        av.open(str(tmp_path / "with.mkv"), "w") as new,
+    ):
+        pairs = [(one, new.add_stream_from_template(one, opaque=True)) for one in (old.streams.video[0], text.streams.subtitles[0])]
+        for one, stream in pairs:
+            for packet in one.container.demux(one):
+                if packet.size:
+                    packet.stream = stream
+                    new.mux(packet)
+    video.enlarge_film(tmp_path / "with.mkv", tmp_path / "b.mp4", upscaler)
+    with av.open(str(tmp_path / "b.mp4")) as result:
+        assert result.streams.subtitles[0].codec_context.name == "mov_text"
+        packets = [(float(packet.pts * packet.time_base), bytes(packet)) for packet in result.demux(subtitles=0) if len(bytes(packet)) > 2]
+    assert [time for time, _ in packets] == pytest.approx([0.1, 0.6], abs=0.02)
+    assert b"Hello, you" in packets[0][1]
+    assert "becomes mov_text" in caplog.text
+
+
+def test_streams_that_cannot_go_along_are_named_and_cost_nothing(tmp_path, upscaler, caplog):
+    make_video(tmp_path / "a.mkv")
+    with av.open(str(tmp_path / "a.mkv")) as old, av.open(str(tmp_path / "with.mkv"), "w") as new:
+        stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
+        new.add_attachment("font.ttf", "application/x-truetype-font", bytes(100))
+        for packet in old.demux(video=0):
+            if packet.size:
+                packet.stream = stream
+                new.mux(packet)
+    video.enlarge_film(tmp_path / "with.mkv", tmp_path / "b.mp4", upscaler)
+    assert "attachment (font.ttf) is left out" in caplog.text
+    assert len(read_times(tmp_path / "b.mp4")) == 10
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["Part 2: dawn.mp4", "http:a.mp4", "pipe:1.mp4", "-x.mp4", "%03d.mp4", "a|b.mp4", "concat:a.mkv"])
+def test_a_name_is_no_address(tmp_path, upscaler, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    make_video(tmp_path / "a.mp4", frames=3).rename(tmp_path / name)
+    video.enlarge_film(Path(name), Path(f"large {name}"), upscaler)
+    assert len(read_times(tmp_path / f"large {name}")) == 3
+
+
+# Damage
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4", "libvpx-vp9"])
+def test_damaged_packets_cost_themselves_alone_and_are_counted(tmp_path, upscaler, caplog, codec):
+    options = {"bf": "0"} if codec == "libx264" else {}
+    source = damage(make_video(tmp_path / "a.mkv", codec, frames=20, options=options, rate=25), [9, 13])
+    video.enlarge_film(source, tmp_path / "b.mkv", upscaler)
+    assert read_times(tmp_path / "b.mkv") == pytest.approx(np.arange(20) / 25, abs=2e-3)  # in place of lost frames the ones before
+    assert "the video is done, without 2 damaged packets of the picture" in caplog.text
+
+
+@pytest.mark.parametrize("codec", ["ffv1", "mpeg2video", "libsvtav1"])
+def test_damage_that_a_decoder_passes_over_costs_no_more_than_its_frames(tmp_path, upscaler, codec):
+    if codec not in av.codecs_available:
+        pytest.skip(f"this FFmpeg has no {codec}")
+    options = {"preset": "10"} if codec == "libsvtav1" else {}
+    source = damage(make_video(tmp_path / "a.mkv", codec, frames=20, rate=25, options=options), [9, 13])
+    video.enlarge_film(source, tmp_path / "b.mkv", upscaler)
+    assert 18 <= len(read_times(tmp_path / "b.mkv")) <= 20
+
+
+def test_a_video_cut_short_gives_what_is_there_and_says_so(tmp_path, upscaler, caplog):
+    source = make_video(tmp_path / "a.mkv", frames=60, options={"g": "10"})
+    data = source.read_bytes()
+    source.write_bytes(data[: len(data) // 2])
+    video.enlarge_film(source, tmp_path / "b.mkv", upscaler)
+    assert 15 < len(read_times(tmp_path / "b.mkv")) < 50
+    assert "without its end: the file says that it takes 6.0 s" in caplog.text
+
+
+def test_a_video_of_which_nothing_can_be_read_leaves_no_file(tmp_path, upscaler):
+    source = make_video(tmp_path / "a.mkv", "libvpx-vp9", frames=3)
+    damage(source, [0, 1, 2])
+    with pytest.raises(ValueError, match=r"a\.mkv: not one frame of it can be read"):
+        video.enlarge_film(source, tmp_path / "b.mkv", upscaler)
+    assert not (tmp_path / "b.mkv").exists()
+
+
+# Transparency and colour
+
+
+def see_through():
+    rgba = np.zeros((32, 32, 4), np.uint8)
+    rgba[:, :, 0] = 200
+    rgba[8:24, 8:24, 3] = 255
+    return rgba
+
+
+TRANSPARENT = [
+    ("a.mov", "png", "rgba", {}),
+    ("a.mov", "qtrle", "argb", {}),
+    ("a.mov", "prores_ks", "yuva444p10le", {"profile": "4444"}),
+    ("a.mkv", "ffv1", "bgra", {}),
+    ("a.webm", "libvpx-vp9", "yuva420p", {"auto-alt-ref": "0"}),
+]
+
+
+@pytest.mark.parametrize(("name", "codec", "pixels", "options"), TRANSPARENT)
+@pytest.mark.parametrize("suffix", [".mov", ".mkv"])
+def test_transparency_stays_where_the_container_can_hold_it(tmp_path, upscaler, suffix, name, codec, pixels, options):
+    source = make_video(tmp_path / name, codec, pixels, frames=2, rgba=see_through(), options=options)
+    target = tmp_path / f"b{suffix}"
+    video.enlarge_film(source, target, upscaler)
+    with video.open_container(target, **video.READING) as container:
+        frame, _ = next(video.VideoSource(target, container).frames())
+        rgba = frame.frame.to_ndarray(format="rgba")
+    assert rgba[..., 3].min() == 0
+    assert rgba[30:34, 30:34, 3].min() > 250
+    assert np.abs(rgba[24:40, 24:40, :3].mean(axis=(0, 1)) - [200, 0, 0]).max() < 12
+
+
+def test_transparency_that_a_container_cannot_hold_is_put_on_white_and_said(tmp_path, upscaler, caplog):
+    source = make_video(tmp_path / "a.mov", "qtrle", "argb", frames=2, rgba=see_through())
+    video.enlarge_film(source, tmp_path / "b.mp4", upscaler)
+    with av.open(str(tmp_path / "b.mp4")) as container:
+        rgb = next(container.decode(video=0)).to_ndarray(format="rgb24")
+    assert rgb[0, 0].min() > 245
+    assert "put on white" in caplog.text
+
+
+def test_an_alpha_channel_that_is_opaque_is_none(tmp_path, upscaler, caplog):
+    rgba = see_through()
+    rgba[..., 3] = 255
+    source = make_video(tmp_path / "a.mov", "qtrle", "argb", frames=2, rgba=rgba)
+    video.enlarge_film(source, tmp_path / "b.mov", upscaler)
+    with av.open(str(tmp_path / "b.mov")) as container:
+        context = container.streams.video[0].codec_context
+        assert (context.name, int(context.colorspace)) == ("h264", 1)  # stored as RGB; what it became is said
+        rgb = next(container.decode(video=0)).to_ndarray(format="rgb24", src_colorspace=1, dst_colorspace=5)
+    assert np.abs(rgb.mean(axis=(0, 1)) - [200, 0, 0]).max() < 12
+
+
+def test_the_brightness_of_hdr_goes_along(tmp_path, upscaler):
+    display = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)"
+    options = {"x264-params": f"mastering-display={display}:cll=1000,400"}
+    source = make_video(tmp_path / "a.mkv", "libx264", "yuv420p10le", frames=3, options=options)
+    video.enlarge_film(source, tmp_path / "b.mkv", upscaler)
+
+    def side_data(path):
+        with av.open(str(path)) as container:
+            found = {one.type.name: bytes(one) for one in next(container.decode(video=0)).side_data}
+        return {name: found[name] for name in ("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL")}
+
+    assert side_data(tmp_path / "b.mkv") == side_data(source)
+
+
+def test_captions_in_the_frames_are_named(tmp_path, upscaler, caplog, monkeypatch):
+    """No encoder here takes them from a frame; a frame that carries some cannot be made with PyAV, so another kind is called so."""
+    monkeypatch.setitem(video_read.LOST_WITH_FRAMES, "SEI_UNREGISTERED", "closed captions")
+    source = make_video(tmp_path / "a.mkv", frames=3)
+    video.enlarge_film(source, tmp_path / "b.mkv", upscaler)
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert lines == [f"{source}: the video is done, without closed captions"]
