@@ -10,12 +10,13 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from models import V2, random_model
 from PIL import Image, features
 
 from transformersr.arch import save_model
 from transformersr.upscale.cli import main
 from transformersr.upscale.files import expand, search
+
+from random_models import V2, random_model
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="signals and names as on Linux")
 
