@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from models import V2, random_model
 from PIL import Image, features
 
 from transformersr.arch import save_model
 from transformersr.upscale.cli import main
+
+from random_models import V2, random_model
 
 COLORS = [(220, 40, 40), (40, 200, 60), (50, 60, 210)]
 DURATIONS = [40, 120, 500]

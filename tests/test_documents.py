@@ -69,7 +69,8 @@ def place(tmp_path, monkeypatch):
         Path(folder).mkdir(parents=True)
     for folder in ("pictures", "PICTURES", "images", "IMAGES", "DATA", "FOLDER"):
         drawing(1, 32).save(Path(folder, "1.png"))
-    drawing(2, 32).save("PICTURES/2.png")
+    for folder in ("PICTURES", "IMAGES"):
+        drawing(2, 32).save(Path(folder, "2.png"))
     drawing(0, 16).save("picture.png")
     drawing(0, 16).save("image.png")
     drawing(0, 16).save("picture.webp")

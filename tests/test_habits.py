@@ -10,12 +10,13 @@ import sys
 
 import pytest
 from click.testing import CliRunner
-from models import V2, random_model
 from PIL import Image, features
 
 from transformersr.arch import save_model
 from transformersr.upscale.cli import main
 from transformersr.upscale.files import expand, search
+
+from random_models import V2, random_model
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="signals and names as on Linux")
 
@@ -140,7 +141,7 @@ def test_circles_end(linked, target):
 
 
 def test_training_and_check_see_linked_folders(linked):
-    from transformersr.training.folders import find_pictures
+    from transformersr.training.data.folders import find_pictures
 
     assert [path.name for path in find_pictures(linked)] == ["far.png", "own.png"]
     assert "far.png" in run("check", linked, "--size", "tiny", "--scale", "2", "--patch", "8").stdout + " far.png"

@@ -16,6 +16,7 @@ from transformersr.training.results.validate import Scores, resize_with, to_tens
 
 import peers as peers_module
 import quality
+import showcase
 from foreign_pictures import read_manifest
 from gallery import gallery_row, liveliest_window
 from machine import command_line
@@ -209,3 +210,25 @@ def test_every_foreign_picture_names_its_author_and_licence():
         assert all(row.values()), row["file"]
         assert re.fullmatch("[0-9a-f]{40}", row["commit"])
         assert re.fullmatch("[0-9a-f]{64}", row["sha256"])
+
+
+# --- the README's picture ------------------------------------------------------------------------
+
+
+def make_showcase(folder, monkeypatch, at: str) -> None:
+    drawing(0, 384).save(folder / "a.png")
+    save_model(random_model(V2), folder / "a.safetensors")
+    options = ["--at", at, "--model", str(folder / "a.safetensors"), "--out", str(folder / "a.jpg")]
+    monkeypatch.setattr("sys.argv", ["showcase.py", str(folder / "a.png"), *options])
+    showcase.main()
+
+
+def test_the_showcase_is_a_whole_image_and_two_parts(tmp_path, monkeypatch):
+    make_showcase(tmp_path, monkeypatch, "100,20")
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.size == (720 + 2 * (8 + 440), 720)
+
+
+def test_a_part_outside_the_image_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit, match="440x720 pixels from there do not fit into the result of 768x768"):
+        make_showcase(tmp_path, monkeypatch, "200,20")

@@ -10,13 +10,9 @@ import json
 import os
 import pickle
 import random
-import runpy
 import struct
 import tarfile
-import threading
 import zipfile
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -257,49 +253,3 @@ def test_random_bytes_are_no_file_of_any_kind(tmp_path):
             (tmp_path / "a.pt").write_bytes(start + rng.randbytes(length))
             refused(tmp_path / "a.pt")
             refused(tmp_path / "a.pt", PictureError, read_picture)
-
-
-# --- downloads -----------------------------------------------------------------------------------
-
-INSTALL = runpy.run_path(str(Path(__file__).resolve().parent.parent / "install.py"))
-
-
-@pytest.mark.parametrize("path", ["", "/", "/..", "/.pt/..", "/a\\..\\b.pt", "/nodes.py", "/a.pt\n", "/%00.pt\0", "/folder/", "/\x1b.pt"])
-@pytest.mark.parametrize("start", ["https://127.0.0.1:9", "file:///etc", "ftp://127.0.0.1"])
-def test_an_address_names_a_file_of_weights_and_no_place(tmp_path, start, path):
-    with pytest.raises(INSTALL["InstallError"], match="no address of a file of weights"):
-        INSTALL["fetch"](start + path, tmp_path / "new")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_download_without_end_ends(tmp_path, monkeypatch):
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            self.send_response(200)
-            self.end_headers()
-            with pytest.raises(OSError):  # noqa: PT012
-                while True:
-                    self.wfile.write(b"PK" * 2**15)
-
-        def log_message(self, *arguments):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.handle_request, daemon=True).start()
-    monkeypatch.setitem(INSTALL["download"].__globals__, "MOST_BYTES", 2**21)
-    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(variable, raising=False)
-    with pytest.raises(INSTALL["InstallError"], match="gives more than 2,097,152 bytes"):
-        INSTALL["fetch"](f"http://127.0.0.1:{server.server_port}/a.pt", tmp_path)
-    server.server_close()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_invalid_folder_is_refused(tmp_path):
-    (tmp_path / "file").touch()
-    (tmp_path / "a.pt").mkdir()
-    for folder in (tmp_path / "file", tmp_path):
-        with pytest.raises(INSTALL["InstallError"], match="choose another folder with --to"):
-            INSTALL["fetch"]("http://127.0.0.1:9/a.pt", folder)
-    with pytest.raises(INSTALL["InstallError"], match="64 hexadecimal digits"):
-        INSTALL["fetch"]("http://127.0.0.1:9/b.pt", tmp_path, "none")
