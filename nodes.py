@@ -46,7 +46,7 @@ LONGEST_SIDE = 65536
 """The largest size that the inputs take."""
 FEATHER = 4
 """Pixels of the input over which a mask fades to each side of its edge."""
-PURPOSES = {"x4-tiny": "faithful, 4x", "x2-tiny": "faithful, 2x", "x4-tiny-gan": "crisp, 4x, for generated images"}
+PURPOSES = {"x4-tiny": "faithful, 4x", "x2-tiny": "faithful, 2x", "x4-tiny-gan": "crisp, 4x, for diffusion"}
 """What the models that come with the node are for, as their list shows it."""
 
 folder_paths.add_model_folder_path("transformersr", os.path.join(folder_paths.models_dir, "transformersr"))

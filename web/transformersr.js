@@ -131,11 +131,12 @@ function refreshAll() {
 
 // --- templates ----------------------------------------------------------------------------------
 
-/** Our templates end in core's Compare Images; where the host does not have it yet, a preview of its second image. */
+/** Our templates end in core's Compare Images; where there is none, or it shows nothing (classic canvas), a preview of its second image. */
 function replaceMissing(graph) {
+  const { registered_node_types: types, vueNodesMode } = window.LiteGraph;
+  if (types.ImageCompare && vueNodesMode) return;
   for (const node of graph?.nodes ?? []) {
     if (node.type !== "ImageCompare" || node.properties?.fallback !== "PreviewImage") continue;
-    if (window.LiteGraph.registered_node_types[node.type]) continue;
     const [before, after] = ["image_a", "image_b"].map((name) => node.inputs.find((entry) => entry.name === name).link);
     node.type = "PreviewImage";
     node.properties = { "Node name for S&R": "PreviewImage" };
