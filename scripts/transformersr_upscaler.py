@@ -50,6 +50,7 @@ PACKAGE = load_package()
 arch = importlib.import_module(f"{PACKAGE}.arch")
 engine = importlib.import_module(f"{PACKAGE}.upscale.engine")
 models = importlib.import_module(f"{PACKAGE}.upscale.models")
+planning = importlib.import_module(f"{PACKAGE}.upscale.planning")
 upscaling = importlib.import_module(f"{PACKAGE}.upscale.upscaler")
 with suppress(ImportError, RuntimeError):  # a spandrel of early 2024 is too old, and none loads beside a wrong torchvision
     importlib.import_module(f"{PACKAGE}.upscale.spandrel_arch").register()
@@ -191,7 +192,7 @@ def progress_shown(label: str) -> Iterator[engine.ProgressCallback]:
 
 def tell(message: str, reason: str, error: Exception) -> None:
     """Say on the console, with whole paths, and where the page that asked is known, on the page what went wrong."""
-    explained = isinstance(error, (arch.CheckpointError, engine.MemoryBudgetError, OSError))
+    explained = isinstance(error, (arch.CheckpointError, planning.MemoryBudgetError, OSError))
     if hasattr(errors, "report"):
         errors.report(f"{message}: {error}", exc_info=not explained)
     elif explained:  # SD.Next

@@ -27,6 +27,7 @@ from PIL import Image
 
 from transformersr.arch import load_model, save_model
 from transformersr.upscale.engine import enlarge
+from transformersr.upscale.upscaler import available_models
 
 import comfyui_standin
 from plain_v1 import newer_keys, random_state
@@ -170,17 +171,20 @@ def test_parameters_are_moved_by_hand_only_where_the_patcher_does_not(nodes, mon
 
 
 def test_the_page_learns_the_size_of_the_input_and_the_scale(nodes):
-    done = nodes.TransformerSRUpscale().upscale(picture(), "x4-tiny")
-    assert done["ui"] == {"transformersr": [{"width": 32, "height": 24, "scale": 4}]}
+    done = nodes.TransformerSRUpscale().upscale(picture(), "mine.safetensors")
+    assert done["ui"] == {"transformersr": [{"width": 32, "height": 24, "scale": V2.scale}]}
     options = nodes.TransformerSRUpscale.INPUT_TYPES()["required"]["model_name"][1]
-    assert options["scales"] == {"x4-tiny": 4, "x2-tiny": 2, "x4-tiny-gan": 4, "mine.safetensors": V2.scale}
-    assert options["purposes"].keys() == set(options["scales"]) - {"mine.safetensors"}
+    assert options["scales"]["mine.safetensors"] == V2.scale
+
+
+def test_every_model_that_comes_with_the_node_says_what_it_is_for(nodes):
+    assert nodes.PURPOSES.keys() == available_models().keys()
 
 
 def test_a_mask_keeps_the_networks_pixels_inside_and_a_plain_resize_outside(nodes):
     image, mask = picture(), torch.zeros(1, 24, 32)
     mask[:, :, :16] = 1
-    upscale = lambda **options: nodes.TransformerSRUpscale().upscale(image, "x2-tiny", **options)["result"][0]
+    upscale = lambda **options: nodes.TransformerSRUpscale().upscale(image, "mine.safetensors", **options)["result"][0]
     whole, plain, masked = upscale(), upscale(mask=torch.zeros(1, 64, 64)), upscale(mask=mask)
     resized = torch.nn.functional.interpolate(image.movedim(-1, 1), scale_factor=2, mode="bicubic", antialias=True).clamp(0, 1)
     assert torch.equal(plain, resized.movedim(1, -1))
@@ -207,8 +211,8 @@ def test_what_cannot_be_is_refused_before_anything_runs(nodes, tmp_path, inputs,
 
 def test_sizes_that_can_be_are_let_through(nodes):
     check = nodes.TransformerSRUpscale.VALIDATE_INPUTS
-    assert check("x4-tiny", "width and height", 0, 300) is True
-    assert check("x4-tiny", "model scale", 0, 0) is True
+    assert check("mine.safetensors", "width and height", 0, 300) is True
+    assert check("mine.safetensors", "model scale", 0, 0) is True
     assert check(None, "width and height", None, 0) is True  # the width comes from another node
 
 
@@ -223,7 +227,7 @@ def test_a_file_that_is_no_model_is_named_once_with_the_reason(nodes, tmp_path, 
 
 def test_errors_are_of_pythons_own_classes_as_the_host_shows_their_names(nodes, tmp_path):
     (tmp_path / "models" / "transformersr-damaged.pt").write_bytes(b"PK\x03\x04")
-    for options in ({"model_name": "transformersr-damaged.pt"}, {"model_name": "x4-tiny", "memory_gb": 1e-9}):
+    for options in ({"model_name": "transformersr-damaged.pt"}, {"model_name": "mine.safetensors", "memory_gb": 1e-9}):
         with pytest.raises(ValueError, match=r"damaged|memory") as caught:
             nodes.TransformerSRUpscale().upscale(picture(), **options)
         assert type(caught.value) is ValueError
@@ -252,10 +256,12 @@ def test_a_video_becomes_the_command_lines_and_leaves_nothing_else_behind(nodes,
     from transformersr.upscale.upscaler import Upscaler
     from transformersr.upscale.video import enlarge_film
 
-    source = make_video(tmp_path / "in.mp4")
+    source, weights = make_video(tmp_path / "in.mp4"), tmp_path / "models" / "mine.safetensors"
     video = comfyui_standin.VideoFromFile(str(source), start)
-    (result,) = nodes.TransformerSRUpscaleVideo().upscale(video, "x2-tiny", "longest side", longest_side=50, quality=90)["result"]
-    enlarge_film(source, tmp_path / "out.mp4", Upscaler.from_pretrained("x2-tiny", "cpu"), size=(38, 50), quality=90)
+    (result,) = nodes.TransformerSRUpscaleVideo().upscale(video, "mine.safetensors", "longest side", longest_side=50, quality=90)["result"]
+    enlarge_film(
+        source, tmp_path / "out.mp4", Upscaler.from_pretrained(tmp_path / "models" / "mine.safetensors", "cpu"), size=(38, 50), quality=90
+    )
     assert Path(result.file).read_bytes() == (tmp_path / "out.mp4").read_bytes()
     assert [path.name for path in (tmp_path / "temp").iterdir()] == [Path(result.file).name]
 
@@ -271,7 +277,7 @@ def test_a_cancelled_video_leaves_no_file(nodes, tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["comfy.model_management"], "throw_exception_if_processing_interrupted", cancelled_in_the_second_frame)
     video = comfyui_standin.VideoFromFile(str(make_video(tmp_path / "in.mp4")))
     with pytest.raises(RuntimeError, match="cancelled"):
-        nodes.TransformerSRUpscaleVideo().upscale(video, "x2-tiny")
+        nodes.TransformerSRUpscaleVideo().upscale(video, "mine.safetensors")
     assert list((tmp_path / "temp").iterdir()) == []
 
 

@@ -37,7 +37,7 @@ FORGE = os.environ.get("TRANSFORMERSR_FORGE")
 PYTHON = os.environ.get("TRANSFORMERSR_FORGE_PYTHON", sys.executable)
 CPU = ("--always-cpu",) if Path(FORGE or "", "modules_forge").is_dir() else ("--use-cpu", "all", "--no-half")
 ARGUMENTS = ("--skip-prepare-environment", *CPU, "--skip-torch-cuda-test", "--no-download-sd-model", "--data-dir")
-NAME = "TransformerSR x4-tiny"
+NAME, MINE = "TransformerSR x4-tiny", "TransformerSR mine.safetensors"
 
 needs_forge = pytest.mark.skipif(FORGE is None, reason="TRANSFORMERSR_FORGE does not name the folder of a Forge")
 
@@ -120,12 +120,13 @@ for callback in callbacks * 2:
     callback()
 upscaler = script["UpscalerTransformerSR"](None)
 image = Image.new("RGB", (23, 17), (10, 200, 30))
-chosen = upscaler.scalers[0].name if host == "SD.Next" else upscaler.scalers[0].data_path
+mine = next(entry for entry in upscaler.scalers if "mine" in entry.name)
+chosen = mine.name if host == "SD.Next" else mine.data_path
 sizes = [upscaler.upscale(image, scale, chosen).size for scale in (1, 2.5, 3, 0.5)]
 extras, generation = script["FailuresInExtras"](), script["FailuresInGeneration"]()
 
 def information():
-    pp = types.SimpleNamespace(info={"Postprocess upscaler": upscaler.scalers[0].name})
+    pp = types.SimpleNamespace(info={"Postprocess upscaler": mine.name})
     extras.process(pp)
     return pp.info
 
@@ -152,6 +153,8 @@ json.dump({
 def alone(request, tmp_path_factory) -> dict:
     """What the script did alone in a stand-in for a host, which has the modules that this host has."""
     folder = tmp_path_factory.mktemp("stand-in")
+    (folder / "TransformerSR").mkdir()
+    save_model(random_model(V2), folder / "TransformerSR" / "mine.safetensors")
     arguments = [sys.executable, "-c", STAND_IN, str(ROOT / "scripts" / "transformersr_upscaler.py"), str(folder), str(ROOT), request.param]
     return json.loads(subprocess.run(arguments, cwd=folder, check=True, capture_output=True, text=True, timeout=120).stdout)
 
@@ -175,7 +178,7 @@ def test_a_failure_gives_the_image_and_one_report(alone):
 
 
 def test_a_failure_stays_in_the_images_information_with_the_name_of_the_file_alone(alone):
-    assert alone["well"] == {"Postprocess upscaler": NAME}
+    assert alone["well"] == {"Postprocess upscaler": MINE}
     (reason,) = alone["failed"].values()
     assert [*alone["failed"]] == ["Not upscaled"]
     assert "did not upscale: broken.safetensors" in reason
@@ -183,12 +186,12 @@ def test_a_failure_stays_in_the_images_information_with_the_name_of_the_file_alo
 
 
 def test_an_interruption_stays_in_the_information_of_a_generated_image_and_is_said_once(alone):
-    assert alone["generated"] == {"Not upscaled": f"{NAME} did not upscale: interrupted"}
+    assert alone["generated"] == {"Not upscaled": f"{MINE} did not upscale: interrupted"}
     assert alone["again"] == alone["well"]
 
 
 def test_progress_speaks_of_this_image_and_the_hosts_text_comes_back(alone):
-    assert f"{NAME}: 0% of this image" in alone["texts"]
+    assert f"{MINE}: 0% of this image" in alone["texts"]
     assert alone["text"] == "before"
 
 
