@@ -1,13 +1,17 @@
-"""TransformerSR in the WebUI (AUTOMATIC1111, Forge, reForge): every model an upscaler that the host lists wherever it lists upscalers.
+"""TransformerSR in the WebUI: every model an upscaler that the host lists wherever it lists upscalers.
 
-The host executes this file alone, at its start and at each "Reload UI"; all that happens here may happen again. What makes a picture
-larger is in `upscale/`; this file turns the host's images, settings, progress and interruptions into what is expected there.
+For AUTOMATIC1111, Forge, Forge Neo, reForge and SD.Next. They differ in what their modules offer; what one of them lacks is looked up when
+it is used, with a fallback.
+
+The host executes this file alone, at its start and at each "Reload UI"; all that happens here may happen again. The upscaling itself
+is in `upscale/`; this file turns the host's images, settings, progress and interruptions into what is expected there.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,12 +19,12 @@ from pathlib import Path
 
 import gradio as gr
 import numpy as np
+import torch
 import tqdm
 from modules import devices, errors, script_callbacks, scripts, scripts_postprocessing, shared
-from modules.paths_internal import data_path
-from modules.upscaler import LANCZOS, Upscaler, UpscalerData
+from modules.paths import data_path
+from modules.upscaler import Upscaler, UpscalerData
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -46,6 +50,7 @@ PACKAGE = load_package()
 arch = importlib.import_module(f"{PACKAGE}.arch")
 engine = importlib.import_module(f"{PACKAGE}.upscale.engine")
 models = importlib.import_module(f"{PACKAGE}.upscale.models")
+planning = importlib.import_module(f"{PACKAGE}.upscale.planning")
 upscaling = importlib.import_module(f"{PACKAGE}.upscale.upscaler")
 with suppress(ImportError, RuntimeError):  # a spandrel of early 2024 is too old, and none loads beside a wrong torchvision
     importlib.import_module(f"{PACKAGE}.upscale.spandrel_arch").register()
@@ -61,18 +66,23 @@ class Stopped(Exception):
 class UpscalerTransformerSR(Upscaler):
     """All our models; the host makes one object of this class whenever it loads its upscalers.
 
-    A picture that cannot be enlarged comes back as it is, and the reason is shown: an error must not cost the user the rest of a batch.
+    An image that cannot be upscaled comes back as it is, and the reason is shown: an error must not cost the user the rest of a batch.
     """
 
-    failed = False
-    """Whether the host may have kept a picture that came back as it was (see `ForgetFailures`)."""
+    reasons: tuple[str, ...] = ()
+    """Why images came back as they were since the host was last told (see `FailuresInExtras`, `FailuresInGeneration`)."""
+    kept = False
+    """Whether the host may have kept such an image, and would show it again on a second try."""
 
     def __init__(self, dirname: str | None = None):
         self.name = "TransformerSR"
         self.user_path = dirname
         super().__init__(create_dirs=True)
         files = models.list_models(folder for folder in (self.model_path, dirname) if folder)
-        self.scalers = [UpscalerData(f"{self.name} {label}", str(path), self, scale_of(path)) for label, path in files.items()]
+        self.scalers = [
+            UpscalerData(f"{self.name} {label}", str(path), self, models.scale_of(path) or UpscalerData.scale)
+            for label, path in files.items()
+        ]
         self._key: tuple | None = None
         self._upscaler: upscaling.Upscaler | None = None
 
@@ -80,7 +90,7 @@ class UpscalerTransformerSR(Upscaler):
         """Enlarge each side by `scale` and drop the fraction, as the host announces it; its own method cuts to multiples of 8."""
         width, height = (max(1, int(side * scale + 1e-6)) for side in img.size)  # 683 * (1000 / 683) is 999.99...
         if scale < 1:
-            return img.resize((width, height), LANCZOS)
+            return img.resize((width, height), Image.Resampling.LANCZOS)
         return self._enlarge(img, selected_model, size=(height, width))
 
     def do_upscale(self, img: Image.Image, selected_model: str | None = None) -> Image.Image:
@@ -90,8 +100,9 @@ class UpscalerTransformerSR(Upscaler):
     def load_model(self, path: str) -> upscaling.Upscaler:
         """The model of a file, in the precision set, kept until the file or the precision changes."""
         file = upscaling.find_model(path)
-        precision = "fp32" if shared.cmd_opts.no_half else getattr(shared.opts, "transformersr_precision", "auto")
-        dtype = upscaling.find_dtype(precision, devices.get_device_for("transformersr"))
+        whole = any(getattr(shared.cmd_opts, option, False) for option in ("no_half", "force_fp32"))  # the latter is Forge Neo's
+        precision = "fp32" if whole else getattr(shared.opts, "transformersr_precision", "auto")
+        dtype = upscaling.find_dtype(precision, device())
         key = (file, models.stamp(file), dtype)
         if key != self._key:
             self._key = self._upscaler = None  # the old one is gone before the new one comes
@@ -102,37 +113,45 @@ class UpscalerTransformerSR(Upscaler):
         return self._upscaler
 
     def _enlarge(self, img: Image.Image, selected_model: str | None, **target) -> Image.Image:
-        label = next((entry.name for entry in self.scalers if entry.data_path == selected_model), self.name)
+        entry = next((entry for entry in self.scalers if selected_model in (entry.data_path, entry.name)), None)  # SD.Next gives the name
+        label, path = (entry.name, entry.data_path) if entry else (self.name, selected_model)
         try:
-            with self._on_device(selected_model) as upscaler, progress_shown(label) as on_progress, devices.without_autocast():
+            with self._on_device(path) as upscaler, progress_shown(label) as on_progress, devices.without_autocast():
                 return to_image(upscaler(to_pixels(img), on_progress=on_progress, **target), img)
         except Stopped:
-            pass
+            reason = "interrupted"
         except Exception as error:
-            tell(f"{label} did not enlarge the picture: {error}", error)
-        UpscalerTransformerSR.failed = True
+            reason = without_folders(str(error), path)
+            tell(f"{label} did not upscale the image", reason, error)
+        UpscalerTransformerSR.reasons += (f"{label} did not upscale: {reason}",)
+        UpscalerTransformerSR.kept = True
         return img
 
     @contextmanager
     def _on_device(self, selected_model: str | None) -> Iterator[upscaling.Upscaler]:
         """A model on the host's device, for as long as it works and not a moment longer: the host does not know of this memory."""
         upscaler = self.load_model(selected_model)
-        device = devices.get_device_for("transformersr")
-        if device.type != "cpu":
+        if device().type != "cpu":
             free_hosts_memory()
         try:
-            upscaler.model.to(device)
+            upscaler.model.to(device())
             yield upscaler
         finally:
             upscaler.model.to("cpu")
             devices.torch_gc()
 
 
-def scale_of(path: Path) -> int:
-    """The scale for the host's list: the model's, or 4 for a pickled or damaged file, which would have to be read for it."""
-    with suppress(OSError, SafetensorError, KeyError, TypeError, ValueError), safe_open(path, framework="pt") as file:
-        return arch.TransformerSRConfig.from_json(file.metadata()["config"]).scale
-    return UpscalerData.scale
+def device() -> torch.device:
+    """The host's device; one of its options may name another one for upscalers."""
+    find = getattr(devices, "get_device_for", None)
+    return torch.device(find("transformersr") if find else devices.device)
+
+
+def without_folders(message: str, path: str | None) -> str:
+    """A message for the page, which cuts off long lines, with names of files alone; the console has their whole paths."""
+    for folder in {str(Path(place).parent) for place in (path, Path(path or "").resolve()) if place} | {str(upscaling.WEIGHTS)}:
+        message = message.replace(f"{folder}{os.sep}", "") if len(folder) > 1 else message
+    return message
 
 
 def to_pixels(img: Image.Image) -> np.ndarray:
@@ -154,14 +173,15 @@ def to_image(pixels: np.ndarray, source: Image.Image) -> Image.Image:
 def progress_shown(label: str) -> Iterator[engine.ProgressCallback]:
     """A callback that moves the console's bar and the page's text, and raises Stopped once the user wants an end."""
     before = shared.state.textinfo
-    with tqdm.tqdm(total=100, desc=label, unit="%", disable=not shared.opts.enable_upscale_progressbar) as bar:
+    with tqdm.tqdm(total=100, desc=label, unit="%", disable=not getattr(shared.opts, "enable_upscale_progressbar", True)) as bar:
 
         def show(done: int, total: int) -> None:
             # `stopping_generation` is not asked: it means an end after this picture, whole
             if shared.state.interrupted or shared.state.skipped:
                 raise Stopped
             bar.update(100 * done // total - bar.n)
-            shared.state.textinfo = f"{label}: {100 * done // total}%"
+            # the host's own bar counts the whole job, and its number stands beside this text
+            shared.state.textinfo = f"{label}: {100 * done // total}% of this image"
 
         try:
             show(0, 1)
@@ -170,12 +190,17 @@ def progress_shown(label: str) -> Iterator[engine.ProgressCallback]:
             shared.state.textinfo = before
 
 
-def tell(message: str, error: Exception) -> None:
-    """Say on the console and, where the page that asked is known, on the page what went wrong."""
-    explained = isinstance(error, (arch.CheckpointError, engine.MemoryBudgetError, OSError))
-    errors.report(message, exc_info=not explained)
+def tell(message: str, reason: str, error: Exception) -> None:
+    """Say on the console, with whole paths, and where the page that asked is known, on the page what went wrong."""
+    explained = isinstance(error, (arch.CheckpointError, planning.MemoryBudgetError, OSError))
+    if hasattr(errors, "report"):
+        errors.report(f"{message}: {error}", exc_info=not explained)
+    elif explained:  # SD.Next
+        errors.log.error(f"{message}: {error}")
+    else:
+        errors.display(error, message)
     with suppress(Exception):
-        gr.Warning(message)
+        gr.Warning(f"{message}: {reason}")
 
 
 def free_hosts_memory() -> None:
@@ -189,19 +214,52 @@ def free_hosts_memory() -> None:
 # --- what the host is told -----------------------------------------------------------------------
 
 
-class ForgetFailures(scripts_postprocessing.ScriptPostprocessing):
-    """Without controls: lets the Extras tab forget what we failed at. It keeps every result, and would show it again on a second try."""
+def take_reasons() -> str:
+    """Why images came back as they were since the last time somebody asked."""
+    reasons, UpscalerTransformerSR.reasons = UpscalerTransformerSR.reasons, ()
+    return "; ".join(dict.fromkeys(reasons)).replace("\n", " ")
+
+
+class FailuresInExtras(scripts_postprocessing.ScriptPostprocessing):
+    """Without controls: writes into an image's information, on the page and in the API's answer, that it was not upscaled, and why.
+
+    It also lets the Extras tab forget such an image. It keeps every result, and would show it again on a second try.
+    """
 
     name = "TransformerSR clean-up"
-    order = 1001
+    order = 1001  # after the host's upscaling
 
     def ui(self) -> dict:
         return {}
 
     def process_firstpass(self, pp, **args) -> None:
-        if UpscalerTransformerSR.failed:
-            UpscalerTransformerSR.failed = False
+        take_reasons()  # of a generation that ended before it could say them
+        if UpscalerTransformerSR.kept:
+            UpscalerTransformerSR.kept = False
             scripts.scripts_postproc.image_changed()
+
+    def process(self, pp, **args) -> None:
+        if reasons := take_reasons():
+            for key in ("Postprocess upscaler", "Postprocess upscaler 2"):
+                if str(pp.info.get(key, "")).startswith("TransformerSR"):
+                    del pp.info[key]
+            pp.info["Not upscaled"] = reasons
+
+
+class FailuresInGeneration(scripts.Script):
+    """Without controls: writes the same into the information of a generated image (hires fix, img2img)."""
+
+    def title(self) -> str:
+        return "TransformerSR"
+
+    def show(self, is_img2img: bool):
+        return scripts.AlwaysVisible
+
+    def postprocess_image(self, p, pp, *args) -> None:
+        if reasons := take_reasons():
+            p.extra_generation_params["Not upscaled"] = reasons
+            if hasattr(p, "comment"):
+                p.comment(reasons)
 
 
 def add_settings() -> None:
@@ -214,7 +272,7 @@ def add_settings() -> None:
 
 
 def add_where_missing() -> None:
-    """Add our upscalers where the host looked for none (reForge of 2026 has a fixed list of classes)."""
+    """Add our upscalers where the host looked for none: reForge of 2026 and Forge Neo have fixed lists, SD.Next looks too early."""
     if not any(isinstance(entry.scaler, UpscalerTransformerSR) for entry in shared.sd_upscalers):
         shared.sd_upscalers += UpscalerTransformerSR(getattr(shared.cmd_opts, "transformersr_models_path", None)).scalers
 

@@ -27,7 +27,9 @@ from PIL import Image
 
 from transformersr.arch import load_model, save_model
 from transformersr.upscale.engine import enlarge
+from transformersr.upscale.upscaler import available_models
 
+import comfyui_standin
 from plain_v1 import newer_keys, random_state
 from random_models import V2, random_model
 
@@ -36,8 +38,14 @@ COMFYUI = os.environ.get("TRANSFORMERSR_COMFYUI")
 PYTHON = os.environ.get("TRANSFORMERSR_COMFYUI_PYTHON", sys.executable)
 FOLDER = "Transformer-SR.v0.1-copy"  # with a space in it, ComfyUI itself would not find the pages of help
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
-UPSCALE, LOADER = "TransformerSRUpscale", "TransformerSRModelLoader"
-INPUTS = ["image", "model_name", "size_by", "factor", "width", "height", "longest_side", "precision", "memory_gb"]
+UPSCALE, VIDEO, LOADER = "TransformerSRUpscale", "TransformerSRUpscaleVideo", "TransformerSRModelLoader"
+SIZE = ["size_by", "factor", "width", "height", "longest_side"]
+INPUTS = {
+    UPSCALE: ["image", "model_name", *SIZE, "precision", "memory_gb", "mask"],
+    VIDEO: ["video", "model_name", *SIZE, "quality", "precision", "memory_gb"],
+    LOADER: ["model_name"],
+}
+WIDGETS = {node: [name for name in names if name not in ("image", "video", "mask")] for node, names in INPUTS.items()}
 
 needs_comfyui = pytest.mark.skipif(COMFYUI is None, reason="TRANSFORMERSR_COMFYUI does not name the folder of a ComfyUI")
 
@@ -64,7 +72,7 @@ def test_without_comfyui_the_package_has_no_nodes_and_says_nothing():
 @pytest.mark.parametrize("language", sorted(path.name for path in (ROOT / "locales").iterdir()))
 def test_every_language_has_every_text(language):
     nodes = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
-    assert {node: list(texts["inputs"]) for node, texts in nodes.items()} == {UPSCALE: INPUTS, LOADER: ["model_name"]}
+    assert {node: list(texts["inputs"]) for node, texts in nodes.items()} == INPUTS
     for texts in nodes.values():
         for entry in (*texts["inputs"].values(), *texts["outputs"].values()):
             assert entry["name"]
@@ -74,7 +82,7 @@ def test_every_language_has_every_text(language):
 
 
 @pytest.mark.parametrize("language", ["en", "zh", "ja", "ko"])
-@pytest.mark.parametrize("node", [UPSCALE, LOADER])
+@pytest.mark.parametrize("node", INPUTS)
 def test_help_names_every_input_as_the_node_shows_it(language, node):
     page = (ROOT / "web" / "docs" / node / f"{language}.md").read_text(encoding="utf-8")
     nodes = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
@@ -87,15 +95,190 @@ def test_help_names_every_input_as_the_node_shows_it(language, node):
 def test_examples_have_pictures_and_every_setting(path):
     with Image.open(path.with_suffix(".jpg")) as thumbnail:
         assert thumbnail.format == "JPEG"
-    (node,) = [node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"] == UPSCALE]
-    assert [entry["name"] for entry in node["inputs"]] == INPUTS
-    assert len(node["widgets_values"]) == len(INPUTS) - 1
+    (node,) = [node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"] in (UPSCALE, VIDEO)]
+    assert [entry["name"] for entry in node["inputs"]] == INPUTS[node["type"]]
+    assert len(node["widgets_values"]) == len(WIDGETS[node["type"]])
+
+
+@pytest.mark.parametrize("word", ["anime", "4x", "waifu2x", "video", "hires", "upscale"])
+def test_the_search_for_templates_which_knows_only_their_names_finds_one_by(word):
+    assert any(word in path.stem.lower() for path in EXAMPLES)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_links_of_examples_are_whole(path):
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    for link, origin, output, target, slot, _ in graph["links"]:
+        assert link in nodes[origin]["outputs"][output]["links"]
+        assert nodes[target]["inputs"][slot]["link"] == link
+
+
+def test_models_that_examples_need_can_be_downloaded():
+    for path in EXAMPLES:
+        for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+            if node["type"] == "CheckpointLoaderSimple":
+                (model,) = node["properties"]["models"]
+                assert model["name"] == node["widgets_values"][0]
+                assert model["url"].endswith(f"/{model['name']}")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "subgraphs").glob("*.json")), ids=lambda path: path.stem)
+def test_blueprints_hold_one_subgraph_with_our_node_and_what_it_is_for(path):
+    (graph,) = json.loads(path.read_text(encoding="utf-8"))["definitions"]["subgraphs"]
+    (node,) = [node for node in graph["nodes"] if node["type"] == UPSCALE]
+    assert [entry["name"] for entry in node["inputs"]] == INPUTS[UPSCALE]
+    assert graph["name"] == path.stem
+    assert graph["description"]
 
 
 def test_requirements_leave_the_hosts_pytorch_alone():
     """ComfyUI-Manager and comfy-cli install from this file; without it comfy-cli's `--fast-deps` would read PyTorch in pyproject.toml."""
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert lines == ["einops", "safetensors"]
+
+
+# --- with a stand-in for ComfyUI -----------------------------------------------------------------
+
+
+@pytest.fixture
+def nodes(tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    save_model(random_model(V2), tmp_path / "models" / "mine.safetensors")
+    return comfyui_standin.install(monkeypatch, tmp_path)
+
+
+def picture(height: int = 24, width: int = 32) -> torch.Tensor:
+    return torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_patcher_is_of_the_class_that_the_host_chose_at_its_start(nodes, monkeypatch):
+    """A plain one among dynamic ones makes ComfyUI drop every other model from the device."""
+    assert type(nodes.managed(random_model(V2))) is comfyui_standin.ModelPatcher
+    host = sys.modules["comfy.model_patcher"]
+    monkeypatch.setattr(host, "CoreModelPatcher", comfyui_standin.ModelPatcherDynamic, raising=False)
+    assert type(nodes.managed(random_model(V2))) is comfyui_standin.ModelPatcherDynamic
+
+
+@pytest.mark.parametrize(("patcher", "moves"), [(comfyui_standin.ModelPatcher, 2), (comfyui_standin.ModelPatcherDynamic, 0)])
+def test_parameters_are_moved_by_hand_only_where_the_patcher_does_not(nodes, monkeypatch, patcher, moves):
+    model = random_model(V2)
+    moved = []
+    monkeypatch.setattr(model, "to", moved.append)
+    with nodes.on_device(patcher(model, torch.device("meta"), comfyui_standin.CPU), 0):
+        pass
+    assert len(moved) == moves
+
+
+def test_the_page_learns_the_size_of_the_input_and_the_scale(nodes):
+    done = nodes.TransformerSRUpscale().upscale(picture(), "mine.safetensors")
+    assert done["ui"] == {"transformersr": [{"width": 32, "height": 24, "scale": V2.scale}]}
+    options = nodes.TransformerSRUpscale.INPUT_TYPES()["required"]["model_name"][1]
+    assert options["scales"]["mine.safetensors"] == V2.scale
+
+
+def test_every_model_that_comes_with_the_node_says_what_it_is_for(nodes):
+    assert nodes.PURPOSES.keys() == available_models().keys()
+
+
+def test_a_mask_keeps_the_networks_pixels_inside_and_a_plain_resize_outside(nodes):
+    image, mask = picture(), torch.zeros(1, 24, 32)
+    mask[:, :, :16] = 1
+    upscale = lambda **options: nodes.TransformerSRUpscale().upscale(image, "mine.safetensors", **options)["result"][0]
+    whole, plain, masked = upscale(), upscale(mask=torch.zeros(1, 64, 64)), upscale(mask=mask)
+    resized = torch.nn.functional.interpolate(image.movedim(-1, 1), scale_factor=2, mode="bicubic", antialias=True).clamp(0, 1)
+    assert torch.equal(plain, resized.movedim(1, -1))
+    edge, fade = 2 * 16, 2 * (nodes.FEATHER + 1)
+    assert torch.equal(masked[:, :, : edge - fade], whole[:, :, : edge - fade])
+    assert torch.equal(masked[:, :, edge + fade :], plain[:, :, edge + fade :])
+    between = (masked - plain)[:, :, edge].abs().mean() / (whole - plain)[:, :, edge].abs().mean()
+    assert 0.3 < between < 0.7
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"size_by": "width and height", "width": 0, "height": 0}, "both 0"),
+        ({"size_by": "width and height", "width": -1, "height": 0}, "width is -1"),
+        ({"size_by": "twice"}, "size by is 'twice'"),
+        ({"model_name": "page.safetensors"}, "page.safetensors: it is a web page, not weights"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(nodes, tmp_path, inputs, words):
+    (tmp_path / "models" / "page.safetensors").write_text("<!DOCTYPE html><html>")
+    assert words in nodes.TransformerSRUpscale.VALIDATE_INPUTS(**inputs)
+
+
+def test_sizes_that_can_be_are_let_through(nodes):
+    check = nodes.TransformerSRUpscale.VALIDATE_INPUTS
+    assert check("mine.safetensors", "width and height", 0, 300) is True
+    assert check("mine.safetensors", "model scale", 0, 0) is True
+    assert check(None, "width and height", None, 0) is True  # the width comes from another node
+
+
+def test_a_file_that_is_no_model_is_named_once_with_the_reason(nodes, tmp_path, caplog):
+    (tmp_path / "models" / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    torch.save({"body.0.weight": torch.zeros(1)}, tmp_path / "models" / "esrgan.pth")
+    for second in range(2):
+        assert "pointer.pth" not in nodes._available(second)
+    (record,) = caplog.records
+    assert "pointer.pth is not listed as a model: it is a Git LFS pointer" in record.getMessage()
+
+
+def test_errors_are_of_pythons_own_classes_as_the_host_shows_their_names(nodes, tmp_path):
+    (tmp_path / "models" / "transformersr-damaged.pt").write_bytes(b"PK\x03\x04")
+    for options in ({"model_name": "transformersr-damaged.pt"}, {"model_name": "mine.safetensors", "memory_gb": 1e-9}):
+        with pytest.raises(ValueError, match=r"damaged|memory") as caught:
+            nodes.TransformerSRUpscale().upscale(picture(), **options)
+        assert type(caught.value) is ValueError
+
+
+@pytest.mark.parametrize(("core", "category"), [(None, "loaders"), (type("Core", (), {"CATEGORY": "model/loaders"}), "model/loaders")])
+def test_the_loader_is_listed_where_cores_is(tmp_path, monkeypatch, core, category):
+    nodes = comfyui_standin.install(monkeypatch, tmp_path, loader=core)
+    assert category == nodes.TransformerSRModelLoader.CATEGORY
+
+
+def make_video(path: Path, frames: int = 5) -> Path:
+    av = pytest.importorskip("av")
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 24, "yuv420p"
+        for index in range(frames):
+            image = np.full((24, 32, 3), 40 * index, np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        out.mux(stream.encode(None))
+    return path
+
+
+@pytest.mark.parametrize("start", [0.0, 0.2])
+def test_a_video_becomes_the_command_lines_and_leaves_nothing_else_behind(nodes, tmp_path, start):
+    from transformersr.upscale.upscaler import Upscaler
+    from transformersr.upscale.video import enlarge_film
+
+    source, weights = make_video(tmp_path / "in.mp4"), tmp_path / "models" / "mine.safetensors"
+    video = comfyui_standin.VideoFromFile(str(source), start)
+    (result,) = nodes.TransformerSRUpscaleVideo().upscale(video, "mine.safetensors", "longest side", longest_side=50, quality=90)["result"]
+    enlarge_film(
+        source, tmp_path / "out.mp4", Upscaler.from_pretrained(tmp_path / "models" / "mine.safetensors", "cpu"), size=(38, 50), quality=90
+    )
+    assert Path(result.file).read_bytes() == (tmp_path / "out.mp4").read_bytes()
+    assert [path.name for path in (tmp_path / "temp").iterdir()] == [Path(result.file).name]
+
+
+def test_a_cancelled_video_leaves_no_file(nodes, tmp_path, monkeypatch):
+    calls = []
+
+    def cancelled_in_the_second_frame():
+        calls.append(1)
+        if len(calls) > 3:
+            raise RuntimeError("cancelled")
+
+    monkeypatch.setattr(sys.modules["comfy.model_management"], "throw_exception_if_processing_interrupted", cancelled_in_the_second_frame)
+    video = comfyui_standin.VideoFromFile(str(make_video(tmp_path / "in.mp4")))
+    with pytest.raises(RuntimeError, match="cancelled"):
+        nodes.TransformerSRUpscaleVideo().upscale(video, "mine.safetensors")
+    assert list((tmp_path / "temp").iterdir()) == []
 
 
 # --- inside ComfyUI ------------------------------------------------------------------------------
@@ -167,7 +350,7 @@ def base(tmp_path_factory) -> Path:
     """A fresh base directory with our folder under an odd name, beside a pack that pushes its own `arch` and `utils` in front."""
     base = tmp_path_factory.mktemp("base")
     pack = base / "custom_nodes" / FOLDER
-    parts = ["__init__.py", "nodes.py", "pyproject.toml", "arch", "upscale", "weights", "locales", "web", "example_workflows"]
+    parts = ["__init__.py", "nodes.py", "pyproject.toml", "arch", "upscale", "weights", "locales", "web", "example_workflows", "subgraphs"]
     for name in parts:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         pack.mkdir(parents=True, exist_ok=True)
@@ -224,7 +407,7 @@ def test_both_nodes_are_there_with_a_tooltip_on_everything(server):
     assert re.search(rf"[0-9.]+ seconds: \S.*{re.escape(FOLDER)}", log)
     nodes = server.json("/object_info")
     english = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
-    for name in (UPSCALE, LOADER):
+    for name in INPUTS:
         node = nodes[name]
         assert node["display_name"] == english[name]["display_name"]
         assert node["description"] == english[name]["description"]
@@ -306,9 +489,49 @@ def test_cores_nodes_run_both_of_the_authors_layouts_and_ours(server, loader, na
 @needs_comfyui
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_run_as_far_as_our_node_goes(server, path):
-    (node,) = [node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"] == UPSCALE]
-    (image,) = server.pictures(graph(**dict(zip(INPUTS[1:], node["widgets_values"], strict=True))))
-    assert max(image.size) >= 56
+    (node,) = [node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"] in (UPSCALE, VIDEO)]
+    settings = dict(zip(WIDGETS[node["type"]], node["widgets_values"], strict=True))
+    if node["type"] == UPSCALE:
+        (image,) = server.pictures(graph(**settings))
+        assert max(image.size) >= 40
+        return
+    make_video(server.base / "input" / "video.mp4")
+    nodes = {
+        "load": ("LoadVideo", {"file": "video.mp4"}),
+        "up": (VIDEO, {"video": ["load", 0], **settings, "longest_side": 64}),
+        "save": ("SaveVideo", {"video": ["up", 0], "filename_prefix": "test", "format": "auto", "codec": "auto"}),
+    }
+    done = server.finish(server.start(nodes))
+    assert done["status"]["status_str"] == "success", json.dumps(done["status"])[:2000]
+    assert done["outputs"]["save"]["images"]
+
+
+@needs_comfyui
+def test_a_mask_is_taken(server):
+    nodes = graph()
+    nodes["mask"] = ("SolidMask", {"value": 0.0, "width": 28, "height": 20})
+    nodes["up"][1]["mask"] = ["mask", 0]
+    (image,) = server.pictures(nodes)
+    assert image.size == (112, 80)
+    assert np.abs(np.asarray(image) - expected(ROOT / "weights" / "x4-tiny.safetensors", server.base / "input" / "picture.png")).max() > 10
+
+
+@needs_comfyui
+def test_a_size_of_nothing_is_refused_before_anything_runs(server):
+    nodes = graph(size_by="width and height", width=0, height=0)
+    answer = server.post("/prompt", {"prompt": {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}})
+    (error,) = answer["node_errors"]["up"]["errors"]
+    assert "both 0" in error["details"]
+
+
+@needs_comfyui
+def test_blueprints_are_served_where_the_host_has_them(server):
+    try:
+        served = server.json("/global_subgraphs")
+    except urllib.error.HTTPError:
+        pytest.skip("this ComfyUI has no blueprints")
+    ours = {entry["name"] for entry in served.values() if entry["info"]["node_pack"].endswith(FOLDER)}
+    assert ours == {path.stem for path in (ROOT / "subgraphs").glob("*.json")}
 
 
 @needs_comfyui
@@ -377,7 +600,7 @@ except management.InterruptProcessingException:
 comfy.utils.set_progress_bar_global_hook(None)
 print("managed:", [loaded.model.model is model for loaded in management.current_loaded_models])
 management.unload_all_models()
-print("left:", len(management.current_loaded_models), node.upscale(torch.rand(1, 8, 8, 1), "x4-tiny")[0].shape)
+print("left:", len(management.current_loaded_models), node.upscale(torch.rand(1, 8, 8, 1), "x4-tiny")["result"][0].shape)
 """
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import types
-
 import pytest
 import torch
 
 from transformersr.arch import save_model
 
+import comfyui_standin
 from plain_v1 import random_state
 from random_models import V2, random_model
 
@@ -20,33 +18,7 @@ def node(tmp_path, monkeypatch):
     (tmp_path / "models").mkdir()
     save_model(random_model(V2), tmp_path / "models" / "mine.safetensors")
     torch.save(random_state(pairs=1, dim=8, scale=2), tmp_path / "secret.pt")
-    cpu = torch.device("cpu")
-    patcher = lambda model, load_device, offload_device: types.SimpleNamespace(model=model, load_device=cpu, offload_device=cpu)
-    devices = dict.fromkeys(("get_torch_device", "unet_offload_device", "intermediate_device"), lambda: cpu)
-    calls = dict.fromkeys(("load_models_gpu", "throw_exception_if_processing_interrupted"), lambda *args, **options: None)
-    parts = {
-        "comfy.model_management": {**devices, **calls, "should_use_fp16": lambda device: False},
-        "comfy.utils": {"ProgressBar": lambda steps: types.SimpleNamespace(update_absolute=lambda step: None)},
-        "comfy.model_patcher": {"ModelPatcher": patcher},
-        "folder_paths": {
-            "models_dir": str(tmp_path),
-            "add_model_folder_path": lambda *args: None,
-            "get_folder_paths": lambda kind: [str(tmp_path / "models")],
-            "get_user_directory": lambda: str(tmp_path / "user"),
-        },
-    }
-    parts["comfy"] = {name.partition(".")[2]: None for name in parts if "." in name}
-    for name, contents in parts.items():
-        module = types.ModuleType(name)
-        vars(module).update(contents)
-        monkeypatch.setitem(sys.modules, name, module)
-    for name in ("model_management", "utils", "model_patcher"):
-        setattr(sys.modules["comfy"], name, sys.modules[f"comfy.{name}"])
-    monkeypatch.delitem(sys.modules, "transformersr.nodes", raising=False)
-    from transformersr import nodes
-
-    yield nodes.TransformerSRUpscale()
-    sys.modules.pop("transformersr.nodes", None)
+    return comfyui_standin.install(monkeypatch, tmp_path).TransformerSRUpscale()
 
 
 PICTURES = torch.full((1, 4, 4, 3), 0.5)
@@ -66,6 +38,8 @@ INPUTS = [
     ({"size_by": "factor", "factor": -1.0}, "above 0"),
     ({"size_by": "factor", "factor": 1e300}, "below 1000"),
     ({"size_by": "width and height", "width": -5}, "at least 1x1"),
+    ({"size_by": "width and height"}, "both 0"),
+    ({"mask": torch.ones(3, 4, 4)}, "mask has 3 frames"),
     ({"size_by": "width and height", "width": 10**9, "height": 10**9}, "more than there is"),
     ({"size_by": "longest side", "longest_side": -3}, "at least 1x1"),
     ({"memory_gb": float("nan")}, "memory_gb is nan"),
@@ -86,4 +60,4 @@ def test_invalid_inputs_are_refused_in_one_sentence(node):
 
 def test_nan_in_an_image_does_not_spread(node):
     for value in (float("nan"), float("inf"), -1e30):
-        assert node.upscale(PICTURES * value, "mine.safetensors")[0].isfinite().all()
+        assert node.upscale(PICTURES * value, "mine.safetensors")["result"][0].isfinite().all()

@@ -37,7 +37,7 @@ FORGE = os.environ.get("TRANSFORMERSR_FORGE")
 PYTHON = os.environ.get("TRANSFORMERSR_FORGE_PYTHON", sys.executable)
 CPU = ("--always-cpu",) if Path(FORGE or "", "modules_forge").is_dir() else ("--use-cpu", "all", "--no-half")
 ARGUMENTS = ("--skip-prepare-environment", *CPU, "--skip-torch-cuda-test", "--no-download-sd-model", "--data-dir")
-NAME = "TransformerSR x4-tiny"
+NAME, MINE = "TransformerSR x4-tiny", "TransformerSR mine.safetensors"
 
 needs_forge = pytest.mark.skipif(FORGE is None, reason="TRANSFORMERSR_FORGE does not name the folder of a Forge")
 
@@ -80,21 +80,39 @@ class Option:
     def info(self, text): return self
 
 import torch
-reports, callbacks = [], []
-state = types.SimpleNamespace(interrupted=False, skipped=False, textinfo="before")
-opts = types.SimpleNamespace(enable_upscale_progressbar=False, add_option=lambda key, info: setattr(opts, key, 0))
+host = sys.argv[4]
+reports, warnings, callbacks, texts = [], [], [], []
+
+class State:
+    interrupted = skipped = False
+    shown = "before"
+    textinfo = property(lambda self: self.shown, lambda self, text: (texts.append(text), setattr(self, "shown", text))[0])
+
+state = State()
+opts = types.SimpleNamespace(add_option=lambda key, info: setattr(opts, key, 0))
+options = types.SimpleNamespace(no_half=True) if host != "Forge Neo" else types.SimpleNamespace(force_fp32=True)
+devices = {"torch_gc": lambda: None, "without_autocast": contextlib.nullcontext}
+if host == "SD.Next":
+    errors = {"display": lambda error, task: reports.append(task), "log": types.SimpleNamespace(error=reports.append)}
+    devices["device"] = torch.device("cpu")
+    lanczos = {}
+else:
+    errors = {"report": lambda message, exc_info: reports.append(message)}
+    devices["get_device_for"] = lambda task: torch.device("cpu")
+    lanczos = {"LANCZOS": Image.Resampling.LANCZOS}
+    opts.enable_upscale_progressbar = False
 parts = {
-    "devices": {"get_device_for": lambda task: torch.device("cpu"), "torch_gc": lambda: None, "without_autocast": contextlib.nullcontext},
-    "errors": {"report": lambda message, exc_info: reports.append(message)},
+    "devices": devices,
+    "errors": errors,
     "script_callbacks": {"on_ui_settings": callbacks.append, "on_before_ui": callbacks.append},
-    "scripts": {},
+    "scripts": {"Script": object, "AlwaysVisible": "always", "scripts_postproc": types.SimpleNamespace(image_changed=lambda: None)},
     "scripts_postprocessing": {"ScriptPostprocessing": object},
-    "shared": {"state": state, "opts": opts, "cmd_opts": types.SimpleNamespace(no_half=True), "OptionInfo": Option, "sd_upscalers": []},
-    "paths_internal": {"data_path": sys.argv[2]},
-    "upscaler": {"LANCZOS": Image.Resampling.LANCZOS, "Upscaler": Upscaler, "UpscalerData": UpscalerData},
+    "shared": {"state": state, "opts": opts, "cmd_opts": options, "OptionInfo": Option, "sd_upscalers": []},
+    "paths": {"data_path": sys.argv[2]},
+    "upscaler": {**lanczos, "Upscaler": Upscaler, "UpscalerData": UpscalerData},
 }
 module("modules", **{name: module(f"modules.{name}", **content) for name, content in parts.items()})
-module("gradio", Slider=None, Radio=None, Warning=lambda message: None)
+module("gradio", Slider=None, Radio=None, Warning=warnings.append)
 module("transformersr", __file__=os.path.join(sys.argv[2], "another", "__init__.py"))
 
 script = runpy.run_path(sys.argv[1])
@@ -102,31 +120,79 @@ for callback in callbacks * 2:
     callback()
 upscaler = script["UpscalerTransformerSR"](None)
 image = Image.new("RGB", (23, 17), (10, 200, 30))
-sizes = [upscaler.upscale(image, scale, upscaler.scalers[0].data_path).size for scale in (1, 2.5, 3, 0.5)]
-missing = upscaler.upscale(image, 2, "missing.safetensors")
+mine = next(entry for entry in upscaler.scalers if "mine" in entry.name)
+chosen = mine.name if host == "SD.Next" else mine.data_path
+sizes = [upscaler.upscale(image, scale, chosen).size for scale in (1, 2.5, 3, 0.5)]
+extras, generation = script["FailuresInExtras"](), script["FailuresInGeneration"]()
+
+def information():
+    pp = types.SimpleNamespace(info={"Postprocess upscaler": mine.name})
+    extras.process(pp)
+    return pp.info
+
+found = {"well": information()}
+broken = os.path.join(sys.argv[2], "a folder", "broken.safetensors")
+missing = upscaler.upscale(image, 2, broken)
+found["failed"] = information()
 state.interrupted = True
-stopped = upscaler.upscale(image, 2, upscaler.scalers[0].data_path)
+stopped = upscaler.upscale(image, 2, chosen)
+p = types.SimpleNamespace(extra_generation_params={})
+generation.postprocess_image(p, None)
+found["generated"] = p.extra_generation_params
+extras.process_firstpass(None)
+found["again"] = information()
 json.dump({
     "names": [entry.name for entry in upscaler.scalers], "listed": len(sys.modules["modules.shared"].sd_upscalers), "sizes": sizes,
-    "unchanged": [missing == image, stopped == image], "reports": reports, "package": script["PACKAGE"], "text": state.textinfo,
-    "path": sys.argv[3] in sys.path,
+    "unchanged": [missing == image, stopped == image], "reports": reports, "warnings": warnings, "package": script["PACKAGE"],
+    "text": state.textinfo, "texts": texts, "path": sys.argv[3] in sys.path, **found,
 }, sys.stdout)
 """
 
 
-def test_script_alone_in_a_stand_in_for_a_host(tmp_path):
-    """What can be told without the real one: it is loaded by file, sizes, failures, and a package of the same name from elsewhere."""
-    arguments = [sys.executable, "-c", STAND_IN, str(ROOT / "scripts" / "transformersr_upscaler.py"), str(tmp_path), str(ROOT)]
-    found = json.loads(subprocess.run(arguments, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=120).stdout)
-    assert found["names"][0] == NAME
-    assert found["listed"] == len(found["names"])  # callbacks run twice list everything once
-    assert found["sizes"] == [[23, 17], [57, 42], [69, 51], [11, 8]]
-    assert found["unchanged"] == [True, True]
-    assert "missing.safetensors" in found["reports"][0]
-    assert len(found["reports"]) == 1
-    assert found["package"] == "transformersr_webui"
-    assert found["text"] == "before"
-    assert not found["path"]
+@pytest.fixture(scope="module", params=["Forge", "Forge Neo", "SD.Next"])
+def alone(request, tmp_path_factory) -> dict:
+    """What the script did alone in a stand-in for a host, which has the modules that this host has."""
+    folder = tmp_path_factory.mktemp("stand-in")
+    (folder / "TransformerSR").mkdir()
+    save_model(random_model(V2), folder / "TransformerSR" / "mine.safetensors")
+    arguments = [sys.executable, "-c", STAND_IN, str(ROOT / "scripts" / "transformersr_upscaler.py"), str(folder), str(ROOT), request.param]
+    return json.loads(subprocess.run(arguments, cwd=folder, check=True, capture_output=True, text=True, timeout=120).stdout)
+
+
+def test_script_is_loaded_by_file_and_lists_everything_once(alone):
+    assert alone["names"][0] == NAME
+    assert alone["listed"] == len(alone["names"])  # callbacks have run twice
+    assert alone["package"] == "transformersr_webui"
+    assert not alone["path"]
+
+
+def test_sizes_are_those_asked_for_in_every_host(alone):
+    assert alone["sizes"] == [[23, 17], [57, 42], [69, 51], [11, 8]]
+
+
+def test_a_failure_gives_the_image_and_one_report(alone):
+    assert alone["unchanged"] == [True, True]
+    (report,), (warning,) = alone["reports"], alone["warnings"]
+    assert "a folder" in report
+    assert "did not upscale the image: broken.safetensors" in warning
+
+
+def test_a_failure_stays_in_the_images_information_with_the_name_of_the_file_alone(alone):
+    assert alone["well"] == {"Postprocess upscaler": MINE}
+    (reason,) = alone["failed"].values()
+    assert [*alone["failed"]] == ["Not upscaled"]
+    assert "did not upscale: broken.safetensors" in reason
+    assert "folder" not in reason
+
+
+def test_an_interruption_stays_in_the_information_of_a_generated_image_and_is_said_once(alone):
+    assert alone["generated"] == {"Not upscaled": f"{MINE} did not upscale: interrupted"}
+    assert alone["again"] == alone["well"]
+
+
+def test_progress_speaks_of_this_image_and_the_hosts_text_comes_back(alone):
+    assert f"{MINE}: 0% of this image" in alone["texts"]
+    assert alone["text"] == "before"
 
 
 # --- inside the host -----------------------------------------------------------------------------
@@ -336,11 +402,14 @@ def ask(address: str, body: dict | None = None) -> dict:
 
 
 def extra(address: str, image: Image.Image, **options) -> Image.Image:
-    """A picture through the Extras tab's API."""
+    """An image through the Extras tab's API; what the host says of it is in `info`."""
     png = io.BytesIO()
     image.save(png, "PNG")
     body = {"image": base64.b64encode(png.getvalue()).decode(), "upscaler_1": NAME, **options}
-    return Image.open(io.BytesIO(base64.b64decode(ask(f"{address}/extra-single-image", body)["image"])))
+    answer = ask(f"{address}/extra-single-image", body)
+    result = Image.open(io.BytesIO(base64.b64decode(answer["image"])))
+    result.info["said"] = answer["html_info"]
+    return result
 
 
 @needs_forge
@@ -357,7 +426,11 @@ def test_server_lists_and_enlarges_to_the_size_asked_for_and_starts_a_second_tim
         hosts = extra(address, picture(33, 21, "RGBA"), resize_mode=0, upscaling_resize=2, upscaler_1="Lanczos").mode
         assert (transparent.mode, transparent.size) == (hosts, (66, 42))  # AUTOMATIC1111 takes transparency away beforehand
         broken = "TransformerSR transformersr broken.pth"
-        assert extra(address, image, upscaler_1=broken, resize_mode=0, upscaling_resize=2).size == image.size
+        unchanged = extra(address, image, upscaler_1=broken, resize_mode=0, upscaling_resize=2)
+        assert unchanged.size == image.size
+        assert "Not upscaled" in unchanged.info["said"]
+        assert "Postprocess upscaler: TransformerSR" not in unchanged.info["said"]
+        assert str(data) not in unchanged.info["said"]
     with served(data, tmp_path / "second.log") as address:
         assert [one["name"] for one in ask(f"{address}/upscalers")] == listed
     assert "Error loading script: transformersr" not in (tmp_path / "second.log").read_text()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from ..arch import TransformerSRConfig
 from ..arch.checkpoint import convert_file, shown
 from .upscaler import available_models
 
@@ -56,6 +57,17 @@ def find_in_list(label: str, models: dict[str, Path]) -> Path:
         known = ", ".join(list(models)[:8]) or "none"
         raise FileNotFoundError(f"{shown(label, 200)}: no TransformerSR model of this name; there are {known}")
     return path
+
+
+def not_weights(folders: Iterable[str | Path]) -> dict[Path, str]:
+    """Files that `list_models` leaves out because they hold no weights at all, though named as if, each with what it is instead."""
+    files = (path for folder in folders for _, path in _files(Path(folder)))
+    return {path: reason for path in files if (reason := _probe(path).not_weights) and not is_transformersr(path)}
+
+
+def scale_of(path: Path) -> int | None:
+    """The scale of a safetensors of ours, from its header; None for any other file, which would have to be read for it."""
+    return _probe(path).scale
 
 
 def stamp(path: Path) -> str:
@@ -100,6 +112,8 @@ class _Probe:
 
     ours: bool = False
     converted_from: str | None = None
+    scale: int | None = None
+    not_weights: str | None = None
 
 
 def _probe(path: Path) -> _Probe:
@@ -116,15 +130,38 @@ def _look_into(path: str, stamp: str) -> _Probe:
         head = file.read(9)
         if head[8:] == b"{":
             size = min(max(int.from_bytes(head[:8], "little"), 1), INDEX_BYTES)
-            return _look_into_header(json.loads(b"{" + file.read(size - 1)))
-        index = file.read(INDEX_BYTES) if head[:2] == b"PK" or head[:1] == b"\x80" else b""  # PyTorch names the tensors at the beginning
+            try:
+                return _look_into_header(json.loads(b"{" + file.read(size - 1)))
+            except ValueError:
+                return _Probe(not_weights="it is cut short or damaged; download it again" if size < INDEX_BYTES else None)
+        if head[:2] != b"PK" and head[:1] != b"\x80":
+            return _Probe(not_weights=_what_it_is(head + file.read(512)))
+        index = file.read(INDEX_BYTES)  # PyTorch names the tensors at the beginning
     return _Probe(any(all(name.encode() in index for name in names) for names in NAMES))
 
 
 def _look_into_header(header: dict) -> _Probe:
     metadata = header.get("__metadata__")
-    source = metadata.get(CONVERTED) if isinstance(metadata, dict) else None
-    return _Probe(any(header.keys() >= set(names) for names in NAMES), source if isinstance(source, str) else None)
+    metadata = metadata if isinstance(metadata, dict) else {}
+    source, config = metadata.get(CONVERTED), metadata.get("config")
+    scale = None
+    with suppress(ValueError, TypeError, AttributeError):
+        scale = TransformerSRConfig.from_json(config).scale if config else None
+    return _Probe(any(header.keys() >= set(names) for names in NAMES), source if isinstance(source, str) else None, scale)
+
+
+def _what_it_is(start: bytes) -> str | None:
+    """What a file holds that is not weights, by its first bytes; None for an unknown kind, which may be a network's."""
+    text = start.lstrip().lower()
+    if not text:
+        return "the file is empty; download it again"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "it is a web page, not weights; download the file itself (on its page, the link named download or raw)"
+    if text.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not weights; download the file itself, or run `git lfs pull`"
+    if all(byte in b"\t\n\r" or byte >= 32 for byte in text) and not text.startswith(b"\x80"):
+        return "it is a text file, not weights; download the file itself"
+    return None
 
 
 # --- converting ----------------------------------------------------------------------------------

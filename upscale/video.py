@@ -15,7 +15,7 @@ import numpy as np
 
 from ..arch.atomic import write_aside
 from .files import VIDEOS
-from .planning import PASS_PIXELS, target_size
+from .planning import CPU_PASS_PIXELS, PASS_PIXELS, target_size
 from .upscaler import Upscaler
 from .video_read import FULL, READING, Look, TimedFrame, VideoSource, first_look
 from .video_write import CONTAINERS, Streams, add_video, pixel_format, say_what_is_missing
@@ -34,6 +34,16 @@ def is_film(path: Path) -> bool:
 def film_suffix(path: Path) -> str:
     """The suffix that the enlarged film has; .mkv, which takes every kind of sound and subtitle, where its own is none of H.264."""
     return path.suffix.lower() if path.suffix.lower() in CONTAINERS else ".mkv"
+
+
+def film_size(source: Path) -> tuple[int, int]:
+    """(height, width) of a film's frames as a player shows them. Raises as `enlarge_film`."""
+    av = _import_av()
+    try:
+        with open_container(source, **READING) as container:
+            return first_look(VideoSource(source, container)).upright
+    except av.FFmpegError as error:
+        raise ValueError(f"{source}: cannot be read as a film ({error.strerror})") from error
 
 
 def enlarge_film(
@@ -104,7 +114,7 @@ def _upscaled(
     frames: Iterable[tuple[TimedFrame | None, Any]], look: Look, upscaler: Upscaler, height: int, width: int, pixels: str
 ) -> Items:
     """Every frame upscaled and ready for the encoder, so many together as keep a device busy."""
-    together, waiting = max(1, PASS_PIXELS // (look.height * look.width)), []
+    together, waiting = frames_together(look.height, look.width, upscaler), []
     for frame, packet in frames:
         if frame is None:
             yield None, packet
@@ -115,6 +125,12 @@ def _upscaled(
             waiting = []
     if waiting:
         yield from _upscaled_together(waiting, look, upscaler, height, width, pixels)
+
+
+def frames_together(height: int, width: int, upscaler: Upscaler) -> int:
+    """How many frames of a size go through the network at once."""
+    on_cpu = next(upscaler.model.parameters()).device.type == "cpu"
+    return max(1, (CPU_PASS_PIXELS if on_cpu else PASS_PIXELS) // (height * width))
 
 
 def _upscaled_together(frames: list[TimedFrame], look: Look, upscaler: Upscaler, height: int, width: int, pixels: str) -> Items:
