@@ -20,7 +20,7 @@ from transformersr.training.results.pace import Pace
 from transformersr.training.results.report import read_records, read_run, write_report
 from transformersr.training.results.strips import CELL, busiest_place, draw_strip, save_image, strip_side
 from transformersr.training.results.validate import Pair, Scores, resize_with, to_tensor
-from transformersr.training.results.verdict import Baseline, answers, find_baseline
+from transformersr.training.results.verdict import Baseline, answers, find_baseline, summary
 from transformersr.training.run_state import Progress
 
 from synthetic_images import drawing
@@ -190,6 +190,18 @@ def test_a_run_is_compared_with_its_start_unless_that_was_no_better_than_bicubic
     assert find_baseline("none", start, bicubic).name == "bicubic"
     assert find_baseline("/runs/mine/best.safetensors", start, bicubic).name == "mine"
     assert find_baseline("C:\\mine\\lines.safetensors", start, bicubic).name == "lines"
+
+
+@pytest.mark.parametrize(
+    ("best", "words"),
+    [
+        ({"psnr_y": 30.2, "measured_on": 8, "better_on": 7}, "better than x4-tiny on your images by 0.20 dB, on 7 of 8 kept aside"),
+        ({"psnr_y": 30.2, "measured_on": 1, "better_on": 1}, "on the one image kept aside, too few to be sure"),
+        ({"psnr_y": 30.0, "measured_on": 8, "better_on": 0}, "not better than x4-tiny on your images yet"),
+    ],
+)
+def test_a_gain_is_not_claimed_on_more_than_was_measured(best, words):
+    assert words in summary(best, Baseline("x4-tiny", {"psnr_y": 30.0}), {"psnr_y": 27.0})
 
 
 def test_an_artists_questions_are_answered_in_words():

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
+from ..data.check import LEAST_MEASURED
+
 Figures = Mapping[str, Any]
 
 LEAST_GAIN = 0.01
@@ -66,6 +68,9 @@ def summary(best: Figures, baseline: Baseline, bicubic: Figures, adversarial: bo
         return f"{gain:+.2f} dB against {baseline.name}; in an adversarial run this falls, so go by the images"
     if not baseline.is_beaten_by(best):
         return f"not better than {baseline.name} on your images yet"
+    if (of := known(best, "measured_on")) and of < LEAST_MEASURED:
+        images = "the one image" if of == 1 else f"the {of} images"
+        return f"{gain:.2f} dB better than {baseline.name} on {images} kept aside, too few to be sure of others; compare them by eye"
     text = f"better than {baseline.name} on your images by {gain:.2f} dB{_on_how_many(best)}"
     over = Baseline("bicubic", bicubic).gain(best)
     return text if over is None or baseline.name == "bicubic" else f"{text}; {over:.2f} dB over bicubic"
