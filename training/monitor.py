@@ -76,7 +76,7 @@ class Monitor:
         logger.info("device: %s, precision: %s, processes: %d", self.accelerator.device, precision, self.accelerator.num_processes)
         for choice in choices:
             logger.info("%s", choice)
-        doubles = near_duplicates(pictures.looks, {pair.path: pair.looks for pair in self.validation.pairs if pair.path})
+        doubles = near_duplicates(pictures.looks)
         for finding in doubles:
             logger.warning("%s", finding)
         write_json(self.out / "config.json", dataclasses.asdict(self.config))
