@@ -94,7 +94,7 @@ def _count(count: int, what: str) -> str:
 def search(folder: str | Path, without: Path | None = None) -> FolderContents:
     """Everything below a folder, through links to other folders too, each folder once; what is below `without` is left out."""
     contents = FolderContents()
-    for path in _walk(Path(folder), contents.circles, without and os.path.realpath(without)):
+    for path in _walk(Path(folder), contents.circles, None if without is None else os.path.realpath(without)):
         suffix = path.suffix.lower()
         if path.name.startswith("."):
             contents.hidden += is_image(path)
