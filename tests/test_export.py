@@ -162,7 +162,7 @@ def test_onnx_makes_the_same_picture_at_every_size(tmp_path):
         pytest.importorskip(package, reason="ONNX is an extra")
     import onnx
 
-    config = TransformerSRConfig("v2", 1, 3, 8, 2, (2,), 4, 2)
+    config = TransformerSRConfig("v2", scale=1, embed_dim=8, num_heads=2, blocks="WCWC", window_size=4, mlp_ratio=2)
     checks = export_onnx(random_model(config), tmp_path / "net.onnx", {"training": "{}"})
     assert len(checks) == 3
     model = onnx.load(tmp_path / "net.onnx")

@@ -197,6 +197,7 @@ def test_a_run_is_compared_with_its_start_unless_that_was_no_better_than_bicubic
     [
         ({"psnr_y": 30.2, "measured_on": 8, "better_on": 7}, "better than x4-tiny on your images by 0.20 dB, on 7 of 8 kept aside"),
         ({"psnr_y": 30.2, "measured_on": 1, "better_on": 1}, "on the one image kept aside, too few to be sure"),
+        ({"psnr_y": 30.2, "measured_on": 13, "better_on": 6}, "on average, but only on 6 of 13 images kept aside"),
         ({"psnr_y": 30.0, "measured_on": 8, "better_on": 0}, "not better than x4-tiny on your images yet"),
     ],
 )

@@ -49,8 +49,8 @@ class TrainConfig:
     )
 
     preset: str = setting(
-        "clean",
-        "How small pictures are made from sharp ones; see `transformersr.training.data.degradation`.",
+        "author",
+        "How small images are made from sharp ones: author (resizing alone), clean (light compression and blur), web, scan, video, sd.",
         choices=tuple(PRESETS),
     )
     validation: tuple[str, ...] = setting(

@@ -135,7 +135,7 @@ ATTACKS = {
             if again and (out / "run.json").exists()
             else ["train", made / "in", "--out", out, "--recipe", made / "recipe.toml"]
         ),
-        ("last.safetensors", "best.safetensors", "state.pt", "validation.jsonl", "train.jsonl"),
+        ("last.safetensors", "best.safetensors", "state.pt", "run.json", "validation.jsonl", "train.jsonl"),
     ),
 }
 

@@ -71,14 +71,14 @@ def summary(best: Figures, baseline: Baseline, bicubic: Figures, adversarial: bo
     if (of := known(best, "measured_on")) and of < LEAST_MEASURED:
         images = "the one image" if of == 1 else f"the {of} images"
         return f"{gain:.2f} dB better than {baseline.name} on {images} kept aside, too few to be sure of others; compare them by eye"
-    text = f"better than {baseline.name} on your images by {gain:.2f} dB{_on_how_many(best)}"
+    better = known(best, "better_on")
+    if of and better is not None and 2 * better <= of:
+        on = f"only on {better:.0f} of {of:.0f} images kept aside"
+        return f"{gain:.2f} dB better than {baseline.name} on average, but {on}; compare them by eye"
+    text = f"better than {baseline.name} on your images by {gain:.2f} dB"
+    text += f", on {better:.0f} of {of:.0f} kept aside" if of and better is not None else ""
     over = Baseline("bicubic", bicubic).gain(best)
     return text if over is None or baseline.name == "bicubic" else f"{text}; {over:.2f} dB over bicubic"
-
-
-def _on_how_many(best: Figures) -> str:
-    better, of = best.get("better_on"), best.get("measured_on")
-    return f", on {better} of {of} kept aside" if isinstance(better, int) and isinstance(of, int) else ""
 
 
 def steps_to_add(step: int) -> int:
