@@ -75,6 +75,12 @@ class TrainConfig:
         least=0,
         most=1,
     )
+    swatches: float = setting(
+        0.0,
+        "Share of the crops that are plain random colours, saturated ones among them; keeps colours exact that the images do not have.",
+        least=0,
+        most=1,
+    )
     keep_flat: float = setting(
         0.15,
         "Chance that a crop without detail is used; otherwise another place is tried, up to four times.",

@@ -56,6 +56,7 @@ class CropDataset(Dataset):
         seed: int,
         drawings_share: float = 0.3,
         reduced: float = 0.0,
+        swatches: float = 0.0,
     ):
         self.pictures = pictures
         self.turns = np.cumsum(_chances(pictures, drawings_share))
@@ -65,16 +66,32 @@ class CropDataset(Dataset):
         self.keep_flat = keep_flat
         self.seed = seed
         self.reduced = reduced
+        self.swatches = swatches
         if self.preset.video:
             require_codec()
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """`lq (3, patch, patch)` and `gt (3, patch * scale, patch * scale)`, uint8."""
         rng = np.random.default_rng([self.seed, index])
-        place = self._draw_place(rng)
-        lq, gt = self._cut(place, rng)
+        if self.swatches and np.random.default_rng([self.seed, index, 1]).random() < self.swatches:
+            lq, gt = self._swatch(rng)
+        else:
+            lq, gt = self._cut(self._draw_place(rng), rng)
         turn, flip = int(rng.integers(4)), bool(rng.integers(2))
         return _oriented(lq, turn, flip), _oriented(gt, turn, flip)
+
+    def _swatch(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Two plain colours with a straight edge between them, half of the channels at an end of their range: images have few such."""
+        margin = -(-MARGIN // self.scale) * self.scale
+        side, colors = self.size + 2 * margin, rng.random((2, 3))
+        colors = np.where(rng.random((2, 3)) < 0.5, colors.round(), colors)
+        angle, offset = rng.uniform(0, 2 * np.pi), rng.uniform(-0.7, 0.7) * self.size
+        axis = np.arange(side) - (side - 1) / 2
+        share = np.clip(axis[:, None] * np.sin(angle) + axis[None] * np.cos(angle) - offset + 0.5, 0, 1)[..., None]
+        whole = Image.fromarray(np.rint(255 * (colors[0] * share + colors[1] * (1 - share))).astype(np.uint8))
+        small = np.asarray(degrade(whole, self.scale, self.preset, rng))
+        inner = slice(margin // self.scale, (margin + self.size) // self.scale)
+        return small[inner, inner], np.asarray(whole)[margin : margin + self.size, margin : margin + self.size]
 
     def place(self, index: int) -> Place:
         """Where a crop comes from; as text, its picture's name and the corner."""
@@ -121,7 +138,15 @@ class CropDataset(Dataset):
 def training_crops(config: TrainConfig, pictures: Sequence[TrainingPicture]) -> CropDataset:
     """The crops of a run."""
     return CropDataset(
-        pictures, config.patch, config.scale, config.preset, config.keep_flat, config.seed, config.drawings_share, config.reduced
+        pictures,
+        config.patch,
+        config.scale,
+        config.preset,
+        config.keep_flat,
+        config.seed,
+        config.drawings_share,
+        config.reduced,
+        config.swatches,
     )
 
 
