@@ -354,7 +354,7 @@ def test_running_out_of_memory_at_any_band_gives_the_same_picture(monkeypatch):
     for number in range(len(calls)):
         raising_at(monkeypatch, number, FULL[number % 3])
         assert (enlarge(model, image) - expected).abs().max() <= 1e-5
-    assert len(calls) > 10
+    assert len(calls) > 5
 
 
 def test_a_result_that_no_memory_holds_is_refused_in_one_sentence():
@@ -488,7 +488,7 @@ def test_cancelling_at_any_call_leaves_nothing_behind(folder, tmp_path):
     assert live_tensors() == before
     run_jobs([job], upscaler, **options)
     assert job.target.read_bytes() == whole
-    assert len(calls) > 10
+    assert len(calls) > 5
 
 
 def test_cancelling_at_any_call_leaves_the_precision_as_it_was(caplog):

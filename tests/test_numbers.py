@@ -14,6 +14,7 @@ import torch
 from transformersr import Upscaler
 from transformersr.arch import stream
 from transformersr.training.results.validate import to_tensor
+from transformersr.upscale import engine
 from transformersr.upscale.engine import enlarge
 from transformersr.upscale.upscaler import available_models
 
@@ -86,14 +87,13 @@ def test_half_precision_is_as_close_as_said(name, upscaler, image, dtype, levels
 
 def test_a_precision_that_the_device_cannot_do_is_done_in_float32_and_said(upscaler, image, expected, monkeypatch, caplog):
     model = copy.deepcopy(upscaler.model).half()
-    forward = model.forward
 
-    def refuse(picture, **options):
+    def refuse(model, picture, band_rows, **options):
         if picture.dtype == torch.float16:
             raise RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
-        return forward(picture, **options)
+        return stream(model, picture, band_rows, **options)
 
-    monkeypatch.setattr(model, "forward", refuse)
+    monkeypatch.setattr(engine, "stream", refuse)
     assert 255 * difference(enlarge(model, image), expected) < 0.1  # its tables have been in fp16
     assert "torch.float16 cannot be computed on cpu" in caplog.text
 
@@ -125,7 +125,7 @@ def test_values_that_are_no_numbers_are_black_and_said(upscaler, image, caplog):
     for value, column in ((float("nan"), 3), (float("inf"), 4), (float("-inf"), 5)):
         broken[..., 7, column], black[..., 7, column] = value, 0
     assert torch.equal(upscaler(broken), upscaler(black))
-    assert "9 of the picture's 5328 values are not finite (NaN or infinity) and are taken as black" in caplog.text
+    assert "9 of the image's 5328 values are not finite (NaN or infinity) and are taken as black" in caplog.text
     assert torch.equal(enlarge(upscaler.model, torch.full_like(image, float("nan"))), upscaler(torch.zeros_like(image)))
 
 
