@@ -430,11 +430,13 @@ class _Progress:
 class _Cancellable(Upscaler):
     """Stops within a frame too when the user cancels: a video's progress is counted in frames, and one may take long."""
 
-    def __call__(self, image, *args, **options):
+    def __call__(self, image, factor=None, size=None, on_progress=None):
         def check(done: int, total: int) -> None:
             model_management.throw_exception_if_processing_interrupted()
+            if on_progress is not None:
+                on_progress(done, total)
 
-        return super().__call__(image, *args, on_progress=check, **options)
+        return super().__call__(image, factor, size, check)
 
 
 @contextmanager

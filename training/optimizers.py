@@ -73,8 +73,8 @@ class Muon(torch.optim.Optimizer):
                     for place, direction in zip(parameter.chunk(parts), directions, strict=True):
                         by_shape.setdefault((len(place), place[0].numel()), []).append((place, direction))
             for shape, places in by_shape.items():
-                steps = orthogonalize(torch.stack([direction.reshape(shape) for _, direction in places]))
-                steps = [step.view_as(place) for step, (place, _) in zip(steps, places, strict=True)]
+                together = orthogonalize(torch.stack([direction.reshape(shape) for _, direction in places]))
+                steps = [step.view_as(place) for step, (place, _) in zip(together, places, strict=True)]
                 torch._foreach_add_([place for place, _ in places], steps, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
     def _direction(self, parameter: Tensor, gradient: Tensor) -> Tensor:
