@@ -270,7 +270,7 @@ def test_a_video_becomes_the_command_lines_and_leaves_nothing_else_behind(nodes,
     from transformersr.upscale.upscaler import Upscaler
     from transformersr.upscale.video import enlarge_film
 
-    source = make_video(tmp_path / "in.mp4")
+    source, weights = make_video(tmp_path / "in.mp4"), tmp_path / "models" / "mine.safetensors"
     video = comfyui_standin.VideoFromFile(str(source), start)
     (result,) = nodes.TransformerSRUpscaleVideo().upscale(video, "mine.safetensors", "longest side", longest_side=50, quality=90)["result"]
     enlarge_film(
