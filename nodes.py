@@ -25,12 +25,11 @@ import torch.nn.functional as F
 from comfy import model_management
 from torch import Tensor, nn
 
-from .arch import CheckpointError, load_model
-from .arch.checkpoint import read_checkpoint
+from .arch import CheckpointError, TransformerSR
 from .upscale.memory import is_out_of_memory
 from .upscale.models import as_safetensors, find_in_list, list_models, not_weights, scale_of, stamp
 from .upscale.planning import MemoryBudgetError, proportional_size, target_size
-from .upscale.upscaler import DTYPES, Upscaler, find_dtype, find_model
+from .upscale.upscaler import DTYPES, Upscaler, crisp_sibling, find_dtype, find_model, load_blend
 from .upscale.video import enlarge_film, film_size, film_suffix, frames_together
 
 try:
@@ -46,7 +45,7 @@ LONGEST_SIDE = 65536
 """The largest size that the inputs take."""
 FEATHER = 4
 """Pixels of the input over which a mask fades to each side of its edge."""
-PURPOSES = {"x4-tiny": "faithful, 4x", "x2-tiny": "faithful, 2x", "x4-tiny-gan": "crisp, 4x, for diffusion"}
+PURPOSES = {"x4-tiny": "faithful to crisp, 4x", "x2-tiny": "faithful, 2x"}
 """What the models that come with the node are for, as their list shows it."""
 
 folder_paths.add_model_folder_path("transformersr", os.path.join(folder_paths.models_dir, "transformersr"))
@@ -96,6 +95,35 @@ def safetensors_of(label: str) -> Path:
     return as_safetensors(find_model(find_label(label)), Path(folder_paths.get_user_directory(), "transformersr"))
 
 
+def version_of(label: str) -> str:
+    """Another text when the file of a label or its crisp sibling is another one, or has been replaced."""
+    path = find_label(label)
+    return " ".join(f"{file} {stamp(file)}" for file in (path, crisp_sibling(path)) if file)
+
+
+def check_crispness(label: str | None, crispness: float | None) -> None:
+    """Raise ValueError for a crispness that is none, or that the model cannot have; what another node is going to give is None."""
+    if crispness is None:
+        return
+    if not 0 <= crispness <= 1:
+        raise ValueError(f"crispness is {crispness}; expected a number from 0 to 1")
+    if crispness and label is not None and crisp_sibling(find_label(label)) is None:
+        having = ", ".join(with_crisp_sibling()) or "none"
+        raise ValueError(f"{label} has no crisp sibling, so crispness has to be 0; models with one: {having}")
+
+
+def with_crisp_sibling() -> list[str]:
+    """The labels of the models for which crispness can be above 0."""
+    return [label for label, path in available().items() if crisp_sibling(path)]
+
+
+def load_network(label: str, crispness: float) -> TransformerSR:
+    """The network of a label. Raises ValueError, FileNotFoundError, CheckpointError, OSError with one sentence."""
+    check_crispness(label, crispness)
+    # the siblings lie side by side under their own names, which a converted copy may not
+    return load_blend(find_model(find_label(label)) if crispness else safetensors_of(label), crispness)
+
+
 def managed(model: nn.Module) -> comfy.model_patcher.ModelPatcher:
     """A network in the host's care: on the device while it works, and off it when another model needs the room.
 
@@ -142,25 +170,40 @@ class _ChoosesModel:
 
     @staticmethod
     def choice() -> tuple[list[str], dict]:
-        """The input `model_name`; `web/transformersr.js` reads the scales and purposes."""
+        """The input `model_name`; `web/transformersr.js` reads the scales, the purposes, and which models have a crispness."""
         models = available()
-        options = {"tooltip": MODEL_TOOLTIP, "scales": {label: scale_of(path) for label, path in models.items()}, "purposes": PURPOSES}
+        options = {
+            "tooltip": MODEL_TOOLTIP,
+            "scales": {label: scale_of(path) for label, path in models.items()},
+            "purposes": PURPOSES,
+            "crisp": with_crisp_sibling(),
+        }
         return list(models), {**options, **({"default": next(iter(models))} if models else {})}
 
+    @staticmethod
+    def crispness_input() -> dict:
+        return {"crispness": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.05, "tooltip": CRISPNESS_TOOLTIP})}
+
     @classmethod
-    def VALIDATE_INPUTS(cls, model_name: str | None = None) -> bool | str:
-        """Refuse a model that is not there before anything runs; the name is None where another node is going to give it."""
+    def VALIDATE_INPUTS(cls, model_name: str | None = None, crispness: float | None = None) -> bool | str:
+        """Refuse a model that is not there, and a crispness that it cannot have, before anything runs.
+
+        What another node is going to give is None.
+        """
         try:
             if model_name is not None:
                 find_label(model_name)
+            check_crispness(model_name, crispness)
         except FileNotFoundError as error:
             return f"{error}. Put a TransformerSR file into models/upscale_models and press R, or choose another model in the node."
+        except ValueError as error:
+            return str(error)
         return True
 
     @classmethod
     def IS_CHANGED(cls, model_name: str | None = None, **others) -> str:
-        """Another value when the file has been replaced."""
-        return "" if model_name is None else stamp(find_label(model_name))
+        """Another value when a file has been replaced."""
+        return "" if model_name is None else version_of(model_name)
 
 
 class _Upscales(_ChoosesModel):
@@ -186,10 +229,21 @@ class _Upscales(_ChoosesModel):
         }
 
     @classmethod
+    def later_inputs(cls) -> dict:
+        """Those that came later: after all others, where the values in workflows saved before still fit."""
+        ensemble = ("BOOLEAN", {"default": False, "advanced": True, "tooltip": ENSEMBLE_TOOLTIP})
+        return {**cls.crispness_input(), "ensemble": ensemble}
+
+    @classmethod
     def VALIDATE_INPUTS(
-        cls, model_name: str | None = None, size_by: str | None = None, width: int | None = None, height: int | None = None
+        cls,
+        model_name: str | None = None,
+        size_by: str | None = None,
+        width: int | None = None,
+        height: int | None = None,
+        crispness: float | None = None,
     ) -> bool | str:
-        """Refuse a model that is not there, and a size that is none; what another node is going to give is None.
+        """Refuse a model that is not there, a size that is none, a crispness that cannot be; what another node is going to give is None.
 
         The host checks nothing about an input that is named here.
         """
@@ -200,30 +254,29 @@ class _Upscales(_ChoosesModel):
                 return f"{name} is {side}; expected 0 to {LONGEST_SIDE}"
         if size_by == EXACT and (width, height) == (0, 0):
             return NO_SIZE
-        return super().VALIDATE_INPUTS(model_name)
+        return super().VALIDATE_INPUTS(model_name, crispness)
 
     def __init__(self):
         self._key: tuple | None = None
         self._patcher: comfy.model_patcher.ModelPatcher | None = None
 
-    def _upscaler(self, model_name: str, precision: str, memory_gb: float) -> Upscaler:
+    def _upscaler(self, model_name: str, precision: str, memory_gb: float, crispness: float, ensemble: bool) -> Upscaler:
         """The network of the last run, if it is still the one asked for."""
         if not 0 <= memory_gb < float("inf"):
             raise ValueError(f"memory_gb is {memory_gb}; expected 0 or more")
-        path = safetensors_of(model_name)
         dtype = _dtype(precision, model_management.get_torch_device())
-        key = (path, stamp(path), dtype)
+        key = (version_of(model_name), crispness, dtype)
         if self._patcher is None or self._key != key:
             self._patcher = None  # not two of them in memory
-            self._patcher, self._key = managed(load_model(path).to(dtype)), key
-        return _Cancellable(self._patcher.model, int(memory_gb * 2**30) or None)
+            self._patcher, self._key = managed(load_network(model_name, crispness).to(dtype)), key
+        return _Cancellable(self._patcher.model, int(memory_gb * 2**30) or None, ensemble)
 
 
 # --- texts ---------------------------------------------------------------------------------------
 
 MODEL_TOOLTIP = (
-    "The network. x4-tiny: faithful, 4x. x2-tiny: faithful, 2x. x4-tiny-gan: crisper lines, for images straight from a diffusion model. "
-    "TransformerSR files in models/upscale_models and models/transformersr are listed after these. Press R in the browser after adding one."
+    "The network. x4-tiny: 4x, from faithful to crisp, see crispness. x2-tiny: faithful, 2x. TransformerSR files in "
+    "models/upscale_models and models/transformersr are listed after these. Press R in the browser after adding one."
 )
 IMAGE_TOOLTIP = "The images to upscale: one, a batch, or the frames of a video. Transparency is kept."
 VIDEO_TOOLTIP = "The video to upscale, of any length. Sound, subtitles and frame times are kept."
@@ -247,6 +300,13 @@ MASK_TOOLTIP = (
     "Optional: only what the mask covers comes from the network, the rest from a plain resize, with a soft edge. The network still sees "
     "the whole image, so a mask does not save time."
 )
+CRISPNESS_TOOLTIP = (
+    "0 is faithful to the pixels; 1 has the crispest lines, for images straight from a diffusion model. Only for models that have a crisp "
+    "sibling, such as x4-tiny."
+)
+ENSEMBLE_TOOLTIP = (
+    "Averages over eight turned and mirrored versions of the image: slightly better, eight times slower. waifu2x calls it TTA."
+)
 QUALITY_TOOLTIP = "Quality of the H.264 video, 1 to 100. 95 is visually lossless; lower makes a smaller file."
 NO_SIZE = "width and height are both 0; set one of them (0 keeps the proportions), or choose another size by"
 
@@ -261,7 +321,12 @@ class TransformerSRUpscale(_Upscales):
     def INPUT_TYPES(cls) -> dict:
         return {
             "required": {"image": ("IMAGE", {"tooltip": IMAGE_TOOLTIP}), "model_name": cls.choice()},
-            "optional": {**cls.size_inputs(), **cls.advanced_inputs(), "mask": ("MASK", {"tooltip": MASK_TOOLTIP})},
+            "optional": {
+                **cls.size_inputs(),
+                **cls.advanced_inputs(),
+                "mask": ("MASK", {"tooltip": MASK_TOOLTIP}),
+                **cls.later_inputs(),
+            },
         }
 
     RETURN_TYPES = ("IMAGE",)
@@ -302,6 +367,8 @@ class TransformerSRUpscale(_Upscales):
         precision: str = "auto",
         memory_gb: float = 0.0,
         mask: Tensor | None = None,
+        crispness: float = 0.0,
+        ensemble: bool = False,
     ) -> dict:
         """`[b, h, w, c]` in [0, 1] to the same, larger, where the host keeps images between nodes."""
         if not isinstance(image, Tensor) or image.ndim != 4:
@@ -310,7 +377,7 @@ class TransformerSRUpscale(_Upscales):
         asked = _size(size_by, (old_height, old_width), factor, (height, width), longest_side)
         covered = None if mask is None else _fitted(mask, count, old_height, old_width)
         with in_the_hosts_words(memory_gb):
-            upscaler = self._upscaler(model_name, precision, memory_gb)
+            upscaler = self._upscaler(model_name, precision, memory_gb, crispness, ensemble)
             new_height, new_width = target_size(old_height, old_width, upscaler.scale, **asked)
             large = _new_images(count, new_height, new_width, channels)
             if covered is None or covered.any():
@@ -329,7 +396,7 @@ class TransformerSRUpscaleVideo(_Upscales):
         quality = ("INT", {"default": 95, "min": 1, "max": 100, "tooltip": QUALITY_TOOLTIP})
         return {
             "required": {"video": ("VIDEO", {"tooltip": VIDEO_TOOLTIP}), "model_name": cls.choice()},
-            "optional": {**cls.size_inputs(), "quality": quality, **cls.advanced_inputs()},
+            "optional": {**cls.size_inputs(), "quality": quality, **cls.advanced_inputs(), **cls.later_inputs()},
         }
 
     RETURN_TYPES = ("VIDEO",)
@@ -355,12 +422,14 @@ class TransformerSRUpscaleVideo(_Upscales):
         quality: int = 95,
         precision: str = "auto",
         memory_gb: float = 0.0,
+        crispness: float = 0.0,
+        ensemble: bool = False,
     ) -> dict:
         """The host's video to one in its folder of temporary files, the same as the command line makes."""
         temp = Path(folder_paths.get_temp_directory())
         temp.mkdir(parents=True, exist_ok=True)
         with in_the_hosts_words(memory_gb), as_file(video, temp) as source:
-            upscaler = self._upscaler(model_name, precision, memory_gb)
+            upscaler = self._upscaler(model_name, precision, memory_gb, crispness, ensemble)
             old_height, old_width = film_size(source)
             asked = _size(size_by, (old_height, old_width), factor, (height, width), longest_side)
             target = temp / f"transformersr-{uuid.uuid4().hex}{film_suffix(source)}"
@@ -383,7 +452,7 @@ class TransformerSRModelLoader(_ChoosesModel):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {"required": {"model_name": cls.choice()}}
+        return {"required": {"model_name": cls.choice()}, "optional": cls.crispness_input()}
 
     RETURN_TYPES = ("UPSCALE_MODEL",)
     RETURN_NAMES = ("upscale_model",)
@@ -396,13 +465,14 @@ class TransformerSRModelLoader(_ChoosesModel):
     )
     SEARCH_ALIASES = ["upscale model", "load upscaler", "transformersr", "anime upscaler", "Ultimate SD Upscale model"]
 
-    def load(self, model_name: str) -> tuple:
+    def load(self, model_name: str, crispness: float = 0.0) -> tuple:
         """What core's loader gives: spandrel's description of the network, and in new versions of ComfyUI a patcher on it."""
         from .upscale.spandrel_arch import describe, register
 
         register()
         with in_the_hosts_words():
-            model = describe(read_checkpoint(safetensors_of(model_name)))
+            network = load_network(model_name, crispness)
+        model = describe(network.config, network.state_dict())
         model.patcher = managed(model.model)
         return (model,)
 

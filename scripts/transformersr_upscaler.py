@@ -98,18 +98,22 @@ class UpscalerTransformerSR(Upscaler):
         return self._enlarge(img, selected_model)
 
     def load_model(self, path: str) -> upscaling.Upscaler:
-        """The model of a file, in the precision set, kept until the file or the precision changes."""
+        """The model of a file, in the precision and crispness set, kept until a file or one of these changes."""
         file = upscaling.find_model(path)
         whole = any(getattr(shared.cmd_opts, option, False) for option in ("no_half", "force_fp32"))  # the latter is Forge Neo's
         precision = "fp32" if whole else getattr(shared.opts, "transformersr_precision", "auto")
         dtype = upscaling.find_dtype(precision, device())
-        key = (file, models.stamp(file), dtype)
+        sibling = upscaling.crisp_sibling(file)
+        crispness = getattr(shared.opts, "transformersr_crispness", 0) if sibling else 0  # one setting, for the models that have it
+        key = (file, models.stamp(file), models.stamp(sibling) if crispness else "", crispness, dtype)
         if key != self._key:
             self._key = self._upscaler = None  # the old one is gone before the new one comes
-            weights = models.as_safetensors(file, cache=Path(data_path, "cache", "transformersr"))
-            self._upscaler, self._key = upscaling.Upscaler(arch.load_model(weights).to(dtype)), key
+            # the siblings lie side by side under their own names, which a converted copy may not
+            weights = file if crispness else models.as_safetensors(file, cache=Path(data_path, "cache", "transformersr"))
+            self._upscaler, self._key = upscaling.Upscaler(upscaling.load_blend(weights, crispness).to(dtype)), key
         gibibytes = getattr(shared.opts, "transformersr_memory", 0)
         self._upscaler.memory = int(gibibytes * 2**30) or None
+        self._upscaler.ensemble = bool(getattr(shared.opts, "transformersr_ensemble", False))
         return self._upscaler
 
     def _enlarge(self, img: Image.Image, selected_model: str | None, **target) -> Image.Image:
@@ -267,6 +271,13 @@ def add_settings() -> None:
     section = ("upscaling", "Upscaling")
     memory = shared.OptionInfo(0, "TransformerSR: memory in GiB", gr.Slider, {"minimum": 0, "maximum": 24, "step": 0.25}, section=section)
     precision = shared.OptionInfo("auto", "TransformerSR: precision", gr.Radio, {"choices": ["auto", *upscaling.DTYPES]}, section=section)
+    slider = {"minimum": 0, "maximum": 1, "step": 0.05}
+    crispness = shared.OptionInfo(0, "TransformerSR: crispness", gr.Slider, slider, section=section)
+    ensemble = shared.OptionInfo(False, "TransformerSR: ensemble", section=section)
+    crisp = "0 is faithful to the pixels, 1 has the crispest lines, for images straight from a diffusion model; for x4-tiny"
+    average = "averages over eight turned and mirrored versions: slightly better, eight times slower (TTA in waifu2x)"
+    shared.opts.add_option("transformersr_crispness", crispness.info(crisp))
+    shared.opts.add_option("transformersr_ensemble", ensemble.info(average))
     shared.opts.add_option("transformersr_memory", memory.info("at most; 0 takes what is free. Less is slower, the picture is the same"))
     shared.opts.add_option("transformersr_precision", precision.info("auto is fp16 on NVIDIA cards that compute in it, else fp32"))
 

@@ -27,9 +27,10 @@ from PIL import Image
 
 from transformersr.arch import load_model, save_model
 from transformersr.upscale.engine import enlarge
-from transformersr.upscale.upscaler import available_models
+from transformersr.upscale.upscaler import Upscaler, available_models, load_blend
 
 import comfyui_standin
+from peers import declare_torchvision_operators
 from plain_v1 import newer_keys, random_state
 from random_models import V2, random_model
 
@@ -41,10 +42,11 @@ EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
 UPSCALE, VIDEO, LOADER = "TransformerSRUpscale", "TransformerSRUpscaleVideo", "TransformerSRModelLoader"
 SIZE = ["size_by", "factor", "width", "height", "longest_side"]
 INPUTS = {
-    UPSCALE: ["image", "model_name", *SIZE, "precision", "memory_gb", "mask"],
-    VIDEO: ["video", "model_name", *SIZE, "quality", "precision", "memory_gb"],
-    LOADER: ["model_name"],
+    UPSCALE: ["image", "model_name", *SIZE, "precision", "memory_gb", "mask", "crispness", "ensemble"],
+    VIDEO: ["video", "model_name", *SIZE, "quality", "precision", "memory_gb", "crispness", "ensemble"],
+    LOADER: ["model_name", "crispness"],
 }
+"""In the order of the values in saved workflows: new ones go to the end."""
 WIDGETS = {node: [name for name in names if name not in ("image", "video", "mask")] for node, names in INPUTS.items()}
 
 needs_comfyui = pytest.mark.skipif(COMFYUI is None, reason="TRANSFORMERSR_COMFYUI does not name the folder of a ComfyUI")
@@ -162,6 +164,13 @@ def nodes(tmp_path, monkeypatch):
     return comfyui_standin.install(monkeypatch, tmp_path)
 
 
+@pytest.fixture
+def siblings(nodes, tmp_path) -> Path:
+    """A model and its crisp sibling, in the folder of the user's models."""
+    save_model(random_model(V2, seed=1), tmp_path / "models" / "mine-crisp.safetensors")
+    return tmp_path / "models" / "mine.safetensors"
+
+
 def picture(height: int = 24, width: int = 32) -> torch.Tensor:
     return torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(0))
 
@@ -193,6 +202,77 @@ def test_the_page_learns_the_size_of_the_input_and_the_scale(nodes):
 
 def test_every_model_that_comes_with_the_node_says_what_it_is_for(nodes):
     assert nodes.PURPOSES.keys() == available_models().keys()
+
+
+@pytest.mark.parametrize("node", INPUTS)
+def test_inputs_are_in_the_order_of_saved_values_and_say_what_the_english_texts_say(nodes, node):
+    texts = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))[node]["inputs"]
+    types = nodes.NODE_CLASS_MAPPINGS[node].INPUT_TYPES()
+    inputs = types["required"] | types.get("optional", {})
+    assert list(inputs) == INPUTS[node]
+    assert {name: options["tooltip"] for name, (_, options) in inputs.items()} == {name: entry["tooltip"] for name, entry in texts.items()}
+
+
+def test_crispness_and_ensemble_give_what_the_python_api_gives(nodes, siblings):
+    (image,) = nodes.TransformerSRUpscale().upscale(picture(), siblings.name, crispness=0.25, ensemble=True)["result"]
+    api = Upscaler.from_pretrained(siblings, "cpu", "fp32", crispness=0.25, ensemble=True)
+    assert torch.equal(image, api(picture().movedim(-1, 1)).movedim(1, -1))
+
+
+def test_another_crispness_loads_another_network_and_the_same_one_does_not(nodes, siblings):
+    node = nodes.TransformerSRUpscale()
+    loaded = [
+        node._upscaler(siblings.name, "auto", 0.0, crispness, ensemble).model for crispness, ensemble in ((0, False), (0, True), (1, True))
+    ]
+    assert loaded[0] is loaded[1]
+    assert torch.equal(loaded[2].upsample.weight, load_model(siblings.with_name("mine-crisp.safetensors")).upsample.weight)
+
+
+def test_a_replaced_crisp_sibling_is_noticed(nodes, siblings):
+    changed, node = nodes.TransformerSRUpscale.IS_CHANGED, nodes.TransformerSRUpscale()
+    before, model = changed(siblings.name, crispness=1.0), node._upscaler(siblings.name, "auto", 0.0, 1.0, False).model
+    save_model(random_model(V2, seed=2), siblings.with_name("mine-crisp.safetensors"))
+    assert changed(siblings.name, crispness=1.0) != before
+    assert node._upscaler(siblings.name, "auto", 0.0, 1.0, False).model is not model
+
+
+def test_pickled_siblings_blend_too(nodes, siblings):
+    for name in ("mine", "mine-crisp"):
+        torch.save(load_model(siblings.with_name(f"{name}.safetensors")).state_dict(), siblings.with_name(f"pickled{name[4:]}.pth"))
+    upscale = lambda label: nodes.TransformerSRUpscale().upscale(picture(), label, crispness=0.5)["result"][0]
+    assert torch.equal(upscale("pickled.pth"), upscale(siblings.name))
+
+
+def test_the_page_learns_which_models_have_a_crispness(nodes, siblings):
+    for node in INPUTS:
+        crisp = nodes.NODE_CLASS_MAPPINGS[node].INPUT_TYPES()["required"]["model_name"][1]["crisp"]
+        assert siblings.name in crisp
+        assert "mine-crisp.safetensors" not in crisp
+
+
+@pytest.mark.parametrize("node", INPUTS)
+def test_a_crispness_that_cannot_be_is_refused_before_anything_runs(nodes, siblings, node):
+    check = nodes.NODE_CLASS_MAPPINGS[node].VALIDATE_INPUTS
+    assert check(model_name=siblings.name, crispness=1.0) is True
+    assert check(model_name="mine-crisp.safetensors", crispness=0.0) is True
+    assert check(model_name=None, crispness=0.5) is True  # the model comes from another node
+    assert "crispness is 1.5; expected a number from 0 to 1" in check(model_name=siblings.name, crispness=1.5)
+    refusal = check(model_name="mine-crisp.safetensors", crispness=0.5)
+    assert re.fullmatch(
+        r"mine-crisp.safetensors has no crisp sibling, so crispness has to be 0; models with one: .*mine.safetensors", refusal
+    )
+
+
+def test_a_crispness_from_another_node_is_refused_in_the_same_words(nodes, siblings):
+    with pytest.raises(ValueError, match=r"no crisp sibling, .*; models with one: .*mine.safetensors"):
+        nodes.TransformerSRUpscale().upscale(picture(), "mine-crisp.safetensors", crispness=0.5)
+
+
+def test_the_loader_gives_the_network_between_the_siblings(nodes, siblings):
+    declare_torchvision_operators()
+    pytest.importorskip("spandrel")
+    (descriptor,) = nodes.TransformerSRModelLoader().load(siblings.name, 0.5)
+    assert torch.equal(descriptor.model.upsample.weight, load_blend(siblings, 0.5).upsample.weight)
 
 
 def test_a_mask_keeps_the_networks_pixels_inside_and_a_plain_resize_outside(nodes):
@@ -267,13 +347,14 @@ def make_video(path: Path, frames: int = 5) -> Path:
 
 @pytest.mark.parametrize("start", [0.0, 0.2])
 def test_a_video_becomes_the_command_lines_and_leaves_nothing_else_behind(nodes, tmp_path, start):
-    from transformersr.upscale.upscaler import Upscaler
     from transformersr.upscale.video import enlarge_film
 
     source, weights = make_video(tmp_path / "in.mp4"), tmp_path / "models" / "mine.safetensors"
     video = comfyui_standin.VideoFromFile(str(source), start)
-    (result,) = nodes.TransformerSRUpscaleVideo().upscale(video, weights.name, "longest side", longest_side=50, quality=90)["result"]
-    enlarge_film(source, tmp_path / "out.mp4", Upscaler.from_pretrained(weights, "cpu"), size=(38, 50), quality=90)
+    (result,) = nodes.TransformerSRUpscaleVideo().upscale(video, "mine.safetensors", "longest side", longest_side=50, quality=90)["result"]
+    enlarge_film(
+        source, tmp_path / "out.mp4", Upscaler.from_pretrained(tmp_path / "models" / "mine.safetensors", "cpu"), size=(38, 50), quality=90
+    )
     assert Path(result.file).read_bytes() == (tmp_path / "out.mp4").read_bytes()
     assert [path.name for path in (tmp_path / "temp").iterdir()] == [Path(result.file).name]
 
@@ -598,7 +679,7 @@ package = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
 assert "spandrel" not in sys.modules, "importing the nodes is slow"
 node = package.NODE_CLASS_MAPPINGS["TransformerSRUpscale"]()
-model = node._upscaler("x4-tiny", "auto", 0.0).model
+model = node._upscaler("x4-tiny", "auto", 0.0, 0.0, False).model
 bands = []
 def hook(value, total, preview, node_id=None):
     bands.append(value)

@@ -76,7 +76,7 @@ class UpscalerData:
         self.name, self.data_path, self.scaler, self.scale = name, path, upscaler, scale
 
 class Option:
-    def __init__(self, *args, **kwargs): pass
+    def __init__(self, default, *args, **kwargs): self.default = default
     def info(self, text): return self
 
 import torch
@@ -89,7 +89,7 @@ class State:
     textinfo = property(lambda self: self.shown, lambda self, text: (texts.append(text), setattr(self, "shown", text))[0])
 
 state = State()
-opts = types.SimpleNamespace(add_option=lambda key, info: setattr(opts, key, 0))
+opts = types.SimpleNamespace(add_option=lambda key, info: setattr(opts, key, info.default))
 options = types.SimpleNamespace(no_half=True) if host != "Forge Neo" else types.SimpleNamespace(force_fp32=True)
 devices = {"torch_gc": lambda: None, "without_autocast": contextlib.nullcontext}
 if host == "SD.Next":
@@ -120,7 +120,7 @@ for callback in callbacks * 2:
     callback()
 upscaler = script["UpscalerTransformerSR"](None)
 image = Image.new("RGB", (23, 17), (10, 200, 30))
-mine = next(entry for entry in upscaler.scalers if "mine" in entry.name)
+mine = next(entry for entry in upscaler.scalers if entry.name.endswith("mine.safetensors"))
 chosen = mine.name if host == "SD.Next" else mine.data_path
 sizes = [upscaler.upscale(image, scale, chosen).size for scale in (1, 2.5, 3, 0.5)]
 extras, generation = script["FailuresInExtras"](), script["FailuresInGeneration"]()
@@ -131,6 +131,22 @@ def information():
     return pp.info
 
 found = {"well": information()}
+
+def upscaled(entry, **settings):
+    vars(opts).update({f"transformersr_{key}": value for key, value in settings.items()})
+    return upscaler.upscale(noise, 2, entry.name if host == "SD.Next" else entry.data_path).tobytes().hex()
+
+noise = Image.effect_noise((16, 12), 90).convert("RGB")
+crisp = next(entry for entry in upscaler.scalers if "mine-crisp" in entry.name)
+found["settings"] = [opts.transformersr_crispness, opts.transformersr_ensemble]
+found["looks"] = {
+    "unset": upscaled(mine), "crisp": upscaled(mine, crispness=1), "crisp again": upscaled(crisp),
+    "ensemble": upscaled(mine, crispness=0, ensemble=True),
+}
+for key in ("crispness", "ensemble"):
+    delattr(opts, f"transformersr_{key}")  # a host that has not asked for our settings yet
+found["looks"]["no settings"] = upscaled(mine)
+noise.save(os.path.join(sys.argv[2], "noise.png"))
 broken = os.path.join(sys.argv[2], "a folder", "broken.safetensors")
 missing = upscaler.upscale(image, 2, broken)
 found["failed"] = information()
@@ -155,8 +171,10 @@ def alone(request, tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("stand-in")
     (folder / "TransformerSR").mkdir()
     save_model(random_model(V2), folder / "TransformerSR" / "mine.safetensors")
+    save_model(random_model(V2, seed=1), folder / "TransformerSR" / "mine-crisp.safetensors")
     arguments = [sys.executable, "-c", STAND_IN, str(ROOT / "scripts" / "transformersr_upscaler.py"), str(folder), str(ROOT), request.param]
-    return json.loads(subprocess.run(arguments, cwd=folder, check=True, capture_output=True, text=True, timeout=120).stdout)
+    done = subprocess.run(arguments, cwd=folder, check=True, capture_output=True, text=True, timeout=120)
+    return json.loads(done.stdout) | {"folder": folder}
 
 
 def test_script_is_loaded_by_file_and_lists_everything_once(alone):
@@ -168,6 +186,22 @@ def test_script_is_loaded_by_file_and_lists_everything_once(alone):
 
 def test_sizes_are_those_asked_for_in_every_host(alone):
     assert alone["sizes"] == [[23, 17], [57, 42], [69, 51], [11, 8]]
+
+
+def test_crispness_and_ensemble_are_off_at_first_and_where_the_host_has_no_such_settings(alone):
+    assert alone["settings"] == [0, False]
+    assert alone["looks"]["unset"] == alone["looks"]["no settings"]
+
+
+def test_crispness_counts_for_a_model_with_a_crisp_sibling_and_others_ignore_it(alone):
+    """The sibling itself, chosen while crispness is 1, has none: it gives its own image."""
+    assert alone["looks"]["crisp"] == alone["looks"]["crisp again"] != alone["looks"]["unset"]
+
+
+def test_ensemble_gives_what_the_python_api_gives(alone):
+    api = Upscaler.from_pretrained(alone["folder"] / "TransformerSR" / "mine.safetensors", "cpu", "fp32", ensemble=True)
+    assert alone["looks"]["ensemble"] == api(Image.open(alone["folder"] / "noise.png")).tobytes().hex()
+    assert alone["looks"]["ensemble"] != alone["looks"]["unset"]
 
 
 def test_a_failure_gives_the_image_and_one_report(alone):
@@ -306,7 +340,7 @@ def test_every_model_is_listed_once_before_and_after_a_reload(inside):
     expected = {NAME, *(f"TransformerSR {label}" for label in ("mine/x2.safetensors", "mine/pickled.pth", "far.safetensors"))}
     assert expected <= {*inside["names"]}
     assert inside["clean_ups"] == 1
-    assert inside["settings"] == ["transformersr_memory", "transformersr_precision"]
+    assert inside["settings"] == [f"transformersr_{key}" for key in ("crispness", "ensemble", "memory", "precision")]
     assert dict(zip(inside["names"], inside["scales"], strict=True))["TransformerSR mine/x2.safetensors"] == 2
     assert Path(inside["package"]).resolve() == ROOT / "__init__.py"
 

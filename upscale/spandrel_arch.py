@@ -10,8 +10,8 @@ import torch
 from spandrel import MAIN_REGISTRY, Architecture, ArchSupport, ImageModelDescriptor, ModelTiling, SizeRequirements
 from spandrel.util import KeyCondition
 
-from ..arch import TransformerSR
-from ..arch.checkpoint import Checkpoint, recognise
+from ..arch import TransformerSR, TransformerSRConfig
+from ..arch.checkpoint import StateDict, recognise
 from .models import NAMES
 
 ID = "TransformerSR"
@@ -25,15 +25,17 @@ class TransformerSRArch(Architecture[TransformerSR]):
 
     def load(self, state_dict: dict[str, torch.Tensor]) -> ImageModelDescriptor[TransformerSR]:
         """Build the network of a state dict. Raises ValueError with one sentence."""
-        return describe(recognise(state_dict, {}), self)
+        checkpoint = recognise(state_dict, {})
+        return describe(checkpoint.config, checkpoint.weights, self)
 
 
-def describe(checkpoint: Checkpoint, architecture: Architecture[TransformerSR] | None = None) -> ImageModelDescriptor[TransformerSR]:
-    """A checkpoint as spandrel's users expect it, ready to run."""
-    config = checkpoint.config
+def describe(
+    config: TransformerSRConfig, weights: StateDict, architecture: Architecture[TransformerSR] | None = None
+) -> ImageModelDescriptor[TransformerSR]:
+    """A network as spandrel's users expect it, ready to run."""
     return ImageModelDescriptor(
         TransformerSR(config),
-        checkpoint.weights,
+        weights,
         architecture=architecture or TransformerSRArch(),
         purpose="SR" if config.scale > 1 else "Restoration",
         tags=[config.design, f"{config.embed_dim}dim"],

@@ -1,13 +1,14 @@
-// What the nodes show on the page: the inputs of the chosen "size by", the resulting size, and what each model is for.
+// What the nodes show on the page: the inputs of the chosen "size by" and model, the resulting size, and what each model is for.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
-const NODES = ["TransformerSRUpscale", "TransformerSRUpscaleVideo"];
+const SIZED = ["TransformerSRUpscale", "TransformerSRUpscaleVideo"];
+const NODES = [...SIZED, "TransformerSRModelLoader"];
 const USED = { factor: ["factor"], "width and height": ["width", "height"], "longest side": ["longest_side"] };
 const FILES = { LoadImage: "image", LoadImageOutput: "image", LoadVideo: "file" };
 
-const models = { scales: {}, purposes: {} }; // by label, as the server says
+const models = { scales: {}, purposes: {}, crisp: [] }; // by label, as the server says
 const sizes = new Map(); // of files, by address: [width, height], or null while it loads
 
 const widget = (node, name) => node.widgets?.find((entry) => entry.name === name);
@@ -16,18 +17,25 @@ const linked = (node, name) => node.inputs?.[input(node, name)]?.link != null;
 
 function readModels(definition) {
   const options = definition?.input?.required?.model_name?.[1];
-  if (options?.scales) Object.assign(models, { scales: options.scales, purposes: options.purposes });
+  if (options?.scales) Object.assign(models, { scales: options.scales, purposes: options.purposes, crisp: options.crisp });
 }
 
-// --- inputs that follow "size by" ---------------------------------------------------------------
+// --- inputs that follow "size by" and the model -------------------------------------------------
+
+function isUsed(node, name) {
+  if (linked(node, name)) return true;
+  const by = name === "crispness" ? "model_name" : "size_by";
+  const chosen = linked(node, by) ? null : widget(node, by)?.value;
+  if (chosen == null) return true;
+  return name === "crispness" ? models.crisp.includes(chosen) : !!USED[chosen]?.includes(name);
+}
 
 function showUsed(node) {
-  const chosen = linked(node, "size_by") ? null : widget(node, "size_by")?.value;
   let changed = false;
-  for (const name of Object.values(USED).flat()) {
+  for (const name of [...Object.values(USED).flat(), "crispness"]) {
     const entry = widget(node, name);
     if (!entry) continue;
-    const hidden = chosen != null && !linked(node, name) && !USED[chosen]?.includes(name);
+    const hidden = !isUsed(node, name);
     if (!!entry.hidden === hidden) continue;
     changed = true;
     hide(entry, hidden);
@@ -173,9 +181,13 @@ app.registerExtension({
     if (model?.options) {
       model.options.getOptionLabel = (label) => (models.purposes[label] ? `${label} (${models.purposes[label]})` : String(label ?? ""));
     }
-    const line = node.addWidget("text", "result", "", () => {}, { serialize: false, read_only: true });
-    Object.assign(line, { serialize: false, onClick() {} }); // the classic canvas would ask for a text
-    hide(line, true);
+    const crispness = widget(node, "crispness"); // one that is not shown counts as 0, and is there again with the model that has it
+    if (crispness) crispness.serializeValue = () => (isUsed(node, "crispness") ? crispness.value : 0);
+    if (SIZED.includes(node.comfyClass)) {
+      const line = node.addWidget("text", "result", "", () => {}, { serialize: false, read_only: true });
+      Object.assign(line, { serialize: false, onClick() {} }); // the classic canvas would ask for a text
+      hide(line, true);
+    }
     for (const entry of node.widgets) {
       const before = entry.callback;
       entry.callback = function (...values) {
