@@ -351,10 +351,8 @@ def test_a_video_becomes_the_command_lines_and_leaves_nothing_else_behind(nodes,
 
     source, weights = make_video(tmp_path / "in.mp4"), tmp_path / "models" / "mine.safetensors"
     video = comfyui_standin.VideoFromFile(str(source), start)
-    (result,) = nodes.TransformerSRUpscaleVideo().upscale(video, "mine.safetensors", "longest side", longest_side=50, quality=90)["result"]
-    enlarge_film(
-        source, tmp_path / "out.mp4", Upscaler.from_pretrained(tmp_path / "models" / "mine.safetensors", "cpu"), size=(38, 50), quality=90
-    )
+    (result,) = nodes.TransformerSRUpscaleVideo().upscale(video, weights.name, "longest side", longest_side=50, quality=90)["result"]
+    enlarge_film(source, tmp_path / "out.mp4", Upscaler.from_pretrained(weights, "cpu"), size=(38, 50), quality=90)
     assert Path(result.file).read_bytes() == (tmp_path / "out.mp4").read_bytes()
     assert [path.name for path in (tmp_path / "temp").iterdir()] == [Path(result.file).name]
 
