@@ -147,6 +147,10 @@ class TransformerSR(nn.Module):
         """Where the weights are."""
         return self.upsample.weight.device
 
+    @device.setter
+    def device(self, device: torch.device) -> None:
+        """ComfyUI notes here where it puts a network; the weights say so themselves."""
+
     @property
     def dtype(self) -> torch.dtype:
         """The precision of the weights."""

@@ -15,10 +15,11 @@ CPU = torch.device("cpu")
 
 
 class ModelPatcher:
-    """As ComfyUI's: a model and where it belongs."""
+    """As ComfyUI's: a model and where it belongs, which it notes on the model."""
 
     def __init__(self, model, load_device, offload_device):
         self.model, self.load_device, self.offload_device = model, load_device, offload_device
+        model.device = offload_device
 
     def is_dynamic(self) -> bool:
         return False
