@@ -1,4 +1,4 @@
-"""TransformerSR: an upscaler for anime-style pictures.
+"""TransformerSR: an upscaler for anime-style images.
 
     from transformersr import Upscaler
     large = Upscaler.from_pretrained()(image)

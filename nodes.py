@@ -30,7 +30,7 @@ from .upscale.memory import is_out_of_memory
 from .upscale.models import as_safetensors, find_in_list, list_models, not_weights, scale_of, stamp
 from .upscale.planning import MemoryBudgetError, proportional_size, target_size
 from .upscale.upscaler import DTYPES, Upscaler, crisp_sibling, find_dtype, find_model, load_blend
-from .upscale.video import enlarge_film, film_size, film_suffix, frames_together
+from .upscale.video import frames_together, upscale_video, video_size, video_suffix
 
 try:
     from comfy_api.latest import InputImpl
@@ -238,10 +238,10 @@ class _Upscales(_ChoosesModel):
     def VALIDATE_INPUTS(
         cls,
         model_name: str | None = None,
+        crispness: float | None = None,
         size_by: str | None = None,
         width: int | None = None,
         height: int | None = None,
-        crispness: float | None = None,
     ) -> bool | str:
         """Refuse a model that is not there, a size that is none, a crispness that cannot be; what another node is going to give is None.
 
@@ -381,8 +381,8 @@ class TransformerSRUpscale(_Upscales):
             new_height, new_width = target_size(old_height, old_width, upscaler.scale, **asked)
             large = _new_images(count, new_height, new_width, channels)
             if covered is None or covered.any():
-                with on_device(self._patcher, upscaler.comfortable_memory(count, old_height, old_width, **asked)):
-                    upscaler.enlarge_batch(image.movedim(-1, 1), **asked, on_progress=_Progress(), out=large.movedim(-1, 1))
+                with on_device(self._patcher, upscaler.memory_required(count, old_height, old_width, **asked)):
+                    upscaler.upscale_batch(image.movedim(-1, 1), **asked, on_progress=_Progress(), out=large.movedim(-1, 1))
         if covered is not None:
             _resize_outside(image, covered, large)
         return _with_size((large,), old_height, old_width, upscaler.scale)
@@ -430,13 +430,13 @@ class TransformerSRUpscaleVideo(_Upscales):
         temp.mkdir(parents=True, exist_ok=True)
         with in_the_hosts_words(memory_gb), as_file(video, temp) as source:
             upscaler = self._upscaler(model_name, precision, memory_gb, crispness, ensemble)
-            old_height, old_width = film_size(source)
+            old_height, old_width = video_size(source)
             asked = _size(size_by, (old_height, old_width), factor, (height, width), longest_side)
-            target = temp / f"transformersr-{uuid.uuid4().hex}{film_suffix(source)}"
+            target = temp / f"transformersr-{uuid.uuid4().hex}{video_suffix(source)}"
             together = frames_together(old_height, old_width, upscaler)
             progress = _Progress()
-            with on_device(self._patcher, upscaler.comfortable_memory(together, old_height, old_width, **asked)):
-                enlarge_film(
+            with on_device(self._patcher, upscaler.memory_required(together, old_height, old_width, **asked)):
+                upscale_video(
                     source, target, upscaler, **asked, quality=quality, on_progress=lambda share: progress(int(share * 1000), 1000)
                 )
         return _with_size((InputImpl.VideoFromFile(str(target)),), old_height, old_width, upscaler.scale)
@@ -558,7 +558,7 @@ def _dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def _new_images(count: int, height: int, width: int, channels: int) -> Tensor:
-    """Room for the result where the host keeps pictures between nodes. Raises MemoryBudgetError where there is none."""
+    """Room for the result where the host keeps images between nodes. Raises MemoryBudgetError where there is none."""
     dtype = getattr(model_management, "intermediate_dtype", lambda: torch.float32)()  # newer than most installations
     try:
         return torch.empty(count, height, width, channels, dtype=dtype, device=model_management.intermediate_device())

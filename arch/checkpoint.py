@@ -307,7 +307,7 @@ STRANGERS = {
 
 def _describe_stranger(state: StateDict) -> str:
     if any(re.match(r"blocks\.\d+\.\w*\.?window_attention\.", name) for name in state):
-        return "this is the original author's tag classifier (or part of a network), which names pictures and cannot enlarge them"
+        return "this is the original author's tag classifier (or part of a network), which names images and cannot upscale them"
     for what, pattern in STRANGERS.items():
         if any(re.match(pattern, name) for name in state):
             return f"this is {what}, not a TransformerSR; load it with the tool it was made for"

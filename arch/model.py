@@ -71,7 +71,7 @@ class TransformerSRConfig:
 
     @property
     def unshuffle(self) -> int:
-        """Side of the square of image pixels that the body sees as one: 2 where nothing is enlarged, to save three quarters of the work."""
+        """Side of the square of image pixels that the body sees as one: 2 where nothing is upscaled, to save three quarters of the work."""
         return 2 if self.design == "v2" and self.scale == 1 else 1
 
     @property

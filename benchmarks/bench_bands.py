@@ -1,8 +1,8 @@
-"""Time and peak memory of one picture over the height of the band, beside what the engine predicts.
+"""Time and peak memory of one image over the height of the band, beside what the engine predicts.
 
     python benchmarks/bench_bands.py --model x4-tiny --size 1024x1024 --bands 8 32 128 0
 
-Each line is a process of its own, because a process's peak memory never falls. A band of 0 rows is the whole picture at once. Times are
+Each line is a process of its own, because a process's peak memory never falls. A band of 0 rows is the whole image at once. Times are
 ratios to the first line. Linux only (peak memory is read from the kernel).
 """
 
@@ -18,7 +18,7 @@ from machine import read_status
 
 
 def measure(model: str, width: int, height: int, band_rows: int, repeats: int) -> tuple[float, int]:
-    """Seconds (best of `repeats`) and peak bytes beyond the loaded network and the picture, in this process."""
+    """Seconds (best of `repeats`) and peak bytes beyond the loaded network and the image, in this process."""
     import torch
 
     from transformersr import Upscaler

@@ -1,8 +1,8 @@
-"""Time and peak memory of a picture over its size and over the memory budget.
+"""Time and peak memory of an image over its size and over the memory budget.
 
     python benchmarks/bench_scaling.py --plot docs/images/scaling.svg
 
-Each line is a process of its own, because a process's peak memory never falls. Times are for each pixel of the small picture, as multiples
+Each line is a process of its own, because a process's peak memory never falls. Times are for each pixel of the small image, as multiples
 of the first line's; memory is what the process grew by while it worked, its result included. Linux only.
 """
 
@@ -21,7 +21,7 @@ from machine import command_line, describe_machine, read_status, write_report
 
 
 def measure(model: str, side: int, memory: str | None) -> tuple[float, int]:
-    """Seconds and peak bytes of a picture of side x side, in this process."""
+    """Seconds and peak bytes of an image of side x side, in this process."""
     import torch
 
     from transformersr import Upscaler
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="x4-tiny")
     parser.add_argument("--sides", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048, 4096])
-    parser.add_argument("--budgets", nargs="+", default=["700M", "1G", "2G", "4G"], help="for a picture of --budget-side")
+    parser.add_argument("--budgets", nargs="+", default=["700M", "1G", "2G", "4G"], help="for an image of --budget-side")
     parser.add_argument("--budget-side", type=int, default=1024)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -72,22 +72,22 @@ def in_a_process(model: str, side: int, budget: str | None) -> tuple[float, int]
 
 def table(lines: list[Line]) -> str:
     first = lines[0][2] / lines[0][0] ** 2
-    rows = ["| picture | budget | time a pixel | peak MiB | bytes a pixel |", "| --- " * 5 + "|"]
+    rows = ["| image | budget | time a pixel | peak MiB | bytes a pixel |", "| --- " * 5 + "|"]
     for side, budget, seconds, peak in lines:
         rows.append(f"| {side}x{side} | {budget or 'none'} | {seconds / side**2 / first:.2f} | {peak / 2**20:.0f} | {peak / side**2:.0f} |")
     return "\n".join(rows)
 
 
 def plot(lines: list[Line]) -> str:
-    """Time and memory over megapixels of the small picture, as SVG."""
+    """Time and memory over megapixels of the small image, as SVG."""
     megapixels = [side**2 / 1e6 for side, *_ in lines]
     longest = max(seconds for _, _, seconds, _ in lines)
     times = [(count, seconds / longest) for count, (_, _, seconds, _) in zip(megapixels, lines, strict=True)]
     peaks = [(count, peak / 2**30) for count, (*_, peak) in zip(megapixels, lines, strict=True)]
     return as_svg(
         [
-            Chart("Time over megapixels of the small picture, as a part of the largest's", {"time": times}),
-            Chart("Peak memory in GiB over megapixels of the small picture", {"memory": peaks}),
+            Chart("Time over megapixels of the small image, as a part of the largest's", {"time": times}),
+            Chart("Peak memory in GiB over megapixels of the small image", {"memory": peaks}),
         ]
     )
 

@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from transformersr.arch import VARIANTS, TransformerSR
 from transformersr.arch.checkpoint import recognise
-from transformersr.upscale.engine import enlarge
+from transformersr.upscale.engine import upscale
 from transformersr.upscale.upscaler import DTYPES
 
 from machine import command_line, describe_machine, write_report
@@ -56,7 +56,7 @@ class Subject:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", type=int, nargs="+", default=[128], help="sides of the small picture")
+    parser.add_argument("--sides", type=int, nargs="+", default=[128], help="sides of the small image")
     parser.add_argument("--sizes", nargs="+", default=["original", "tiny", "base"], choices=list(VARIANTS))
     parser.add_argument("--dtypes", nargs="+", default=["fp32"], choices=list(DTYPES))
     parser.add_argument("--device", default="cpu")
@@ -89,7 +89,7 @@ def measure(side: int, dtype: str, options: argparse.Namespace) -> list[str]:
     alone = [Subject(f"layers of {name}", layer.run) for name, layer in layers.items()]
     if device.type == "cpu" and dtype == "fp32":
         try:
-            subjects.append(Subject("span-ch48", partial(load_peer("span-ch48", 4).enlarge, image)))
+            subjects.append(Subject("span-ch48", partial(load_peer("span-ch48", 4).upscale, image)))
         except NotInstalled as error:
             print(error)
     take_turns([*subjects, *alone], options.repeats, device)
@@ -112,11 +112,11 @@ def make_subjects(size: str, image: Tensor, checkout: Path | None) -> list[Subje
     if state is not None:
         net.load_state_dict(recognise(state, {}, window_size=WINDOW, num_heads=HEADS).weights)
     net = net.to(image.device, image.dtype).eval()
-    subjects = [Subject(size, partial(enlarge, net, image), net)]
+    subjects = [Subject(size, partial(upscale, net, image), net)]
     if checkout is not None:
         arch, engine = load_checkout(checkout)
         other = arch.TransformerSR(arch.VARIANTS[size]).to(image.device, image.dtype).eval()
-        subjects.append(Subject(f"{size} of {checkout.name}", partial(engine.enlarge, other, image), other))
+        subjects.append(Subject(f"{size} of {checkout.name}", partial(engine.upscale, other, image), other))
     if state is not None:
         state = {name: value.to(image.device, image.dtype) for name, value in state.items()}
         subjects.append(Subject("plain", partial(plain_v1, state, image, HEADS, WINDOW)))

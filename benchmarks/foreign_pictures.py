@@ -1,10 +1,10 @@
-"""Make the folder of free pictures that training never saw, by artists whose work it never saw, out of public repositories.
+"""Make the folder of free images that training never saw, by artists whose work it never saw, out of public repositories.
 
     python benchmarks/foreign_pictures.py OUT --repositories CLONES
 
-`foreign-pictures.csv` beside this file names for each picture its repository and commit, author and licence, and what is done to it: files
+`foreign-pictures.csv` beside this file names for each image its repository and commit, author and licence, and what is done to it: files
 laid over each other on a plain colour, a box cut out, reduced by Lanczos. Repositories that CLONES lacks are cloned there with git. The
-pictures are not part of this project: they are for measuring and stay where they are made.
+images are not part of this project: they are for measuring and stay where they are made.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def repository(clones: Path, source: str) -> Path:
 
 
 def make_picture(row: dict[str, str], clones: Path) -> Image.Image:
-    """One picture as its row says."""
+    """One image as its row says."""
     source = repository(clones, row["repository"])
     left, top, width, height = map(int, row["box"].split())
     picture = Image.new("RGBA", (width, height), row["background"])
@@ -51,7 +51,7 @@ def make_picture(row: dict[str, str], clones: Path) -> Image.Image:
 
 
 def pixels_sha256(picture: Image.Image) -> str:
-    """A checksum of what a picture shows, whatever compressed its file."""
+    """A checksum of what an image shows, whatever compressed its file."""
     return hashlib.sha256(f"{picture.width}x{picture.height} ".encode() + picture.tobytes()).hexdigest()
 
 

@@ -1,9 +1,9 @@
-"""Show what upscalers make of pictures that have no larger original, such as those straight out of a diffusion model: for looking only.
+"""Show what upscalers make of images that have no larger original, such as those straight out of a diffusion model: for looking only.
 
     python benchmarks/gallery.py FOLDER --out gallery.png
     python benchmarks/gallery.py --draw 6 --out gallery.png
 
-Look for rings beside lines, invented texture on flat colour, lines that are not one clean stroke. Without a folder, pictures are drawn by
+Look for rings beside lines, invented texture on flat colour, lines that are not one clean stroke. Without a folder, images are drawn by
 `transformersr draw`'s generator and softened as a latent decoder does (preset `sd`); networks that were trained on such drawings know
 their kind.
 """
@@ -50,7 +50,7 @@ def liveliest_window(image: Image.Image, side: int) -> tuple[int, int]:
 
 
 def gallery_row(image: Image.Image, upscalers: Sequence[Peer], scale: int, side: int, margin: int = 48) -> list[Image.Image]:
-    """The liveliest square of a picture, as it is and enlarged by everyone; what surrounds it is enlarged too and then cut off."""
+    """The liveliest square of an image, as it is and upscaled by everyone; what surrounds it is upscaled too and then cut off."""
     side = min(side, *image.size)
     x, y = liveliest_window(image, side)
     left, top = max(0, x - margin), max(0, y - margin)
@@ -58,12 +58,12 @@ def gallery_row(image: Image.Image, upscalers: Sequence[Peer], scale: int, side:
     x, y, large = (x - left) * scale, (y - top) * scale, side * scale
     box = (x, y, x + large, y + large)
     small = around.resize((around.width * scale, around.height * scale), Image.Resampling.NEAREST).crop(box)
-    return [small, *(to_image(upscaler.enlarge(to_tensor(around))).crop(box) for upscaler in upscalers)]
+    return [small, *(to_image(upscaler.upscale(to_tensor(around))).crop(box) for upscaler in upscalers)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", help="small pictures; default: drawings")
+    parser.add_argument("folder", type=Path, nargs="?", help="small images; default: drawings")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--draw", type=int, default=6, help="how many drawings, without a folder")
     parser.add_argument(
@@ -71,9 +71,9 @@ def main() -> None:
     )
     parser.add_argument("--size", type=int, default=512, help="their side")
     parser.add_argument("--seed", type=int, default=1000)
-    parser.add_argument("--count", type=int, default=0, help="at most so many pictures of the folder")
+    parser.add_argument("--count", type=int, default=0, help="at most so many images of the folder")
     parser.add_argument("--scale", type=int, default=4, choices=[2, 4])
-    parser.add_argument("--side", type=int, default=80, help="what is shown of each picture, in its pixels")
+    parser.add_argument("--side", type=int, default=80, help="what is shown of each image, in its pixels")
     parser.add_argument("--cell", type=int, default=320, help="side of a crop in the sheet")
     parser.add_argument("--models", nargs="*", default=list(available_models()), help="ours: names or files")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)

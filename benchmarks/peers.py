@@ -23,8 +23,8 @@ from torch import Tensor, library
 
 from transformersr import Upscaler
 from transformersr.training.results.strips import to_image
-from transformersr.training.results.validate import Enlarge, resize_with, to_tensor
-from transformersr.upscale.engine import enlarge, enlarge_ensemble
+from transformersr.training.results.validate import Upscale, resize_with, to_tensor
+from transformersr.upscale.engine import upscale, upscale_ensemble
 from transformersr.upscale.upscaler import find_model
 
 
@@ -38,7 +38,7 @@ class Peer:
 
     name: str
     scale: int
-    enlarge: Enlarge
+    upscale: Upscale
     parameters: int | None = None
     """None where there is nothing to learn."""
     how: str = "native"
@@ -48,7 +48,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Ncnn:
-    """A network as ncnn's two files, and what its program puts around the picture."""
+    """A network as ncnn's two files, and what its program puts around the image."""
 
     package: str
     stem: str
@@ -61,7 +61,7 @@ class Ncnn:
     """What both sides have to be multiples of."""
     blobs: tuple[str, str] = ("data", "output")
     adds_nearest: bool = False
-    """The network's result is to be added to the enlarged input."""
+    """The network's result is to be added to the upscaled input."""
 
 
 @dataclass(frozen=True)
@@ -142,33 +142,33 @@ def load_ours(name_or_path: str, scale: int) -> Peer:
     upscaler = Upscaler.from_pretrained(file, "cpu", "fp32", crispness=float(crispness or 0))
     parameters = sum(parameter.numel() for parameter in upscaler.model.parameters())
     name = find_model(file).stem + (f"@{crispness}" if crispness else "") + plus
-    peer = Peer(name, upscaler.scale, partial(enlarge_ensemble if plus else enlarge, upscaler.model), parameters, ours=True)
+    peer = Peer(name, upscaler.scale, partial(upscale_ensemble if plus else upscale, upscaler.model), parameters, ours=True)
     return at_scale({upscaler.scale: lambda: peer}, scale)
 
 
 def at_scale(native: Mapping[int, Callable[[], Peer]], scale: int) -> Peer:
     """The network trained for a scale; failing that x2 used twice for x4, or x4 reduced to a half by Lanczos for x2.
 
-    In between is an 8-bit picture, as in the peers' own programs. Raises ValueError where none of that is possible.
+    In between is an 8-bit image, as in the peers' own programs. Raises ValueError where none of that is possible.
     """
     if scale in native:
         return native[scale]()
     if scale == 4 and 2 in native:
         peer = native[2]()
-        return Peer(peer.name, 4, partial(_twice, peer.enlarge), peer.parameters, "x2 twice", peer.ours)
+        return Peer(peer.name, 4, partial(_twice, peer.upscale), peer.parameters, "x2 twice", peer.ours)
     if scale == 2 and 4 in native:
         peer = native[4]()
-        return Peer(peer.name, 2, partial(_halved, peer.enlarge), peer.parameters, "x4 halved", peer.ours)
+        return Peer(peer.name, 2, partial(_halved, peer.upscale), peer.parameters, "x4 halved", peer.ours)
     raise ValueError(f"networks for x{', x'.join(map(str, native))} cannot stand in for x{scale}")
 
 
-def _twice(enlarge: Enlarge, lq: Tensor) -> Tensor:
-    return enlarge(to_tensor(to_image(enlarge(lq))))
+def _twice(upscale: Upscale, lq: Tensor) -> Tensor:
+    return upscale(to_tensor(to_image(upscale(lq))))
 
 
-def _halved(enlarge: Enlarge, lq: Tensor) -> Tensor:
+def _halved(upscale: Upscale, lq: Tensor) -> Tensor:
     size = lq.shape[3] * 2, lq.shape[2] * 2
-    return to_tensor(to_image(enlarge(lq)).resize(size, Image.Resampling.LANCZOS))
+    return to_tensor(to_image(upscale(lq)).resize(size, Image.Resampling.LANCZOS))
 
 
 def _load(name: str, scale: int, network: Ncnn | Torch) -> Peer:
@@ -200,14 +200,14 @@ def _load_ncnn(name: str, scale: int, network: Ncnn) -> Peer:
         extractor.input(network.blobs[0], ncnn.Mat(np.ascontiguousarray(image[0].numpy())).clone())
         status, result = extractor.extract(network.blobs[1])
         if status:
-            raise RuntimeError(f"{name}: ncnn gave status {status} for a picture of {image.shape[3]}x{image.shape[2]}")
+            raise RuntimeError(f"{name}: ncnn gave status {status} for an image of {image.shape[3]}x{image.shape[2]}")
         return torch.from_numpy(np.array(result))[None]
 
-    return Peer(name, scale, partial(enlarge_padded, run, network, scale), network.parameters)
+    return Peer(name, scale, partial(upscale_padded, run, network, scale), network.parameters)
 
 
-def enlarge_padded(run: Enlarge, network: Ncnn, scale: int, lq: Tensor) -> Tensor:
-    """Put a network's border around the picture, run it, and cut out of its result what belongs to the picture.
+def upscale_padded(run: Upscale, network: Ncnn, scale: int, lq: Tensor) -> Tensor:
+    """Put a network's border around the image, run it, and cut out of its result what belongs to the image.
 
     Some networks use the border up and return nothing for it, the others have it in their result, `scale` times as wide.
     """
@@ -237,10 +237,10 @@ def _load_torch(name: str, scale: int, network: Torch) -> Peer:
     parameters = sum(parameter.numel() for parameter in descriptor.model.parameters())
 
     @torch.inference_mode()
-    def enlarge(lq: Tensor) -> Tensor:
+    def upscale(lq: Tensor) -> Tensor:
         return descriptor(lq).clamp(0, 1)
 
-    return Peer(name, scale, enlarge, parameters)
+    return Peer(name, scale, upscale, parameters)
 
 
 def declare_torchvision_operators() -> None:

@@ -1,4 +1,4 @@
-"""Distances that try to see as people do, from packages that need no download: pictures are `(1, 3, h, w)`, RGB in [0, 1].
+"""Distances that try to see as people do, from packages that need no download: images are `(1, 3, h, w)`, RGB in [0, 1].
 
 GMSD and MS-SSIM (piq) are formulas on gradients and structure. ST-LPIPS (stlpips-pytorch, network "alex") is learned and has its weights
 in the package. None of them is a person's judgement: ST-LPIPS punishes blur more than jaggies, and none of the three knows line art.
@@ -17,7 +17,7 @@ from torch import Tensor
 from peers import declare_torchvision_operators
 
 LEARNED_SIDE = 256
-"""Of larger pictures a learned distance sees the middle only: its first layer works at full size and costs more than most upscalers."""
+"""Of larger images a learned distance sees the middle only: its first layer works at full size and costs more than most upscalers."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Distance:
     """How it is printed."""
     lower_is_better: bool
     measure: Callable[[Tensor, Tensor], float]
-    """From the result and the true picture, both of 256 levels; NaN for pictures too small for it."""
+    """From the result and the true image, both of 256 levels; NaN for images too small for it."""
 
 
 def load_distances() -> tuple[list[Distance], list[str]]:

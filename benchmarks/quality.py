@@ -1,10 +1,10 @@
-"""Compare our networks with other upscalers on pictures that are made small and enlarged again: figures, times and crops to look at.
+"""Compare our networks with other upscalers on images that are made small and upscaled again: figures, times and crops to look at.
 
     pip install --no-deps -r benchmarks/peers.txt
     python benchmarks/quality.py FOLDER --scale 4 2 --name holdout
     python benchmarks/quality.py FOLDER --sheet docs/images/peers.png --show "girl.png:120,80,96" "page.png:300,40,96"
 
-Everybody gets the same small pictures, runs on the CPU in one process with the same number of threads, one picture at a time, after a
+Everybody gets the same small images, runs on the CPU in one process with the same number of threads, one image at a time, after a
 warm-up. What is not installed is left out, with a line that says so. The report is a Markdown file under benchmarks/results.
 """
 
@@ -25,8 +25,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from transformersr.training.config import load_recipe
-from transformersr.training.data.degradation import FILTERS as WAYS_OF_SHRINKING
-from transformersr.training.data.degradation import shrink
+from transformersr.training.data.degradation import FILTERS as DOWNSCALING_FILTERS
+from transformersr.training.data.degradation import downscale
 from transformersr.training.data.folders import find_pictures
 from transformersr.training.results.evaluate import COLUMNS
 from transformersr.training.results.metrics import psnr
@@ -42,16 +42,16 @@ SHIFT = "shift y, x"
 SHARPNESS, COLOR = "sharpness", "colour"
 NOTES = f"""\
 PSNR and SSIM are on the luma unless named otherwise, with a border of one small pixel left out; edges and flats go by the Sobel magnitude
-of the true picture, and so does sharpness (1: as sharp as the truth); colour is how far 16x16 squares are off, in levels of 255. GMSD,
+of the true image, and so does sharpness (1: as sharp as the truth); colour is how far 16x16 squares are off, in levels of 255. GMSD,
 MS-SSIM and ST-LPIPS are distances that try to see as people do; ST-LPIPS gets the middle {LEARNED_SIDE} pixels
-square. LR PSNR: the result made small again, against the input. Shift: how far the result lies below and right of the true picture, in its
-pixels (median). Times: seconds for a megapixel of small picture, on the CPU in float32, everybody in turn in one process. How: a network
+square. LR PSNR: the result made small again, against the input. Shift: how far the result lies below and right of the true image, in its
+pixels (median). Times: seconds for a megapixel of small image, on the CPU in float32, everybody in turn in one process. How: a network
 without weights for a scale is used as its own tools use it."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A picture made small in one way."""
+    """An image made small in one way."""
 
     method: str
     pair: Pair
@@ -59,7 +59,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Window:
-    """A square of a picture to look at, in pixels of the true picture (after it was cut to its middle)."""
+    """A square of an image to look at, in pixels of the true image (after it was cut to its middle)."""
 
     picture: str
     x: int
@@ -81,7 +81,7 @@ class Figures:
     seconds: float
     cpu_seconds: float
     megapixels: float
-    """Of the small pictures."""
+    """Of the small images."""
 
 
 @dataclass
@@ -90,11 +90,11 @@ class Entry:
 
     peer: Peer
     figures: list[tuple[str, Figures]] = field(default_factory=list)
-    """Way of shrinking and figures, one for each case."""
+    """Way of downscaling and figures, one for each case."""
     crops: dict[Window, Image.Image] = field(default_factory=dict)
 
     def mean(self, method: str | None = None) -> Figures:
-        """Over one way of shrinking, or all."""
+        """Over one way of downscaling, or all."""
         return mean_figures([one for way, one in self.figures if method in (None, way)])
 
 
@@ -102,7 +102,7 @@ class Entry:
 
 
 def make_cases(paths: Sequence[Path], scale: int, methods: Sequence[str], side: int) -> tuple[list[Case], list[str]]:
-    """Every picture made small in every way, cut to its middle of `side` small pixels; and a line for each that cannot be used."""
+    """Every image made small in every way, cut to its middle of `side` small pixels; and a line for each that cannot be used."""
     cases, missing = [], []
     for path in paths:
         try:
@@ -110,14 +110,14 @@ def make_cases(paths: Sequence[Path], scale: int, methods: Sequence[str], side: 
         except (OSError, ValueError) as error:
             missing.append(f"{path.name} is left out: {error}")
     if not cases:
-        raise ValueError(f"none of {len(paths)} pictures can be used: {missing[0] if missing else 'there are none'}")
+        raise ValueError(f"none of {len(paths)} images can be used: {missing[0] if missing else 'there are none'}")
     return cases, missing
 
 
 def measure_peer(peer: Peer, cases: Sequence[Case], distances: Sequence[Distance], windows: Sequence[Window], progress: tqdm) -> Entry:
-    """Run a peer on every case, after a warm-up that does not count. Crops are kept of the first way of shrinking."""
+    """Run a peer on every case, after a warm-up that does not count. Crops are kept of the first way of downscaling."""
     entry = Entry(peer)
-    peer.enlarge(cases[0].pair.lq)
+    peer.upscale(cases[0].pair.lq)
     for case in cases:
         progress.set_postfix_str(peer.name)
         figures, sr = measure_case(peer, case, distances)
@@ -132,13 +132,13 @@ def measure_case(peer: Peer, case: Case, distances: Sequence[Distance]) -> tuple
     """Figures and the result itself, rounded to 256 levels."""
     lq, gt = case.pair.lq, case.pair.gt
     start, cpu_start = time.perf_counter(), time.process_time()
-    sr = peer.enlarge(lq)
+    sr = peer.upscale(lq)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
     if sr.shape != gt.shape:
         raise ValueError(f"{peer.name} gave {tuple(sr.shape)} for {case.pair.name}; expected {tuple(gt.shape)}")
     image = to_image(sr)
     sr = to_tensor(image)
-    again = to_tensor(shrink(image, peer.scale, case.method))
+    again = to_tensor(downscale(image, peer.scale, case.method))
     inner = (..., slice(peer.scale, -peer.scale), slice(peer.scale, -peer.scale))
     figures = Figures(
         score_pair(case.pair, sr, peer.scale),
@@ -172,7 +172,7 @@ def _mean(values: Iterable[float]) -> float:
 
 
 def format_entries(entries: Sequence[Entry], distances: Sequence[Distance], method: str | None = None) -> str:
-    """One way of shrinking, or the mean over all, as a Markdown table: the best PSNR-Y first, the best of each column bold."""
+    """One way of downscaling, or the mean over all, as a Markdown table: the best PSNR-Y first, the best of each column bold."""
     entries = sorted(entries, key=lambda entry: -entry.mean(method).scores.psnr_y)
     figures = [entry.mean(method) for entry in entries]
     columns = {
@@ -213,20 +213,20 @@ def format_time(seconds: float) -> str:
 
 
 def format_section(entries: Sequence[Entry], distances: Sequence[Distance], scale: int, methods: Sequence[str]) -> str:
-    """All tables of a scale: the mean over the ways of shrinking, then each of them."""
+    """All tables of a scale: the mean over the ways of downscaling, then each of them."""
     parts = [f"## x{scale}"]
     if len(methods) > 1:
-        parts += [f"### Made small by {', '.join(methods)} in turn: means over all", format_entries(entries, distances)]
+        parts += [f"### Downscaled with {', '.join(methods)} in turn: means over all", format_entries(entries, distances)]
     for method in methods:
-        parts += [f"### Made small by {method}", format_entries(entries, distances, method)]
+        parts += [f"### Downscaled with {method}", format_entries(entries, distances, method)]
     return "\n\n".join(parts)
 
 
 def pair_of(window: Window, cases: Sequence[Case]) -> Pair:
-    """The picture that a window looks at. Raises ValueError where there is none or the window reaches out of it."""
+    """The image that a window looks at. Raises ValueError where there is none or the window reaches out of it."""
     pairs = [case.pair for case in cases if fnmatch(case.pair.name, window.picture)]
     if not pairs:
-        raise ValueError(f"{window.picture}: none of the pictures has this name")
+        raise ValueError(f"{window.picture}: none of the images has this name")
     height, width = pairs[0].gt.shape[2:]
     if min(window.x, window.y) < 0 or window.x + window.side > width or window.y + window.side > height:
         raise ValueError(
@@ -236,7 +236,7 @@ def pair_of(window: Window, cases: Sequence[Case]) -> Pair:
 
 
 def sheet_of(entries: Sequence[Entry], cases: Sequence[Case], windows: Sequence[Window], cell: int) -> Image.Image:
-    """Crops side by side: the small picture, each upscaler with its mean PSNR-Y, the true picture."""
+    """Crops side by side: the small image, each upscaler with its mean PSNR-Y, the true image."""
     method, scale = cases[0].method, entries[0].peer.scale
     rows = []
     for window in windows:
@@ -245,7 +245,7 @@ def sheet_of(entries: Sequence[Entry], cases: Sequence[Case], windows: Sequence[
         small = to_image(pair.lq).resize(gt.size, Image.Resampling.NEAREST)
         rows.append([window.cut(small), *(entry.crops[window] for entry in entries), window.cut(gt)])
     names = [f"{entry.peer.name} {entry.mean(method).scores.psnr_y:.2f} dB" for entry in entries]
-    return contact_sheet(rows, [f"small (x{scale}, {method})", *names, "true picture"], cell)
+    return contact_sheet(rows, [f"small (x{scale}, {method})", *names, "true image"], cell)
 
 
 def check_sheet(windows: Sequence[Window], cases: Sequence[Case], columns: Sequence[str] | None, upscalers: Sequence[Peer]) -> None:
@@ -257,12 +257,12 @@ def check_sheet(windows: Sequence[Window], cases: Sequence[Case], columns: Seque
 
 
 def choose_pictures(folder: Path, patterns: Sequence[str], count: int) -> list[Path]:
-    """Pictures that match any pattern relative to the folder (all without patterns), at most `count` of them, evenly spread."""
+    """Images that match any pattern relative to the folder (all without patterns), at most `count` of them, evenly spread."""
     paths = [
         path for path in find_pictures(folder) if not patterns or any(fnmatch(path.relative_to(folder).as_posix(), one) for one in patterns)
     ]
     if not paths:
-        raise ValueError(f"{folder}: no pictures match {', '.join(patterns)}")
+        raise ValueError(f"{folder}: no images match {', '.join(patterns)}")
     return paths if not 0 < count < len(paths) else [paths[index * len(paths) // count] for index in range(count)]
 
 
@@ -289,13 +289,13 @@ def parse_window(text: str) -> Window:
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="pictures, searched at any depth")
+    parser.add_argument("folder", type=Path, help="images, searched at any depth")
     parser.add_argument("--files", nargs="+", default=[], metavar="PATTERN", help="only these, as patterns relative to the folder")
     parser.add_argument("--recipe", type=Path, help="only the validation files of this training recipe")
-    parser.add_argument("--count", type=int, default=0, help="at most so many pictures, evenly spread; 0 takes all")
-    parser.add_argument("--side", type=int, default=160, help="the middle of each picture, in small pixels; 0 takes all of it")
+    parser.add_argument("--count", type=int, default=0, help="at most so many images, evenly spread; 0 takes all")
+    parser.add_argument("--side", type=int, default=160, help="the middle of each image, in small pixels; 0 takes all of it")
     parser.add_argument("--scale", type=int, nargs="+", default=[4], choices=[2, 4])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(WAYS_OF_SHRINKING), help="ways of making small")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(DOWNSCALING_FILTERS), help="ways of making small")
     parser.add_argument(
         "--models",
         nargs="*",
@@ -304,9 +304,9 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="for everybody alike")
-    parser.add_argument("--name", default="pictures", help="what the set of pictures is called in the report")
+    parser.add_argument("--name", default="images", help="what the set of images is called in the report")
     parser.add_argument("--out", type=Path, help="report; default: benchmarks/results/quality-NAME-DATE.md")
-    parser.add_argument("--sheet", type=Path, help="picture of crops to write (of the first scale)")
+    parser.add_argument("--sheet", type=Path, help="image of crops to write (of the first scale)")
     parser.add_argument("--show", type=parse_window, nargs="+", default=[], metavar="NAME:x,y,side", help="crops for the sheet")
     parser.add_argument("--columns", nargs="+", help="upscalers in the sheet; default: all")
     parser.add_argument("--cell", type=int, default=320, help="side of a crop in the sheet")
@@ -344,9 +344,7 @@ def run(options: argparse.Namespace, command: str) -> str:
             save_image(sheet_of(shown, cases, windows, options.cell), options.sheet)
     head = f"# Quality: {options.name}, {time.strftime('%Y-%m-%d')}\n\n    {command}"
     pictures = (
-        f"{len(paths)} pictures, of each the middle {options.side}x{options.side} small pixels."
-        if options.side
-        else f"{len(paths)} pictures."
+        f"{len(paths)} images, of each the middle {options.side}x{options.side} small pixels." if options.side else f"{len(paths)} images."
     )
     return "\n\n".join([head, f"{pictures} {machine}.", NOTES, *dict.fromkeys(missing), *sections]) + "\n"
 

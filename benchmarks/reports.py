@@ -78,7 +78,7 @@ def standing(rows: list[Row]) -> str:
 def own_page(holdout: list[Row]) -> str:
     """The table of docs/original.md: what its author measured or asked for."""
     columns = ["PSNR-Y ↑", "edge PSNR ↑", "flat PSNR ↑", "colour ↓", "shift y, x", "CPU s / LR MP"]
-    head = ["upscaler", "parameters", "PSNR-Y", "edge PSNR", "flat PSNR", "colour", "shift y, x", "s for a megapixel of small picture"]
+    head = ["upscaler", "parameters", "PSNR-Y", "edge PSNR", "flat PSNR", "colour", "shift y, x", "s for a megapixel of small image"]
     return as_table(head, [[shown_name(row), row["parameters"].strip("-"), *(row[name] for name in columns)] for row in holdout])
 
 

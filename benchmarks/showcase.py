@@ -1,4 +1,4 @@
-"""Make the README's picture: an image before and after upscaling, whole, and a part of it at full size.
+"""Make the README's image: an image before and after upscaling, whole, and a part of it at full size.
 
     python benchmarks/showcase.py keri-4.png --at 190,95 --out docs/images/before-after.jpg
 

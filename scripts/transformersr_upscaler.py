@@ -87,15 +87,15 @@ class UpscalerTransformerSR(Upscaler):
         self._upscaler: upscaling.Upscaler | None = None
 
     def upscale(self, img: Image.Image, scale: float, selected_model: str | None = None) -> Image.Image:
-        """Enlarge each side by `scale` and drop the fraction, as the host announces it; its own method cuts to multiples of 8."""
+        """Upscale each side by `scale` and drop the fraction, as the host announces it; its own method cuts to multiples of 8."""
         width, height = (max(1, int(side * scale + 1e-6)) for side in img.size)  # 683 * (1000 / 683) is 999.99...
         if scale < 1:
             return img.resize((width, height), Image.Resampling.LANCZOS)
-        return self._enlarge(img, selected_model, size=(height, width))
+        return self._upscale(img, selected_model, size=(height, width))
 
     def do_upscale(self, img: Image.Image, selected_model: str | None = None) -> Image.Image:
-        """Enlarge by the model's own scale. The host does not call this, other extensions do."""
-        return self._enlarge(img, selected_model)
+        """Upscale by the model's own scale. The host does not call this, other extensions do."""
+        return self._upscale(img, selected_model)
 
     def load_model(self, path: str) -> upscaling.Upscaler:
         """The model of a file, in the precision and crispness set, kept until a file or one of these changes."""
@@ -116,7 +116,7 @@ class UpscalerTransformerSR(Upscaler):
         self._upscaler.ensemble = bool(getattr(shared.opts, "transformersr_ensemble", False))
         return self._upscaler
 
-    def _enlarge(self, img: Image.Image, selected_model: str | None, **target) -> Image.Image:
+    def _upscale(self, img: Image.Image, selected_model: str | None, **target) -> Image.Image:
         entry = next((entry for entry in self.scalers if selected_model in (entry.data_path, entry.name)), None)  # SD.Next gives the name
         label, path = (entry.name, entry.data_path) if entry else (self.name, selected_model)
         try:
@@ -162,7 +162,7 @@ def to_pixels(img: Image.Image) -> np.ndarray:
     """`(h, w, 3)` or, where anything is transparent, `(h, w, 4)` uint8. Pixels alone: the host has seen to a file's orientation."""
     if "A" in img.getbands() or "transparency" in img.info:
         pixels = np.asarray(img.convert("RGBA"))
-        return pixels if pixels[..., 3].min() < 255 else pixels[..., :3]  # Forge's Extras tab makes every picture RGBA
+        return pixels if pixels[..., 3].min() < 255 else pixels[..., :3]  # Forge's Extras tab makes every image RGBA
     return np.asarray(img.convert("RGB"))
 
 
@@ -180,7 +180,7 @@ def progress_shown(label: str) -> Iterator[engine.ProgressCallback]:
     with tqdm.tqdm(total=100, desc=label, unit="%", disable=not getattr(shared.opts, "enable_upscale_progressbar", True)) as bar:
 
         def show(done: int, total: int) -> None:
-            # `stopping_generation` is not asked: it means an end after this picture, whole
+            # `stopping_generation` is not asked: it means an end after this image, whole
             if shared.state.interrupted or shared.state.skipped:
                 raise Stopped
             bar.update(100 * done // total - bar.n)
@@ -278,7 +278,7 @@ def add_settings() -> None:
     average = "averages over eight turned and mirrored versions: slightly better, eight times slower (TTA in waifu2x)"
     shared.opts.add_option("transformersr_crispness", crispness.info(crisp))
     shared.opts.add_option("transformersr_ensemble", ensemble.info(average))
-    shared.opts.add_option("transformersr_memory", memory.info("at most; 0 takes what is free. Less is slower, the picture is the same"))
+    shared.opts.add_option("transformersr_memory", memory.info("at most; 0 takes what is free. Less is slower, the image is the same"))
     shared.opts.add_option("transformersr_precision", precision.info("auto is fp16 on NVIDIA cards that compute in it, else fp32"))
 
 

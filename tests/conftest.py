@@ -1,4 +1,4 @@
-"""Settings and pictures for all tests."""
+"""Settings and images for all tests."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ torch.set_num_threads(1)  # the networks here are so small that sharing them out
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder of six small drawings."""
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for index in range(6):
         drawing(index).save(folder / f"{index}.png")
     return folder

@@ -108,7 +108,7 @@ def test_a_folder_of_animations_and_stills(tmp_path, model):
     animated(tmp_path / "in" / "a.gif", loop=0)
     frames()[0].save(tmp_path / "in" / "b.gif")
     result = upscale(model, tmp_path / "in", "-o", tmp_path / "out")
-    assert (result.exit_code, result.stdout) == (0, "2 of 2 pictures done\n")
+    assert (result.exit_code, result.stdout) == (0, "2 of 2 images done\n")
     assert [Image.open(tmp_path / "out" / name).n_frames for name in ("a.png", "b.png")] == [3, 1]
 
 
@@ -131,7 +131,7 @@ def test_an_animation_cut_short_is_named_and_leaves_nothing(tmp_path, model, cap
     path = animated(tmp_path / "a.png", loop=0)
     path.write_bytes(path.read_bytes()[:-120])
     assert upscale(model, path, "-o", tmp_path / "b.png").exit_code == 1
-    assert "a.png: the picture is truncated or damaged" in caplog.text
+    assert "a.png: the image is truncated or damaged" in caplog.text
     assert not (tmp_path / "b.png").exists()
 
 

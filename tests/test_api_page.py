@@ -30,10 +30,10 @@ def commands():
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder with the page's picture and folder of pictures, to work in."""
+    """A folder with the page's image and folder of images, to work in."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "pictures").mkdir()
-    for path in ("picture.png", "pictures/a.png", "pictures/b.png"):
+    (tmp_path / "images").mkdir()
+    for path in ("image.png", "pictures/a.png", "pictures/b.png"):
         drawing(0, 24).save(tmp_path / path)
     return tmp_path
 
@@ -57,7 +57,7 @@ def test_the_python_runs_from_top_to_bottom(here):
 @pytest.mark.parametrize("command", commands())
 def test_the_commands_run(here, command):
     words = shlex.split(command, comments=True)
-    films = [word for word in words if word.startswith("film.")]
+    films = [word for word in words if word.startswith("video.")]
     if films:
         pytest.importorskip("av")
         from test_video import make_film

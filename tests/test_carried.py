@@ -1,4 +1,4 @@
-"""What goes with a picture is found by the programs that look for it, and fits the picture that it is with."""
+"""What goes with an image is found by the programs that look for it, and fits the image that it is with."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_text_without_a_place_is_named(tmp_path, caplog):
 
 
 def thumbnailed(orientation=6, order="<"):
-    """EXIF of a picture of 48x32: sizes in both directories, and a thumbnail."""
+    """EXIF of an image of 48x32: sizes in both directories, and a thumbnail."""
     buffer = io.BytesIO()
     Image.new("RGB", (24, 16), "red").save(buffer, "JPEG")
 

@@ -62,7 +62,7 @@ def test_a_folder_keeps_its_structure(folder, model):
     assert run("upscale", folder, "-m", model, "-o", folder / "large", "--format", "jpg", "--scale", "1.5").exit_code == 0
     assert tree(folder / "large") == ["a.jpg", "b.jpg", "deep/c.jpg"]
     assert run("upscale", folder, "-m", model, "-o", folder / "large", "--format", "jpg", "--resume").exit_code == 0
-    assert tree(folder / "large") == ["a.jpg", "b.jpg", "deep/c.jpg"]  # its own results were not taken for pictures
+    assert tree(folder / "large") == ["a.jpg", "b.jpg", "deep/c.jpg"]  # its own results were not taken for images
 
 
 def test_patterns_and_exact_sizes(folder, model, tmp_path):
@@ -76,7 +76,7 @@ def test_a_bad_file_is_named_and_the_rest_goes_on(folder, model):
     (folder / "not.png").write_text("hello")
     result = run("upscale", folder, "-m", model)
     assert result.exit_code == 1
-    assert "3 of 5 pictures done" in result.stdout
+    assert "3 of 5 images done" in result.stdout
     assert tree(folder.parent / "in_x2") == ["a.png", "b.png", "deep/c.png"]
 
 
@@ -106,7 +106,7 @@ def test_a_name_does_not_depend_on_what_else_is_there(folder, model):
     Image.new("RGB", (5, 5)).save(folder / "d.jpg")
     result = run("upscale", folder, "-m", model, "--resume")
     assert result.exit_code == 1
-    assert "3 of 5 pictures done" in result.stdout
+    assert "3 of 5 images done" in result.stdout
     assert tree(folder.parent / "in_x2") == ["a.png", "b.png", "d.png", "deep/c.png"]
     assert (folder.parent / "in_x2" / "a.png").read_bytes() == before
 
@@ -130,11 +130,11 @@ def test_a_place_that_cannot_be_written_to_is_noticed_before_the_work(folder, mo
 
 def test_a_film_without_pyav_and_a_film_as_a_picture_are_refused_with_advice(folder, model, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "av", None)
-    (folder / "film.mp4").touch()
-    assert run("upscale", folder / "film.mp4", "-m", model).exit_code == 1
+    (folder / "video.mp4").touch()
+    assert run("upscale", folder / "video.mp4", "-m", model).exit_code == 1
     assert "pip install" in caplog.text
-    assert run("upscale", folder, "-m", model).exit_code == 0  # films below a folder are left alone
-    result = run("upscale", folder / "film.mp4", "-m", model, "-o", folder / "film.png")
+    assert run("upscale", folder, "-m", model).exit_code == 0  # videos below a folder are left alone
+    result = run("upscale", folder / "video.mp4", "-m", model, "-o", folder / "video.png")
     assert result.exit_code == 1
     assert ".mkv" in result.output
 
@@ -203,8 +203,8 @@ def test_check_names_what_training_would_leave_out_or_change(folder):
     (folder / "virus.png").write_bytes(b"MZ" + bytes(1000))
     result = run("check", folder, "--patch", 48, "--scale", 4)
     lines = {line.split(": ")[1].rsplit("/", 1)[-1]: line for line in result.stdout.splitlines() if ": " in line}
-    assert "3 pictures can be used" in result.stdout
-    assert "not a picture" in lines["virus.png"]
+    assert "3 images can be used" in result.stdout
+    assert "not an image" in lines["virus.png"]
     assert "smaller than a crop" in lines["a.png"]
     assert "looks the same" in lines["twin.png"]
     assert "transparent" in result.stdout

@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from transformersr.arch import load_model, save_model
-from transformersr.upscale.engine import enlarge
+from transformersr.upscale.engine import upscale
 from transformersr.upscale.upscaler import Upscaler, available_models, load_blend
 
 import comfyui_standin
@@ -347,12 +347,12 @@ def make_video(path: Path, frames: int = 5) -> Path:
 
 @pytest.mark.parametrize("start", [0.0, 0.2])
 def test_a_video_becomes_the_command_lines_and_leaves_nothing_else_behind(nodes, tmp_path, start):
-    from transformersr.upscale.video import enlarge_film
+    from transformersr.upscale.video import upscale_video
 
     source, weights = make_video(tmp_path / "in.mp4"), tmp_path / "models" / "mine.safetensors"
     video = comfyui_standin.VideoFromFile(str(source), start)
     (result,) = nodes.TransformerSRUpscaleVideo().upscale(video, weights.name, "longest side", longest_side=50, quality=90)["result"]
-    enlarge_film(source, tmp_path / "out.mp4", Upscaler.from_pretrained(weights, "cpu"), size=(38, 50), quality=90)
+    upscale_video(source, tmp_path / "out.mp4", Upscaler.from_pretrained(weights, "cpu"), size=(38, 50), quality=90)
     assert Path(result.file).read_bytes() == (tmp_path / "out.mp4").read_bytes()
     assert [path.name for path in (tmp_path / "temp").iterdir()] == [Path(result.file).name]
 
@@ -462,7 +462,7 @@ def base(tmp_path_factory) -> Path:
     (base / "models" / "transformersr").mkdir()
     save_model(random_model(V2), base / "models" / "transformersr" / "mine.safetensors")
     (base / "input").mkdir()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 28, 3), np.uint8)).save(base / "input" / "picture.png")
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 28, 3), np.uint8)).save(base / "input" / "image.png")
     Image.effect_noise((400, 400), 50).convert("RGB").save(base / "input" / "large.png")
     return base
 
@@ -477,7 +477,7 @@ def server(base):
         server.process.wait(60)
 
 
-def graph(image: str = "picture.png", **settings) -> dict:
+def graph(image: str = "image.png", **settings) -> dict:
     """Load, upscale, save."""
     return {
         "load": ("LoadImage", {"image": image}),
@@ -487,9 +487,9 @@ def graph(image: str = "picture.png", **settings) -> dict:
 
 
 def expected(model: Path, picture: Path) -> np.ndarray:
-    """What the network makes of a picture as a whole, in 8 bits."""
+    """What the network makes of an image as a whole, in 8 bits."""
     image = torch.from_numpy(np.asarray(Image.open(picture).convert("RGB")).copy()).permute(2, 0, 1)[None] / 255
-    return (enlarge(load_model(model), image)[0].permute(1, 2, 0) * 255).numpy()
+    return (upscale(load_model(model), image)[0].permute(1, 2, 0) * 255).numpy()
 
 
 @needs_comfyui
@@ -543,7 +543,7 @@ def test_sizes(server, settings, size):
 @needs_comfyui
 def test_the_picture_is_the_networks(server):
     (image,) = server.pictures(graph())
-    difference = np.asarray(image) - expected(ROOT / "weights" / "x4-tiny.safetensors", server.base / "input" / "picture.png")
+    difference = np.asarray(image) - expected(ROOT / "weights" / "x4-tiny.safetensors", server.base / "input" / "image.png")
     assert np.abs(difference).max() <= 1.01
 
 
@@ -567,14 +567,14 @@ def test_cores_nodes_run_both_of_the_authors_layouts_and_ours(server, loader, na
         shutil.copy(server.base / "models" / "transformersr" / name, server.base / "models" / "upscale_models" / "copy.safetensors")
         name = "copy.safetensors"
     nodes = {
-        "load": ("LoadImage", {"image": "picture.png"}),
+        "load": ("LoadImage", {"image": "image.png"}),
         "model": (loader, {"model_name": name}),
         "up": ("ImageUpscaleWithModel", {"upscale_model": ["model", 0], "image": ["load", 0]}),
         "save": ("SaveImage", {"images": ["up", 0], "filename_prefix": "test"}),
     }
     (image,) = server.pictures(nodes)
     folder = "transformersr" if name == "mine.safetensors" else "upscale_models"
-    assert np.abs(np.asarray(image) - expected(server.base / "models" / folder / name, server.base / "input" / "picture.png")).max() <= 1.01
+    assert np.abs(np.asarray(image) - expected(server.base / "models" / folder / name, server.base / "input" / "image.png")).max() <= 1.01
 
 
 @needs_comfyui
@@ -604,7 +604,7 @@ def test_a_mask_is_taken(server):
     nodes["up"][1]["mask"] = ["mask", 0]
     (image,) = server.pictures(nodes)
     assert image.size == (112, 80)
-    assert np.abs(np.asarray(image) - expected(ROOT / "weights" / "x4-tiny.safetensors", server.base / "input" / "picture.png")).max() > 10
+    assert np.abs(np.asarray(image) - expected(ROOT / "weights" / "x4-tiny.safetensors", server.base / "input" / "image.png")).max() > 10
 
 
 @needs_comfyui

@@ -65,15 +65,15 @@ def place(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("transformersr.training.train.train", train)
-    for folder in ("FOLDER/comfy", "FOLDER/models/upscale_models", "models", "pictures", "PICTURES", "images", "IMAGES", "DATA", "RUN"):
+    for folder in ("FOLDER/comfy", "FOLDER/models/upscale_models", "models", "images", "PICTURES", "images", "IMAGES", "DATA", "RUN"):
         Path(folder).mkdir(parents=True)
-    for folder in ("pictures", "PICTURES", "images", "IMAGES", "DATA", "FOLDER"):
+    for folder in ("images", "PICTURES", "images", "IMAGES", "DATA", "FOLDER"):
         drawing(1, 32).save(Path(folder, "1.png"))
     for folder in ("PICTURES", "IMAGES"):
         drawing(2, 32).save(Path(folder, "2.png"))
-    drawing(0, 16).save("picture.png")
     drawing(0, 16).save("image.png")
-    drawing(0, 16).save("picture.webp")
+    drawing(0, 16).save("image.png")
+    drawing(0, 16).save("image.webp")
     save_model(random_model(V2), "models/transformerSR_b8_d256_w4_h16.pt")
     save_model(random_model(V2), "RUN/best.safetensors")
     Path("RUN/config.json").write_text("{}")
@@ -178,7 +178,7 @@ def our_options() -> set[str]:
 
 @pytest.mark.parametrize("path", [path for path in RUN if blocks(path, "python")], ids=name_of)
 def test_python_in_the_documents_runs(path, place):
-    image = Image.open("picture.png")
+    image = Image.open("image.png")
     names = {"image": image, "prompt": "", "pipeline": lambda prompt: SimpleNamespace(images=[image])}
     for block in blocks(path, "python"):
         exec(block, names)

@@ -1,4 +1,4 @@
-"""The source of drawn pictures: reproducible, flat where it is flat, sharp where it is not."""
+"""The source of drawn images: reproducible, flat where it is flat, sharp where it is not."""
 
 import numpy as np
 import pytest
@@ -45,7 +45,7 @@ def test_much_is_exactly_flat(pictures):
 
 
 def test_edges_are_done_within_two_pixels(pictures):
-    """Where a picture changes much over four pixels, it mostly changes as much over two of them."""
+    """Where an image changes much over four pixels, it mostly changes as much over two of them."""
     kept = []
     for picture in pictures:
         light = picture.mean(axis=-1)

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten
 from transformersr.arch import VARIANTS, TransformerSR
 from transformersr.arch.streaming import stream, total_rows
 from transformersr.upscale import engine
-from transformersr.upscale.engine import MemoryBudgetError, enlarge, enlarge_to
+from transformersr.upscale.engine import MemoryBudgetError, upscale, upscale_to
 from transformersr.upscale.planning import Plan, Workload, make_plan, proportional_size, target_size
 
 from random_models import V1, V2, random_model
@@ -34,19 +34,19 @@ def test_a_small_budget_changes_nothing_but_the_band(config, monkeypatch):
     monkeypatch.setattr(
         engine, "stream", lambda model, image, band_rows, **options: bands.append(band_rows) or stream(model, image, band_rows, **options)
     )
-    expected = enlarge(model, image)
+    expected = upscale(model, image)
     least = Workload(config, 96, 40, 4).bytes_for(4)
-    assert (enlarge(model, image, memory=least) - expected).abs().max() <= 1e-5
+    assert (upscale(model, image, memory=least) - expected).abs().max() <= 1e-5
     assert bands == [96, 4, 4]  # both together, and each alone where they would not fit
     with pytest.raises(MemoryBudgetError, match=r"40x96.*raise the budget"):
-        enlarge(model, image, memory=least - 1)
+        upscale(model, image, memory=least - 1)
 
 
 @pytest.mark.parametrize("config", [V1, V2], ids=["v1", "v2"])
 def test_frames_together_are_as_each_alone(config):
     model, images, shapes = random_model(config), torch.rand(5, 3, 21, 13), []
-    together = enlarge(model, images, on_progress=lambda done, total: shapes.append((done, total)))
-    alone = torch.cat([enlarge(model, image[None]) for image in images])
+    together = upscale(model, images, on_progress=lambda done, total: shapes.append((done, total)))
+    alone = torch.cat([upscale(model, image[None]) for image in images])
     assert (together - alone).abs().max() <= 1e-5
     assert shapes[-1] == (5 * total_rows(model, 21),) * 2
 
@@ -60,9 +60,9 @@ def test_frames_go_alone_where_they_do_not_fit_together(monkeypatch):
             raise RuntimeError("CUDA out of memory")
         return stream(model, image, band_rows, **options)
 
-    expected = enlarge(model, images := torch.rand(3, 3, 8, 8))
+    expected = upscale(model, images := torch.rand(3, 3, 8, 8))
     monkeypatch.setattr(engine, "stream", full)
-    assert (enlarge(model, images) - expected).abs().max() <= 1e-5
+    assert (upscale(model, images) - expected).abs().max() <= 1e-5
     assert counts[0] == 3
     assert counts[-3:] == [1, 1, 1]
 
@@ -177,7 +177,7 @@ def test_a_full_device_gets_half_the_band_and_then_no_features():
 def test_running_out_of_memory_halves_the_band_and_says_so_once(monkeypatch, caplog):
     monkeypatch.setattr("transformersr.upscale.planning.CPU_BAND_BYTES", 2**40)
     model, image = random_model(V2), torch.rand(1, 3, 64, 16)
-    expected, tried = enlarge(model, image), []
+    expected, tried = upscale(model, image), []
 
     def full(model, image, band_rows, **options):
         tried.append(band_rows)
@@ -186,7 +186,7 @@ def test_running_out_of_memory_halves_the_band_and_says_so_once(monkeypatch, cap
         return stream(model, image, band_rows, **options)
 
     monkeypatch.setattr(engine, "stream", full)
-    assert (enlarge(model, image) - expected).abs().max() <= 1e-5
+    assert (upscale(model, image) - expected).abs().max() <= 1e-5
     assert tried == [64, 32, 16]
     assert len([record for record in caplog.records if "out of memory" in record.message]) == 1
 
@@ -199,19 +199,19 @@ def test_a_device_too_small_for_one_band_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr(engine, "stream", full)
     with pytest.raises(MemoryBudgetError, match="smaller model"):
-        enlarge(model, torch.rand(1, 3, 16, 16))
+        upscale(model, torch.rand(1, 3, 16, 16))
 
 
 def test_other_errors_travel_on(monkeypatch):
     model = random_model(V2)
     monkeypatch.setattr(engine, "stream", lambda *args, **options: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
-        enlarge(model, torch.rand(1, 3, 16, 16))
+        upscale(model, torch.rand(1, 3, 16, 16))
 
 
 def test_progress_is_called_for_every_band_and_ends_at_the_total():
     model, calls = random_model(V2), []
-    enlarge(
+    upscale(
         model,
         torch.rand(2, 3, 40, 16),
         on_progress=lambda done, total: calls.append((done, total)),
@@ -231,7 +231,7 @@ def test_progress_may_cancel():
         raise Cancelled
 
     with pytest.raises(Cancelled):
-        enlarge(random_model(V2), torch.rand(1, 3, 40, 16), on_progress=cancel)
+        upscale(random_model(V2), torch.rand(1, 3, 40, 16), on_progress=cancel)
 
 
 def test_half_precision_that_overflows_is_done_again_in_float32(caplog):
@@ -240,8 +240,8 @@ def test_half_precision_that_overflows_is_done_again_in_float32(caplog):
         model.conv_first.weight.mul_(1e5)
         model.upsample.weight.mul_(1e-3)
     image = torch.rand(1, 3, 16, 16)
-    expected = enlarge(model, image)
-    result = enlarge(model.half(), image)
+    expected = upscale(model, image)
+    result = upscale(model.half(), image)
     assert result.isfinite().all()
     assert "float32" in caplog.text
     assert model.dtype == torch.float16
@@ -251,8 +251,8 @@ def test_half_precision_that_overflows_is_done_again_in_float32(caplog):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
 def test_half_precisions_stay_close(dtype, tolerance):
     image = torch.rand(1, 3, 24, 24)
-    expected = enlarge(random_model(V2), image)
-    assert (enlarge(random_model(V2).to(dtype), image) - expected).abs().max() < tolerance
+    expected = upscale(random_model(V2), image)
+    assert (upscale(random_model(V2).to(dtype), image) - expected).abs().max() < tolerance
 
 
 def test_nan_in_the_picture_is_taken_as_black_and_said(caplog):
@@ -260,14 +260,14 @@ def test_nan_in_the_picture_is_taken_as_black_and_said(caplog):
     black = image.clone()
     black[0, :, 3, 4] = 0
     image[0, :, 3, 4] = float("nan")
-    assert torch.equal(enlarge(model, image), enlarge(model, black))
+    assert torch.equal(upscale(model, image), upscale(model, black))
     assert "not finite" in caplog.text
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 4, 8, 8), (1, 3, 0, 8)])
 def test_other_shapes_are_refused(shape):
     with pytest.raises(ValueError, match="expected"):
-        enlarge(random_model(V2), torch.zeros(shape))
+        upscale(random_model(V2), torch.zeros(shape))
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_any_factor_gives_the_rounded_size(factor, expected):
     height, width = target_size(7, 13, 2, factor)
     assert (height, width) == expected
     calls = []
-    result = enlarge_to(random_model(V2), torch.rand(1, 3, 7, 13), height, width, on_progress=lambda *call: calls.append(call))
+    result = upscale_to(random_model(V2), torch.rand(1, 3, 7, 13), height, width, on_progress=lambda *call: calls.append(call))
     assert result.shape == (1, 3, *expected)
     assert result.min() >= 0
     assert result.max() <= 1
@@ -289,7 +289,7 @@ def test_a_network_that_starts_as_bicubic_does_not_shift():
     for parameter in model.upsample.parameters():
         torch.nn.init.zeros_(parameter)
     ramp = torch.linspace(0.1, 0.9, 64).expand(1, 3, 48, 64)
-    result = enlarge(model, ramp)[0, 0, 8:-8, 16:-16]
+    result = upscale(model, ramp)[0, 0, 8:-8, 16:-16]
     centres = (torch.arange(64 * 4) + 0.5) / 4 - 0.5
     expected = (0.1 + 0.8 * centres / 63)[16:-16]
     slope = 0.8 / 63 / 4  # of the ramp per result pixel
@@ -299,14 +299,14 @@ def test_a_network_that_starts_as_bicubic_does_not_shift():
 def test_what_does_not_fit_in_a_later_pass_names_the_pass():
     model, image = random_model(V2), torch.rand(1, 3, 16, 16)
     with pytest.raises(MemoryBudgetError, match=r"^pass 2 of 2: an image of 32x32 needs"):
-        enlarge_to(model, image, 64, 64, memory=300_000)
+        upscale_to(model, image, 64, 64, memory=300_000)
     with pytest.raises(MemoryBudgetError, match=r"^an image of 16x16 needs"):
-        enlarge_to(model, image, 64, 64, memory=10_000)
+        upscale_to(model, image, 64, 64, memory=10_000)
 
 
 def test_float_resize_never_goes_through_8_bits():
     model = random_model(V2)
-    result = enlarge_to(model, torch.linspace(0.4, 0.41, 64).expand(1, 3, 64, 64), 96, 96)
+    result = upscale_to(model, torch.linspace(0.4, 0.41, 64).expand(1, 3, 64, 64), 96, 96)
     assert len(np.unique(result.numpy())) > 256
 
 

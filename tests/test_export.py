@@ -94,7 +94,7 @@ def test_names_come_from_the_run_and_say_the_scale(run):
 @pytest.fixture
 def hosts(tmp_path):
     """Folders as ComfyUI and a WebUI have them."""
-    for folder in ("ComfyUI/comfy", "ComfyUI/models/upscale_models", "ComfyUI/output", "webui/modules", "webui/models/ESRGAN", "Pictures"):
+    for folder in ("ComfyUI/comfy", "ComfyUI/models/upscale_models", "ComfyUI/output", "webui/modules", "webui/models/ESRGAN", "Images"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "webui" / "webui.py").touch()
     for folder in ("Desktop/custom_nodes", "Desktop/models", "shared/models/upscale_models", "D/ComfyUI_windows_portable/ComfyUI/comfy"):
@@ -123,7 +123,7 @@ def test_hosts_are_recognised(hosts, given, expected):
     assert model_folder(hosts / given) == (hosts / expected).resolve()
 
 
-@pytest.mark.parametrize("given", ["Pictures", "ComfyUI/output", "none"])
+@pytest.mark.parametrize("given", ["Images", "ComfyUI/output", "none"])
 def test_another_folder_is_refused_in_a_sentence(hosts, run, given):
     result = CliRunner().invoke(export, [str(run), "--install", str(hosts / given)])
     assert isinstance(result.exception, ValueError)
@@ -157,7 +157,7 @@ def test_without_the_packages_a_sentence_says_what_to_install(run, monkeypatch):
 
 
 def test_onnx_makes_the_same_picture_at_every_size(tmp_path):
-    """With plain and shifted windows, and two pixels of the picture seen as one."""
+    """With plain and shifted windows, and two pixels of the image seen as one."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="ONNX is an extra")
     import onnx

@@ -36,7 +36,7 @@ from transformersr.training.run_state import Progress, RunState
 from transformersr.training.train import train
 from transformersr.upscale import engine
 from transformersr.upscale.batch import Job, run_jobs
-from transformersr.upscale.engine import MemoryBudgetError, enlarge
+from transformersr.upscale.engine import MemoryBudgetError, upscale
 from transformersr.upscale.image_io import FORMATS, Picture, read_picture, write_picture
 from transformersr.upscale.memory import room_in_container
 from transformersr.upscale.metadata import Carried
@@ -61,7 +61,7 @@ def small(monkeypatch):
 
 @pytest.fixture
 def jobs(tmp_path):
-    """Two small pictures to enlarge, into a folder that is there."""
+    """Two small images to upscale, into a folder that is there."""
     (tmp_path / "out").mkdir()
     for index in range(2):
         drawing(index, 8).save(tmp_path / f"{index}.png")
@@ -350,10 +350,10 @@ FULL = [RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), RuntimeErro
 def test_running_out_of_memory_at_any_band_gives_the_same_picture(monkeypatch):
     monkeypatch.setattr("transformersr.upscale.planning.CPU_BAND_BYTES", 8 * 8 * 16 * 16 * 4)
     model, image, calls = random_model(V2), torch.rand(1, 3, 24, 16), []
-    expected = enlarge(model, image, on_progress=lambda *call: calls.append(call))
+    expected = upscale(model, image, on_progress=lambda *call: calls.append(call))
     for number in range(len(calls)):
         raising_at(monkeypatch, number, FULL[number % 3])
-        assert (enlarge(model, image) - expected).abs().max() <= 1e-5
+        assert (upscale(model, image) - expected).abs().max() <= 1e-5
     assert len(calls) > 5
 
 
@@ -448,7 +448,7 @@ def test_a_bad_gradient_of_the_discriminator_stops_the_step_of_both_networks_in_
         (net_d(torch.ones(1)) * bad).sum().backward()
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        assert steps.follow_gradients(run, nets, norm) == taken
+        assert steps.optimizer_step(run, nets, norm) == taken
         assert (net.weight.item() != before[0], net_d.weight.item() != before[1]) == (taken, taken)
 
 
@@ -494,15 +494,15 @@ def test_cancelling_at_any_call_leaves_nothing_behind(folder, tmp_path):
 def test_cancelling_at_any_call_leaves_the_precision_as_it_was(caplog):
     model, calls = random_model(V2), []
     with torch.no_grad():
-        model.conv_first.weight.mul_(1e5)  # half precision overflows, and the picture is done again in float32
+        model.conv_first.weight.mul_(1e5)  # half precision overflows, and the image is done again in float32
         model.upsample.weight.mul_(1e-3)
     image = torch.rand(1, 3, 16, 16)
-    expected = enlarge(model.half(), image, on_progress=lambda *call: calls.append(call))
+    expected = upscale(model.half(), image, on_progress=lambda *call: calls.append(call))
     for number in range(len(calls)):
         with pytest.raises(Cancelled):
-            enlarge(model, image, on_progress=cancelling_at(number))
+            upscale(model, image, on_progress=cancelling_at(number))
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
-    assert torch.equal(enlarge(model, image), expected)
+    assert torch.equal(upscale(model, image), expected)
 
 
 # --- a mixed folder, as tests/long/load.py has it at length -----------------------------------------

@@ -77,7 +77,7 @@ def test_images_that_nothing_reads_are_named_with_what_to_do(here, model, caplog
     (here / "in" / "e.png").symlink_to(here / "nothing.png")
     result = run("upscale", "in", "-m", model, "-o", "out")
     assert result.exit_code == 1
-    assert "1 of 5 pictures done" in result.stdout
+    assert "1 of 5 images done" in result.stdout
     for words in (
         "b.heic: this is HEIC",
         "c.jxl: this is JPEG XL",
@@ -305,14 +305,14 @@ def test_either_may_be_a_file(here, model):
 @pytest.mark.parametrize(
     ("arguments", "content", "words"),
     [
-        (["-", "-o", "-"], b"no picture", "<standard input>: not a picture"),
+        (["-", "-o", "-"], b"no picture", "<standard input>: not an image"),
         (["-", "-o", "-"], b"", "<standard input>: the file is empty"),
-        (["-", "-o", "-"], png()[:45], "<standard input>: the picture is truncated"),
-        (["-", "a.png", "-o", "-"], png(), "name one picture"),
-        (["in", "-o", "-"], b"", "name one picture"),
+        (["-", "-o", "-"], png()[:45], "<standard input>: the image is truncated"),
+        (["-", "a.png", "-o", "-"], png(), "name one image"),
+        (["in", "-o", "-"], b"", "name one image"),
         (["-", "-o", "folder/"], png(), "expected the name of a file"),
     ],
-    ids=["no picture", "nothing", "half a picture", "two inputs", "a folder", "into a folder"],
+    ids=["no image", "nothing", "half an image", "two inputs", "a folder", "into a folder"],
 )
 def test_mistakes_with_standard_streams_write_nothing(here, model, caplog, arguments, content, words):
     image(here / "a.png")

@@ -1,4 +1,4 @@
-"""Picture files and PIL images: pixels exact, and what goes with them still there."""
+"""Image files and PIL images: pixels exact, and what goes with them still there."""
 
 from __future__ import annotations
 
@@ -428,7 +428,7 @@ def test_truncated_files_are_refused(tmp_path, monkeypatch, suffix, lenient):
     assert ImageFile.LOAD_TRUNCATED_IMAGES is lenient
 
 
-@pytest.mark.parametrize(("content", "message"), [(b"", "empty"), (b"no picture at all", "not a picture")])
+@pytest.mark.parametrize(("content", "message"), [(b"", "empty"), (b"no picture at all", "not an image")])
 def test_files_that_are_no_pictures_are_refused(tmp_path, content, message):
     (tmp_path / "a.png").write_bytes(content)
     with pytest.raises(PictureError, match=f"a.png: .*{message}"):

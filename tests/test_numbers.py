@@ -15,7 +15,7 @@ from transformersr import Upscaler
 from transformersr.arch import stream
 from transformersr.training.results.validate import to_tensor
 from transformersr.upscale import engine
-from transformersr.upscale.engine import enlarge
+from transformersr.upscale.engine import upscale
 from transformersr.upscale.upscaler import available_models
 
 from synthetic_images import drawing
@@ -94,11 +94,11 @@ def test_a_precision_that_the_device_cannot_do_is_done_in_float32_and_said(upsca
         return stream(model, picture, band_rows, **options)
 
     monkeypatch.setattr(engine, "stream", refuse)
-    assert 255 * difference(enlarge(model, image), expected) < 0.1  # its tables have been in fp16
+    assert 255 * difference(upscale(model, image), expected) < 0.1  # its tables have been in fp16
     assert "torch.float16 cannot be computed on cpu" in caplog.text
 
 
-# --- extreme pictures ----------------------------------------------------------------------------
+# --- extreme images ----------------------------------------------------------------------------
 
 
 def extremes(side: int = 16) -> dict[str, torch.Tensor]:
@@ -126,7 +126,7 @@ def test_values_that_are_no_numbers_are_black_and_said(upscaler, image, caplog):
         broken[..., 7, column], black[..., 7, column] = value, 0
     assert torch.equal(upscaler(broken), upscaler(black))
     assert "9 of the image's 5328 values are not finite (NaN or infinity) and are taken as black" in caplog.text
-    assert torch.equal(enlarge(upscaler.model, torch.full_like(image, float("nan"))), upscaler(torch.zeros_like(image)))
+    assert torch.equal(upscale(upscaler.model, torch.full_like(image, float("nan"))), upscaler(torch.zeros_like(image)))
 
 
 def test_transparency_outlives_one_value_that_is_no_number(upscaler, image):
@@ -155,7 +155,7 @@ def test_a_small_overshoot_is_cut_off_in_silence(upscaler, image, caplog):
 
 
 def test_plain_areas_keep_their_colour(upscaler, name):
-    """Half a level of 255, in every channel of 27 colours, away from the picture's edge; one level against a discriminator."""
+    """Half a level of 255, in every channel of 27 colours, away from the image's edge; one level against a discriminator."""
     levels, edge = torch.tensor([0.0, 0.5, 1.0]), 8 * upscaler.scale
     colours = torch.cartesian_prod(levels, levels, levels)
     large = upscaler(colours[:, :, None, None].expand(-1, -1, 24, 24))

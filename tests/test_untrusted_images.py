@@ -49,7 +49,7 @@ def any_format(format: str) -> bytes:
 @pytest.mark.parametrize("format", WRITABLE)
 def test_a_format_is_told_by_its_content_and_half_a_picture_is_none(tmp_path, format):
     whole = any_format(format)
-    path = tmp_path / "picture.jpg"
+    path = tmp_path / "image.jpg"
     path.write_bytes(whole)
     assert read_picture(path).color.shape[2] == 3
     for length in {*range(1, len(whole), 1024), len(whole) // 2}:
@@ -60,8 +60,8 @@ def test_a_format_is_told_by_its_content_and_half_a_picture_is_none(tmp_path, fo
 @pytest.mark.parametrize("size", [(1, 1), (1, 20000)])
 def test_pictures_of_any_shape_are_enlarged(tmp_path, size):
     Image.new("RGB", size, "red").save(tmp_path / "a.png")
-    enlarged = Upscaler(random_model(V2)).enlarge_picture(read_picture(tmp_path / "a.png"))
-    assert enlarged.color.shape == (2 * size[1], 2 * size[0], 3)
+    upscaled = Upscaler(random_model(V2)).upscale_picture(read_picture(tmp_path / "a.png"))
+    assert upscaled.color.shape == (2 * size[1], 2 * size[0], 3)
 
 
 PROGRAM = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(ran) (w) file closefile\nshowpage\n%%EOF\n"
@@ -72,7 +72,7 @@ def test_a_picture_that_is_a_program_is_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "check_call", lambda *args, **options: pytest.fail("a program is run"))
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: pytest.fail("a program is run"))
     (tmp_path / "cute.png").write_bytes(PROGRAM)
-    assert "programs, and none is run; save the picture as PNG" in refused(tmp_path / "cute.png", PictureError, read_picture)
+    assert "programs, and none is run; save the image as PNG" in refused(tmp_path / "cute.png", PictureError, read_picture)
 
 
 def png(width: int, height: int, data: bytes = b"") -> bytes:
@@ -122,14 +122,14 @@ def test_a_size_that_a_format_cannot_have_is_known_before_the_work(tmp_path):
 
 
 def tiled_tiff(side: int) -> bytes:
-    """An 8x8 picture in a tile of any size."""
+    """An 8x8 image in a tile of any size."""
     values = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 500, 325: 10}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
     return (b"II*\0\x08\0\0\0" + struct.pack("<H", len(values)) + entries).ljust(500, b"\0") + zlib.compress(bytes(100))
 
 
 def many_scans(scans: int) -> bytes:
-    """A progressive JPEG that goes over the picture once more, again and again."""
+    """A progressive JPEG that goes over the image once more, again and again."""
     whole = encoded("JPEG", progressive=True)
     last = whole.rindex(b"\xff\xda")
     return whole[:-2] + scans * whole[last:-2] + whole[-2:]
@@ -142,7 +142,7 @@ def long_text(letters: int) -> bytes:
 
 
 UNFOLDING = {
-    "a.tif": (tiled_tiff(46000), "tiles of 46000x46000 pixels are larger than the picture"),
+    "a.tif": (tiled_tiff(46000), "tiles of 46000x46000 pixels are larger than the image"),
     "a.jpg": (many_scans(1000), "scans, and expected are 1000 or less"),
     "a.png": (long_text(2**26), "Decompressed"),
 }

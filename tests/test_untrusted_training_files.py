@@ -95,7 +95,7 @@ def test_the_state_of_a_run_runs_nothing_and_takes_no_memory(run, tmp_path, monk
     resource = pytest.importorskip("resource")
     monkeypatch.chdir(tmp_path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for read in (run.load, run.go_back):
+    for read in (run.load, run.roll_back):
         refused(write_checkpoint(tmp_path / "state.pt", STATES[attack]), ValueError, read)
     assert os.listdir(tmp_path) == ["state.pt"]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 2**10

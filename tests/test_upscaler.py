@@ -1,4 +1,4 @@
-"""`Upscaler`: every kind of picture in, the same kind out."""
+"""`Upscaler`: every kind of image in, the same kind out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 
 from transformersr import Upscaler
 from transformersr.arch import save_model
-from transformersr.training.data.degradation import shrink
+from transformersr.training.data.degradation import downscale
 from transformersr.training.results.metrics import psnr, shift
 from transformersr.training.results.validate import to_tensor
 from transformersr.upscale.upscaler import available_models, find_device, find_dtype, find_model, parse_bytes
@@ -62,7 +62,7 @@ def test_uint8_and_single_pictures_are_tensors_too_and_arrays_may_be_batches(ups
 def test_what_it_is_can_be_seen_and_what_is_no_picture_is_refused_with_advice(upscaler):
     assert repr(upscaler) == "Upscaler(scale=2, device='cpu', dtype=torch.float32, memory=None)"
     with pytest.raises(TypeError, match=r"is a str.*PIL\.Image\.open"):
-        upscaler("picture.png")
+        upscaler("image.png")
     with pytest.raises(TypeError, match=r"is a list.*one by one"):
         upscaler([Image.new("RGB", (4, 4))])
 
@@ -73,21 +73,21 @@ def test_a_long_batch_is_done_a_few_at_a_time_into_the_room_given(upscaler, monk
     whole = upscaler(images)
     monkeypatch.setattr("transformersr.upscale.upscaler.BATCH_PIXELS", 2 * 14 * 26)
     room = torch.empty(5, 14, 26, channels, dtype=torch.float64)
-    result = upscaler.enlarge_batch(images, on_progress=lambda done, total: seen.append(done / total), out=room.movedim(-1, 1))
+    result = upscaler.upscale_batch(images, on_progress=lambda done, total: seen.append(done / total), out=room.movedim(-1, 1))
     assert result.data_ptr() == room.data_ptr()
     assert (room.movedim(-1, 1) - whole).abs().max() <= 1e-5
     assert seen == sorted(seen)
     assert seen[-1] == 1
     assert len(seen) >= 9  # three batches, two channel blocks and the end each
     with pytest.raises(ValueError, match="out has shape"):
-        upscaler.enlarge_batch(images, out=room)
+        upscaler.upscale_batch(images, out=room)
 
 
 def test_room_to_ask_a_host_for_is_that_of_the_largest_pass_or_the_budget(upscaler):
-    ask = upscaler.comfortable_memory
+    ask = upscaler.memory_required
     assert ask(1, 100, 100) < ask(1, 200, 100) < ask(1, 200, 100, factor=4) < ask(1, 200, 100, factor=8)
     assert ask(1, 100, 100) < ask(8, 100, 100) == ask(8, 100, 100, size=(200, 200))
-    assert Upscaler(upscaler.model, memory=1234).comfortable_memory(8, 100, 100) == 1234
+    assert Upscaler(upscaler.model, memory=1234).memory_required(8, 100, 100) == 1234
 
 
 def test_kinds_agree(upscaler):
@@ -170,10 +170,10 @@ def test_the_default_model_comes_with_the_package():
 def test_the_default_model_beats_bicubic_and_does_not_shift(method):
     upscaler = Upscaler.from_pretrained(device="cpu")
     gt = drawing(3, 256)
-    small = shrink(gt, 4, method)
+    small = downscale(gt, 4, method)
     ours, bicubic = (to_tensor(image) for image in (upscaler(small), small.resize(gt.size, Image.Resampling.BICUBIC)))
     assert psnr(ours, to_tensor(gt)) > psnr(bicubic, to_tensor(gt)) + 1
-    assert np.abs(shift(ours, to_tensor(gt), 4)).max() < 0.05  # of one picture; over many it is below 0.01
+    assert np.abs(shift(ours, to_tensor(gt), 4)).max() < 0.05  # of one image; over many it is below 0.01
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A film through the network: frames enlarged, everything else as it was."""
+"""A video through the network: frames upscaled, everything else as it was."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def make_film(path, pixels="yuv420p", turn=0, sound=True, **tags):
 
 
 def read_film(path):
-    """Times and RGB of its frames, bytes of its sound, and what its pictures are said to be."""
+    """Times and RGB of its frames, bytes of its sound, and what its images are said to be."""
     with av.open(str(path)) as film:
         stream = film.streams.video[0]
         context = stream.codec_context
@@ -93,9 +93,9 @@ def worst(ours, wanted):
     ids=["untagged", "full range BT.709", "HDR"],
 )
 def test_times_colours_depth_sound_and_title_stay(tmp_path, upscaler, pixels, tags):
-    source, target, shares = make_film(tmp_path / "film.mp4", pixels, **tags), tmp_path / "large.mp4", []
+    source, target, shares = make_film(tmp_path / "video.mp4", pixels, **tags), tmp_path / "large.mp4", []
     before = source.read_bytes()
-    video.enlarge_film(source, target, upscaler, on_progress=shares.append)
+    video.upscale_video(source, target, upscaler, on_progress=shares.append)
     times, small, sound, said = read_film(source)
     assert len(times) == FRAMES
     large_times, large, large_sound, large_said = read_film(target)
@@ -106,13 +106,13 @@ def test_times_colours_depth_sound_and_title_stay(tmp_path, upscaler, pixels, ta
     assert worst(large, upscaler(small)) < 1
     assert shares == sorted(shares)
     assert source.read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["film.mp4", "large.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["video.mp4", "large.mp4"]
 
 
-@pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="this PyAV cannot make such a film")
+@pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="this PyAV cannot make such a video")
 def test_a_film_that_a_player_turns_stands_upright(tmp_path, upscaler):
-    source = make_film(tmp_path / "film.mp4", turn=90, sound=False)
-    video.enlarge_film(source, tmp_path / "large.mkv", upscaler, factor=1.4)
+    source = make_film(tmp_path / "video.mp4", turn=90, sound=False)
+    video.upscale_video(source, tmp_path / "large.mkv", upscaler, factor=1.4)
     _, small, *_ = read_film(source)
     _, large, *_ = read_film(tmp_path / "large.mkv")
     assert large.shape == (FRAMES, 68, 46, 3)  # raised to even numbers
@@ -123,14 +123,14 @@ def test_a_film_that_a_player_turns_stands_upright(tmp_path, upscaler):
 
 def test_the_command_takes_films_beside_pictures_and_names_what_is_none(tmp_path):
     save_model(random_model(V2), tmp_path / "model.safetensors")
-    make_film(tmp_path / "film.mkv")
+    make_film(tmp_path / "video.mkv")
     drawing(0, 16).save(tmp_path / "still.png")
     (tmp_path / "broken.mp4").write_bytes(b"no film")
-    names = [str(tmp_path / name) for name in ("film.mkv", "still.png", "broken.mp4")]
+    names = [str(tmp_path / name) for name in ("video.mkv", "still.png", "broken.mp4")]
     command = ["upscale", *names, "-m", str(tmp_path / "model.safetensors"), "--device", "cpu"]
     result = CliRunner().invoke(main, command, catch_exceptions=False)
     assert result.exit_code == 1
-    assert "2 of 3 pictures done" in result.stdout
+    assert "2 of 3 images done" in result.stdout
     assert {"film_x2.mkv", "still_x2.png"} <= {path.name for path in tmp_path.iterdir()}
     assert not list(tmp_path.glob("broken_*")) + list(tmp_path.glob(".*.part"))
 
@@ -138,21 +138,21 @@ def test_the_command_takes_films_beside_pictures_and_names_what_is_none(tmp_path
 def test_a_playlist_under_the_name_of_a_film_opens_no_other_file(tmp_path, upscaler):
     """FFmpeg goes by what is in a file, and a playlist may name any."""
     make_film(tmp_path / "private.mkv")
-    (tmp_path / "film.mp4").write_text("ffconcat version 1.0\nfile private.mkv\n")
-    with av.open(str(tmp_path / "film.mp4")) as film:
+    (tmp_path / "video.mp4").write_text("ffconcat version 1.0\nfile private.mkv\n")
+    with av.open(str(tmp_path / "video.mp4")) as film:
         assert len(list(film.decode(video=0))) == FRAMES  # so it would
-    with pytest.raises(ValueError, match=r"film\.mp4: cannot be read or written as a film"):
-        video.enlarge_film(tmp_path / "film.mp4", tmp_path / "large.mp4", upscaler)
+    with pytest.raises(ValueError, match=r"video\.mp4: cannot be read or written as a video"):
+        video.upscale_video(tmp_path / "video.mp4", tmp_path / "large.mp4", upscaler)
     assert not (tmp_path / "large.mp4").exists()
 
 
 def test_frames_that_do_not_fit_into_memory_are_refused_before_and_on_the_way(tmp_path, upscaler, monkeypatch):
-    source = make_film(tmp_path / "film.mp4")
+    source = make_film(tmp_path / "video.mp4")
     for module in (image_io, video_read):
         monkeypatch.setattr(module, "most_pixels", lambda: 1000)
-    with pytest.raises(ValueError, match=r"film\.mp4: 48x32 pixels need .* are free"):
-        video.enlarge_film(source, tmp_path / "large.mp4", upscaler)
+    with pytest.raises(ValueError, match=r"video\.mp4: 48x32 pixels need .* are free"):
+        video.upscale_video(source, tmp_path / "large.mp4", upscaler)
     monkeypatch.setattr(video_read, "check_pixels", lambda *args: None)  # as if the file's header said less
-    with pytest.raises(ValueError, match=r"film\.mp4: "):
-        video.enlarge_film(source, tmp_path / "large.mp4", upscaler)
+    with pytest.raises(ValueError, match=r"video\.mp4: "):
+        video.upscale_video(source, tmp_path / "large.mp4", upscaler)
     assert not (tmp_path / "large.mp4").exists()

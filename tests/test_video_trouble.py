@@ -110,7 +110,7 @@ def test_broken_times_of_any_kind_increase(tmp_path, upscaler, claim, times, rig
     claim(times)
     with video.open_container(source, **video.READING) as container:
         assert [frame.pts for frame, _ in video.VideoSource(source, container).frames()] == right
-    video.enlarge_film(source, tmp_path / "b.mkv", upscaler)
+    video.upscale_video(source, tmp_path / "b.mkv", upscaler)
     assert np.diff(read_times(tmp_path / "b.mkv")) == pytest.approx(np.diff(right) / 25, abs=2e-3)
 
 
@@ -119,7 +119,7 @@ def test_a_file_joined_from_two_goes_on_where_the_first_ends(tmp_path, upscaler)
         make_video(tmp_path / f"{name}.ts", sound="mp2", frames=20)
     joined = tmp_path / "joined.ts"
     joined.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
-    video.enlarge_film(joined, tmp_path / "new.mkv", upscaler)
+    video.upscale_video(joined, tmp_path / "new.mkv", upscaler)
     times = read_times(tmp_path / "new.mkv")
     assert len(times) >= 39
     assert all(0.05 < step < 1 for step in np.diff(times))
@@ -131,8 +131,8 @@ def test_old_containers_come_out_with_their_frames_and_sound(tmp_path, upscaler,
     codec = {"flv1": "flv"}.get(codec, codec)
     rate = 25 if suffix == "mpg" else 10
     source = make_video(tmp_path / f"a.{suffix}", codec, sound=sound if suffix != "flv" else None, rate=rate)
-    target = tmp_path / f"b{video.film_suffix(source)}"
-    video.enlarge_film(source, target, upscaler)
+    target = tmp_path / f"b{video.video_suffix(source)}"
+    video.upscale_video(source, target, upscaler)
     assert len(read_times(target)) == len(read_times(source))
     if suffix != "flv":
         assert len(read_sound(target)[1]) == pytest.approx(len(read_sound(source)[1]), rel=0.2)
@@ -143,7 +143,7 @@ def test_old_containers_come_out_with_their_frames_and_sound(tmp_path, upscaler,
 
 def test_sound_that_cannot_be_copied_is_encoded_without_loss_and_said(tmp_path, upscaler, caplog):
     source = make_video(tmp_path / "old.avi", "mpeg4", sound="adpcm_ms")
-    video.enlarge_film(source, tmp_path / "new.mkv", upscaler)
+    video.upscale_video(source, tmp_path / "new.mkv", upscaler)
     (_, old), (name, new) = read_sound(source), read_sound(tmp_path / "new.mkv")
     assert name == "flac"
     assert np.array_equal(new[: len(old)], old)
@@ -152,7 +152,7 @@ def test_sound_that_cannot_be_copied_is_encoded_without_loss_and_said(tmp_path, 
 
 def test_sound_that_a_kind_of_file_cannot_hold_becomes_one_that_it_can(tmp_path, upscaler, caplog):
     source = make_video(tmp_path / "a.mkv", sound="tta")
-    video.enlarge_film(source, tmp_path / "b.mp4", upscaler)
+    video.upscale_video(source, tmp_path / "b.mp4", upscaler)
     assert read_sound(tmp_path / "b.mp4")[0] == "aac"
     assert ".mkv files hold most as they are" in caplog.text
 
@@ -174,7 +174,7 @@ def test_subtitles_become_those_of_the_container(tmp_path, upscaler, caplog):
                 if packet.size:
                     packet.stream = stream
                     new.mux(packet)
-    video.enlarge_film(tmp_path / "with.mkv", tmp_path / "b.mp4", upscaler)
+    video.upscale_video(tmp_path / "with.mkv", tmp_path / "b.mp4", upscaler)
     with av.open(str(tmp_path / "b.mp4")) as result:
         assert result.streams.subtitles[0].codec_context.name == "mov_text"
         packets = [(float(packet.pts * packet.time_base), bytes(packet)) for packet in result.demux(subtitles=0) if len(bytes(packet)) > 2]
@@ -192,7 +192,7 @@ def test_streams_that_cannot_go_along_are_named_and_cost_nothing(tmp_path, upsca
             if packet.size:
                 packet.stream = stream
                 new.mux(packet)
-    video.enlarge_film(tmp_path / "with.mkv", tmp_path / "b.mp4", upscaler)
+    video.upscale_video(tmp_path / "with.mkv", tmp_path / "b.mp4", upscaler)
     assert "attachment (font.ttf) is left out" in caplog.text
     assert len(read_times(tmp_path / "b.mp4")) == 10
 
@@ -204,7 +204,7 @@ def test_streams_that_cannot_go_along_are_named_and_cost_nothing(tmp_path, upsca
 def test_a_name_is_no_address(tmp_path, upscaler, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     make_video(tmp_path / "a.mp4", frames=3).rename(tmp_path / name)
-    video.enlarge_film(Path(name), Path(f"large {name}"), upscaler)
+    video.upscale_video(Path(name), Path(f"large {name}"), upscaler)
     assert len(read_times(tmp_path / f"large {name}")) == 3
 
 
@@ -215,9 +215,9 @@ def test_a_name_is_no_address(tmp_path, upscaler, monkeypatch, name):
 def test_damaged_packets_cost_themselves_alone_and_are_counted(tmp_path, upscaler, caplog, codec):
     options = {"bf": "0"} if codec == "libx264" else {}
     source = damage(make_video(tmp_path / "a.mkv", codec, frames=20, options=options, rate=25), [9, 13])
-    video.enlarge_film(source, tmp_path / "b.mkv", upscaler)
+    video.upscale_video(source, tmp_path / "b.mkv", upscaler)
     assert read_times(tmp_path / "b.mkv") == pytest.approx(np.arange(20) / 25, abs=2e-3)  # in place of lost frames the ones before
-    assert "the video is done, without 2 damaged packets of the picture" in caplog.text
+    assert "the video is done, without 2 damaged packets of the image" in caplog.text
 
 
 @pytest.mark.parametrize("codec", ["ffv1", "mpeg2video", "libsvtav1"])
@@ -226,7 +226,7 @@ def test_damage_that_a_decoder_passes_over_costs_no_more_than_its_frames(tmp_pat
         pytest.skip(f"this FFmpeg has no {codec}")
     options = {"preset": "10"} if codec == "libsvtav1" else {}
     source = damage(make_video(tmp_path / "a.mkv", codec, frames=20, rate=25, options=options), [9, 13])
-    video.enlarge_film(source, tmp_path / "b.mkv", upscaler)
+    video.upscale_video(source, tmp_path / "b.mkv", upscaler)
     assert 18 <= len(read_times(tmp_path / "b.mkv")) <= 20
 
 
@@ -234,7 +234,7 @@ def test_a_video_cut_short_gives_what_is_there_and_says_so(tmp_path, upscaler, c
     source = make_video(tmp_path / "a.mkv", frames=60, options={"g": "10"})
     data = source.read_bytes()
     source.write_bytes(data[: len(data) // 2])
-    video.enlarge_film(source, tmp_path / "b.mkv", upscaler)
+    video.upscale_video(source, tmp_path / "b.mkv", upscaler)
     assert 15 < len(read_times(tmp_path / "b.mkv")) < 50
     assert "without its end: the file says that it takes 6.0 s" in caplog.text
 
@@ -243,7 +243,7 @@ def test_a_video_of_which_nothing_can_be_read_leaves_no_file(tmp_path, upscaler)
     source = make_video(tmp_path / "a.mkv", "libvpx-vp9", frames=3)
     damage(source, [0, 1, 2])
     with pytest.raises(ValueError, match=r"a\.mkv: not one frame of it can be read"):
-        video.enlarge_film(source, tmp_path / "b.mkv", upscaler)
+        video.upscale_video(source, tmp_path / "b.mkv", upscaler)
     assert not (tmp_path / "b.mkv").exists()
 
 
@@ -271,7 +271,7 @@ TRANSPARENT = [
 def test_transparency_stays_where_the_container_can_hold_it(tmp_path, upscaler, suffix, name, codec, pixels, options):
     source = make_video(tmp_path / name, codec, pixels, frames=2, rgba=see_through(), options=options)
     target = tmp_path / f"b{suffix}"
-    video.enlarge_film(source, target, upscaler)
+    video.upscale_video(source, target, upscaler)
     with video.open_container(target, **video.READING) as container:
         frame, _ = next(video.VideoSource(target, container).frames())
         rgba = frame.frame.to_ndarray(format="rgba")
@@ -282,7 +282,7 @@ def test_transparency_stays_where_the_container_can_hold_it(tmp_path, upscaler, 
 
 def test_transparency_that_a_container_cannot_hold_is_put_on_white_and_said(tmp_path, upscaler, caplog):
     source = make_video(tmp_path / "a.mov", "qtrle", "argb", frames=2, rgba=see_through())
-    video.enlarge_film(source, tmp_path / "b.mp4", upscaler)
+    video.upscale_video(source, tmp_path / "b.mp4", upscaler)
     with av.open(str(tmp_path / "b.mp4")) as container:
         rgb = next(container.decode(video=0)).to_ndarray(format="rgb24")
     assert rgb[0, 0].min() > 245
@@ -293,7 +293,7 @@ def test_an_alpha_channel_that_is_opaque_is_none(tmp_path, upscaler, caplog):
     rgba = see_through()
     rgba[..., 3] = 255
     source = make_video(tmp_path / "a.mov", "qtrle", "argb", frames=2, rgba=rgba)
-    video.enlarge_film(source, tmp_path / "b.mov", upscaler)
+    video.upscale_video(source, tmp_path / "b.mov", upscaler)
     with av.open(str(tmp_path / "b.mov")) as container:
         context = container.streams.video[0].codec_context
         assert (context.name, int(context.colorspace)) == ("h264", 1)  # stored as RGB; what it became is said
@@ -305,7 +305,7 @@ def test_the_brightness_of_hdr_goes_along(tmp_path, upscaler):
     display = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)"
     options = {"x264-params": f"mastering-display={display}:cll=1000,400"}
     source = make_video(tmp_path / "a.mkv", "libx264", "yuv420p10le", frames=3, options=options)
-    video.enlarge_film(source, tmp_path / "b.mkv", upscaler)
+    video.upscale_video(source, tmp_path / "b.mkv", upscaler)
 
     def side_data(path):
         with av.open(str(path)) as container:
@@ -319,6 +319,6 @@ def test_captions_in_the_frames_are_named(tmp_path, upscaler, caplog, monkeypatc
     """No encoder here takes them from a frame; a frame that carries some cannot be made with PyAV, so another kind is called so."""
     monkeypatch.setitem(video_read.LOST_WITH_FRAMES, "SEI_UNREGISTERED", "closed captions")
     source = make_video(tmp_path / "a.mkv", frames=3)
-    video.enlarge_film(source, tmp_path / "b.mkv", upscaler)
+    video.upscale_video(source, tmp_path / "b.mkv", upscaler)
     lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert lines == [f"{source}: the video is done, without closed captions"]

@@ -283,7 +283,7 @@ import spandrel
 with_architectures = hasattr(spandrel, "Architecture")  # not those of early 2024
 image = Image.open(os.environ["PICTURE"])
 tiny = next(entry for entry in shared.sd_upscalers if entry.name == "TransformerSR x4-tiny")
-enlarge = tiny.scaler.upscale
+upscale = tiny.scaler.upscale
 found["spandrel"] = modelloader.load_spandrel_model(tiny.data_path, device=shared.device).scale if with_architectures else 4
 found["hires"] = images.resize_image(0, image, 152, 104, upscaler_name="TransformerSR x4-tiny").size
 images.resize_image(0, image, 152, 104, upscaler_name="TransformerSR x4-tiny").save(result + ".png")
@@ -325,12 +325,12 @@ os._exit(0)
 def inside(data, tmp_path_factory) -> dict:
     """What the host's own functions did with our upscalers, in one process."""
     folder = tmp_path_factory.mktemp("result")
-    picture(38, 26).save(folder / "picture.png")
-    environment = os.environ | {"RESULT": str(folder / "result"), "PICTURE": str(folder / "picture.png"), "HF_HUB_OFFLINE": "1"}
+    picture(38, 26).save(folder / "image.png")
+    environment = os.environ | {"RESULT": str(folder / "result"), "PICTURE": str(folder / "image.png"), "HF_HUB_OFFLINE": "1"}
     command = [PYTHON, "-c", INSIDE, *ARGUMENTS, str(data), "--transformersr-models-path", str(data / "elsewhere")]
     done = subprocess.run(command, cwd=FORGE, env=environment, capture_output=True, text=True, timeout=600)
     assert (folder / "result").is_file(), done.stdout[-2000:] + done.stderr[-4000:]
-    return json.loads((folder / "result").read_text()) | {"picture": str(folder / "result.png"), "source": str(folder / "picture.png")}
+    return json.loads((folder / "result").read_text()) | {"image": str(folder / "result.png"), "source": str(folder / "image.png")}
 
 
 @needs_forge
@@ -361,7 +361,7 @@ def test_sizes_are_those_asked_for(inside):
 @needs_forge
 def test_hires_pass_gives_what_the_python_api_gives(inside):
     expected = Upscaler.from_pretrained(device="cpu")(Image.open(inside["source"]))
-    difference = np.abs(np.asarray(expected, int) - np.asarray(Image.open(inside["picture"]), int))
+    difference = np.abs(np.asarray(expected, int) - np.asarray(Image.open(inside["image"]), int))
     assert difference.max() <= 1  # other versions of PyTorch round otherwise
 
 

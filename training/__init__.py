@@ -1,1 +1,1 @@
-"""Training: a folder of pictures in, weights out."""
+"""Training: a folder of images in, weights out."""

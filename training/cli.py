@@ -140,7 +140,7 @@ def _as_options(name: str, value: Any) -> list[str]:
 
 @click.command(short_help="Draw 16 training crops as a network gets them.", cls=SettingsCommand)
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), default="preview.png", show_default=True, help="Picture to write.")
+@click.option("--out", type=click.Path(path_type=Path), default="preview.png", show_default=True, help="Image to write.")
 @click.option("--recipe", help="TOML file of settings, or the name of one that comes with it (base-x4, gan, ...); options given here win.")
 def preview(data, out, recipe, **settings) -> None:
     """Draw 16 training crops as the network would get them, small beside sharp, with the settings of `train`."""
@@ -152,14 +152,14 @@ def preview(data, out, recipe, **settings) -> None:
     click.echo(out)
 
 
-@click.command(short_help="Draw synthetic pictures to train on.")
+@click.command(short_help="Draw synthetic images to train on.")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--count", type=click.IntRange(min=1), default=200, show_default=True, help="How many pictures there are to be.")
+@click.option("--count", type=click.IntRange(min=1), default=200, show_default=True, help="How many images there are to be.")
 @click.option("--size", type=click.IntRange(min=64), default=768, show_default=True, help="Their side in pixels.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Fixes what is drawn.")
 @click.option("--font", "fonts", multiple=True, help="Font file for the lettering, given once for each; default: Pillow's own.")
 def draw(out, count, size, seed, fonts) -> None:
-    """Draw synthetic anime-like pictures into the folder OUT, free of any licence, to train on beside others or alone.
+    """Draw synthetic anime-like images into the folder OUT, free of any licence, to train on beside others or alone.
 
     Drawings that are there already are kept, so a larger --count adds to them.
     """
@@ -177,20 +177,20 @@ def draw(out, count, size, seed, fonts) -> None:
     click.echo(out)
 
 
-@click.command(short_help="Measure weights on pictures of your own.")
+@click.command(short_help="Measure weights on images of your own.")
 @click.argument("weights")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--files", multiple=True, metavar="PATTERN", help='Only these files, as patterns relative to DIR ("part-1/sky/*").')
 @click.option("--recipe", help="Only the validation files of this training recipe.")
 @click.option(
-    "--method", "methods", multiple=True, help="How pictures are shrunk: bicubic, bilinear, area, lanczos. Default: the first three."
+    "--method", "methods", multiple=True, help="How images are shrunk: bicubic, bilinear, area, lanczos. Default: the first three."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 def evaluate(weights, folder, files, recipe, methods, device) -> None:
-    """Print how close WEIGHTS come to the true pictures in DIR, beside bicubic and Lanczos.
+    """Print how close WEIGHTS come to the true images in DIR, beside bicubic and Lanczos.
 
-    Every picture is cut to a multiple of the weights' scale, shrunk and enlarged again. PSNR and SSIM are on the luma unless named
-    otherwise, edges and flats by the Sobel magnitude of the true picture; shift is in true pixels, positive to the bottom right.
+    Every image is cut to a multiple of the weights' scale, shrunk and upscaled again. PSNR and SSIM are on the luma unless named
+    otherwise, edges and flats by the Sobel magnitude of the true image; shift is in true pixels, positive to the bottom right.
     """
     from .config import load_recipe
     from .results.evaluate import evaluate_weights, format_table
@@ -202,7 +202,7 @@ def evaluate(weights, folder, files, recipe, methods, device) -> None:
 
 @click.group(cls=Messages)
 def main() -> None:
-    """Train networks on a folder of pictures, and measure them."""
+    """Train networks on a folder of images, and measure them."""
     share_cores()
     log_to_terminal()
 

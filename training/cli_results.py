@@ -11,7 +11,7 @@ import click
 @click.command(short_help="Write the report.html of a run.")
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run) -> None:
-    """Write report.html into the folder RUN: figures, curves, pictures and settings of a run, finished or not."""
+    """Write report.html into the folder RUN: figures, curves, images and settings of a run, finished or not."""
     from .results.report import write_report
 
     click.echo(write_report(run))

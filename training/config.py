@@ -40,11 +40,11 @@ class TrainConfig:
         "Network size: tiny, base or large; original is the first author's network. auto: base on a GPU, tiny on a CPU.",
         choices=("auto", *VARIANTS),
     )
-    scale: int = setting(4, "How many times larger the network makes a picture: 1, 2, 3 or 4.", choices=(1, 2, 3, 4))
+    scale: int = setting(4, "How many times larger the network makes an image: 1, 2, 3 or 4.", choices=(1, 2, 3, 4))
     init: str = setting(
         "auto",
         "Weights to start from: a file, or the name of a model that comes with the package; of another scale all but the last layer "
-        "is taken. none starts from nothing. auto takes the model of this scale and size that comes with the package, if there is "
+        "is taken. none starts from scratch. auto takes the model of this scale and size that comes with the package, if there is "
         "one.",
     )
 
@@ -61,17 +61,17 @@ class TrainConfig:
     patch: int = setting(0, "Side of a training crop in small (input) pixels. 0: 48 on a GPU, 32 on a CPU.", least=0, most=2048)
     max_pixels: int = setting(
         0,
-        "Reduce larger training pictures to about this many pixels, which makes soft scans sharp; 0 leaves them as they are.",
+        "Reduce larger training images to about this many pixels, which makes soft scans sharp; 0 leaves them as they are.",
         least=0,
         most=2**40,
     )
-    drawings: int = setting(0, "Synthetic drawings to train on beside the pictures, drawn at the start.", least=0, most=10**6)
-    drawings_size: int = setting(768, "Side of a drawing in pixels.", least=1, most=2**13)
-    drawings_share: float = setting(0.3, "Share of the crops that come from drawings, where there are any.", least=0, most=1)
-    memory_gb: float = setting(4.0, "GiB of pictures kept in memory; more of them are kept in a file in the folder of the run.", least=0)
-    reduced: float = setting(
+    synthetic: int = setting(0, "Synthetic drawings to train on beside the images, drawn at the start.", least=0, most=10**6)
+    synthetic_size: int = setting(768, "Side of a drawing in pixels.", least=1, most=2**13)
+    synthetic_share: float = setting(0.3, "Share of the crops that come from drawings, where there are any.", least=0, most=1)
+    memory_gb: float = setting(4.0, "GiB of images kept in memory; more of them are kept in a file in the folder of the run.", least=0)
+    zoom_out_prob: float = setting(
         0.0,
-        "Chance that a crop is a place up to twice as large, made smaller: finer lines and more of a figure in it than the pictures have.",
+        "Chance that a crop is a place up to twice as large, made smaller: finer lines and more of a figure in it than the images have.",
         least=0,
         most=1,
     )
@@ -117,7 +117,7 @@ class TrainConfig:
         "else 5e-4, or 2e-4 for large networks.",
         least=0,
     )
-    warmup_steps: int = setting(500, "Steps over which the learning rate rises from nothing, a twentieth of the run at most.", least=1)
+    warmup_steps: int = setting(500, "Steps over which the learning rate rises from scratch, a twentieth of the run at most.", least=1)
     phases: tuple[str, ...] = setting(
         (),
         'Constant learning rates in turn instead, as "STEPS at RATE" ("450000 at 1e-4"); `steps` is then their sum.',
@@ -174,15 +174,15 @@ class TrainConfig:
     )
     gan_start: int = setting(500, "Steps that the discriminator trains alone, before the network hears of it.", least=0)
     gan_ramp: int = setting(2000, "Steps over which the adversarial loss then rises to its full weight.", least=1)
-    gan_relativistic: bool = setting(False, "The discriminator tells which of a pair is real, rather than whether one picture is.")
+    gan_relativistic: bool = setting(False, "The discriminator tells which of a pair is real, rather than whether one image is.")
     gan_r1: float = setting(
         0.0,
-        "Weight of the R1 penalty on the discriminator's gradient at real crops, worked out every 16 steps.",
+        "Weight of the R1 penalty on the discriminator's gradient at real crops, computed every 16 steps.",
         least=0,
     )
     gan_width: int = setting(32, "Channels of the discriminator's first layer.", least=1, most=512)
     gan_rate: float = setting(1e-4, "Learning rate of the discriminator.", above=0)
-    gan_from_nothing: bool = setting(False, "Allow an adversarial run without `init`; from random weights it rarely comes to anything.")
+    gan_from_scratch: bool = setting(False, "Allow an adversarial run without `init`; from random weights it rarely comes to anything.")
 
     seed: int = setting(0, "Fixes every random choice.", least=0, most=2**63 - 1)
     workers: int = setting(
@@ -199,7 +199,7 @@ class TrainConfig:
     )
     compile: bool = setting(False, "Compile the network with torch.compile: a minute at the start, faster steps after it.")
     channels_last: bool = setting(False, "Keep convolutions' weights in channels-last order.")
-    checkpointing: bool = setting(
+    gradient_checkpointing: bool = setting(
         False,
         "Work out each group of blocks again in the backward pass: a third slower, a fraction of the memory.",
     )
@@ -214,7 +214,7 @@ class TrainConfig:
     save_minutes: float = setting(2.0, "Minutes after which a checkpoint is due whatever the steps; 0: by steps alone.", least=0)
     validation_crop: int = setting(
         256,
-        "Side in sharp pixels of the centre of each validation picture used during training; 0 uses whole pictures.",
+        "Side in sharp pixels of the centre of each validation image used during training; 0 uses whole images.",
         least=0,
         most=2**14,
     )
@@ -229,9 +229,9 @@ class TrainConfig:
         multiple = self.network().multiple
         if self.patch % multiple:
             raise ValueError(f"patch is {self.patch}; expected a multiple of {multiple}, the window of this network")
-        if self.gan_weight and self.init == "none" and not self.gan_from_nothing:
+        if self.gan_weight and self.init == "none" and not self.gan_from_scratch:
             raise ValueError(
-                "gan_weight is set and init is none; start from a finished pixel model with init, or allow it by gan_from_nothing"
+                "gan_weight is set and init is none; start from a finished pixel model with init, or allow it by gan_from_scratch"
             )
         if bool(self.feature_weight) != bool(self.feature_file):
             raise ValueError("feature_weight and feature_file go together; one of them is not set")

@@ -15,7 +15,7 @@ SOBEL = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
 
 
 def sobel_magnitude(image: Tensor) -> Tensor:
-    """Length of the Sobel gradient of each channel, the picture's edge repeated outwards: same shape, float32, no gradient.
+    """Length of the Sobel gradient of each channel, the image's edge repeated outwards: same shape, float32, no gradient.
 
     (Zero padding, as the original has it, would make the border of every crop the strongest edge.)
     """
@@ -28,7 +28,7 @@ def sobel_magnitude(image: Tensor) -> Tensor:
 
 
 def edge_weights(gt: Tensor, flat_weight: float, eps: float = 1e-3) -> Tensor:
-    """Weights `a + (1 - a) * e / mean(e)` with `a = flat_weight` and `e` the Sobel magnitude of the true picture.
+    """Weights `a + (1 - a) * e / mean(e)` with `a = flat_weight` and `e` the Sobel magnitude of the true image.
 
     Their mean is 1 in every sample (where there is any edge), so the learning rate means the same for every `a`.
     """
@@ -38,7 +38,7 @@ def edge_weights(gt: Tensor, flat_weight: float, eps: float = 1e-3) -> Tensor:
 
 
 def edge_weighted_l1(sr: Tensor, gt: Tensor, flat_weight: float) -> Tensor:
-    """Mean absolute error weighted by the true picture's edges: `flat_weight` 1 is plain L1, 0 the original's Sobel-weighted L1."""
+    """Mean absolute error weighted by the true image's edges: `flat_weight` 1 is plain L1, 0 the original's Sobel-weighted L1."""
     error = (sr.float() - gt.float()).abs()
     if flat_weight < 1:
         error = error * edge_weights(gt, flat_weight)

@@ -25,13 +25,13 @@ def device_kind(config: TrainConfig) -> str:
 def fill_in(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
     """Settle what the settings leave open, and say why in a line each.
 
-    Raises ValueError for an adversarial run that would start from nothing without being told to.
+    Raises ValueError for an adversarial run that would start from scratch without being told to.
     """
     kind = device_kind(config)
     size = config.size if config.size != "auto" else "tiny" if kind == "cpu" else "base"
     shipped = f"x{config.scale}-{size}"
     init = config.init if config.init != "auto" else shipped if shipped in available_models() else "none"
-    if config.gan_weight and init == "none" and not config.gan_from_nothing:
+    if config.gan_weight and init == "none" and not config.gan_from_scratch:
         raise ValueError("gan_weight is set and there are no weights to start from; give a finished pixel model with init")
     fresh_rate = 2e-4 if size == "large" else 5e-4
     chosen: dict[str, tuple[object, str]] = {}
@@ -40,13 +40,13 @@ def fill_in(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
     if config.init == "auto":
         chosen["init"] = (
             init,
-            "comes with the package; --init none starts from nothing" if init != "none" else f"no {shipped} comes with it",
+            "comes with the package; --init none starts from scratch" if init != "none" else f"no {shipped} comes with it",
         )
     for name, on_cpu, on_card in (("patch", 32, 48), ("batch", 8, 16)):
         if not getattr(config, name):
             chosen[name] = on_cpu if kind == "cpu" else on_card, f"training on {kind}"
     if not config.learning_rate:
-        chosen["learning_rate"] = (fresh_rate, "from nothing") if init == "none" else (3e-4, "from given weights")
+        chosen["learning_rate"] = (fresh_rate, "from scratch") if init == "none" else (3e-4, "from given weights")
     if not config.steps and not config.minutes:
         chosen["minutes" if kind == "cpu" else "steps"] = 60.0 if kind == "cpu" else 100_000, "no length was set; Ctrl-C ends it saved"
     filled = dataclasses.replace(config, **{name: value for name, (value, _) in chosen.items()})  # type: ignore[arg-type]

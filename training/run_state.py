@@ -36,12 +36,12 @@ class Progress:
     best_step: int = 0
     """The step that had it; 0: what the run began with."""
     better_on: int = 0
-    """Validation pictures on which those weights were better than what the run began with."""
+    """Validation images on which those weights were better than what the run began with."""
     skipped: int = 0
     """Steps without effect, because their gradient was not finite."""
     skipped_in_a_row: int = 0
     """The last of them, if nothing good came between."""
-    went_back: bool = False
+    rolled_back: bool = False
     """Whether the run has returned to an earlier state; it goes on at half the learning rate, and does so once."""
     micro_batch: int = 0
     """Crops taken at once in each process, fewer after memory ran out; kept, so that a resumed run adds up as before. 0: not settled."""
@@ -104,7 +104,7 @@ class RunState:
             self._put(saved)
             self.progress = _checked(Progress(**saved["progress"]))
 
-    def go_back(self, path: Path) -> None:
+    def roll_back(self, path: Path) -> None:
         """Put weights and optimisers back as they were saved; the run goes on with new crops. Raises as `load`."""
         with _refusing(path):
             self._put(read_pickled(path))

@@ -39,7 +39,7 @@ class Networks:
     @classmethod
     def prepare(cls, run: RunState, config: TrainConfig, accelerator: Accelerator) -> Networks:
         """Hand networks and optimiser to accelerate. The discriminator's optimiser stays outside: it works in float32, without a scaler."""
-        run.net.gradient_checkpointing = config.checkpointing
+        run.net.gradient_checkpointing = config.gradient_checkpointing
         forward, optimizer = accelerator.prepare(torch.compile(run.net) if config.compile else run.net, run.optimizer)
         return cls(forward, optimizer, accelerator.prepare_model(run.net_d) if run.net_d else None)
 
@@ -59,7 +59,7 @@ def add_gradients(
                 raise  # of several processes the others have gone on, and would wait for ever
         run.progress.micro_batch = min(run.progress.micro_batch, len(lq)) // 2
         logger.warning("out of memory: the micro-batch is %d from here on, the batch stays the same", run.progress.micro_batch)
-        forget_gradients(run, nets)
+        zero_grad(run, nets)
         if accelerator.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -99,7 +99,7 @@ def add_discriminator_gradients(
     return {"loss_d": loss, **figures}
 
 
-def follow_gradients(run: RunState, nets: Networks, norm: Tensor) -> bool:
+def optimizer_step(run: RunState, nets: Networks, norm: Tensor) -> bool:
     """Take the step, unless a gradient is not finite, and forget the gradients. Returns whether it was taken."""
     progress = run.progress
     good = finite = bool(norm.isfinite())  # this waits for the device, once a step: nothing else keeps bad numbers out of the weights
@@ -111,7 +111,7 @@ def follow_gradients(run: RunState, nets: Networks, norm: Tensor) -> bool:
         run.scaler.update()  # of the discriminator it knows nothing
     if good and run.optimizer_d is not None:
         run.optimizer_d.step()
-    forget_gradients(run, nets)
+    zero_grad(run, nets)
     progress.skipped_in_a_row = 0 if good else progress.skipped_in_a_row + 1
     progress.skipped += not good
     return good
@@ -130,7 +130,7 @@ def watch_discriminator(run: RunState, config: TrainConfig) -> None:
         run.progress.strong_steps = run.progress.strong_steps + config.log_every if strong else 0
 
 
-def forget_gradients(run: RunState, nets: Networks) -> None:
+def zero_grad(run: RunState, nets: Networks) -> None:
     """Clear all gradients."""
     nets.optimizer.zero_grad(set_to_none=True)
     if run.optimizer_d is not None:
@@ -143,11 +143,11 @@ def skipped_too_many(run: RunState, places: Sequence[object]) -> bool:
     logger.warning("step %d is skipped, its gradient is not finite; its crops: %s", progress.step, "; ".join(map(str, places)))
     if progress.skipped_in_a_row < MOST_SKIPPED:
         return False
-    if progress.went_back:
+    if progress.rolled_back:
         raise FloatingPointError(
             f"step {progress.step}: {MOST_SKIPPED} gradients in a row are not finite, at half the learning rate too; the last good state "
             "is kept: look at the crops named above, lower learning_rate, or take precision fp32, and --resume"
         )
     logger.warning("%d steps in a row: back to the last good state, on at half the learning rate", MOST_SKIPPED)
-    progress.went_back, progress.skipped_in_a_row = True, 0
+    progress.rolled_back, progress.skipped_in_a_row = True, 0
     return True

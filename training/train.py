@@ -32,16 +32,16 @@ from .plan import choose_micro_batch, choose_precision, choose_workers, device_k
 from .results.monitor import open_monitor, start_record
 from .run_state import Progress, RunState
 from .schedule import is_due, learning_rate, set_rate, share_done
-from .steps import Networks, add_gradients, climb_ramp, follow_gradients, skipped_too_many, watch_discriminator
+from .steps import Networks, add_gradients, climb_ramp, optimizer_step, skipped_too_many, watch_discriminator
 
 logger = logging.getLogger(__name__)
 
-AGREE_EVERY = 10
+SYNC_EVERY = 10
 """Steps between two agreements of several processes on the time and on stopping, for which they wait for each other."""
 
 
 def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool = False) -> Path:
-    """Train a network on a folder of pictures and return the path of its best weights.
+    """Train a network on a folder of images and return the path of its best weights.
 
     `out` receives `config.json`, `run.json` and `state.pt` (to resume), `start.safetensors` (what the run began with, if it was given
     weights), `last.safetensors` and `best.safetensors` (moving averages; best validation PSNR), `train.jsonl` and `validation.jsonl`
@@ -66,9 +66,9 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     if accelerator.device.type == "cpu":
         keep_freed_memory()
 
-    files = split_pictures(data, config.validation, config.exclude, out, config.scale)  # the strips of a run are no pictures to learn from
+    files = split_pictures(data, config.validation, config.exclude, out, config.scale)  # the strips of a run are no images to learn from
     files.tell()
-    logger.info("reading %d pictures to train on and %d to measure on from %s", len(files.train), len(files.validation), data)
+    logger.info("reading %d images to train on and %d to measure on from %s", len(files.train), len(files.validation), data)
     if accelerator.is_main_process and not state_file.exists():
         start_record(out, config, data)
     workers = choose_workers(config, accelerator.device, accelerator.num_processes)
@@ -91,20 +91,20 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     begun, saved = time.monotonic() - progress.seconds, progress.seconds
     with stop_on_signals() as stop, logging_redirect_tqdm():
         for lq, gt in batches(crops, config, workers, progress.step, accelerator):
-            progress.seconds, stopping = agree(accelerator, progress, time.monotonic() - begun, stop)
+            progress.seconds, stopping = sync_clock(accelerator, progress, time.monotonic() - begun, stop)
             done = share_done(config, progress)
             if done >= 1 or stopping:
                 break
-            rate = learning_rate(config, progress.step, done) * (0.5 if progress.went_back else 1.0)
+            rate = learning_rate(config, progress.step, done) * (0.5 if progress.rolled_back else 1.0)
             set_rate(run.optimizer, rate)
             lq, gt = (images.to(accelerator.device, non_blocking=True).float() / 255 for images in (lq, gt))
             figures = add_gradients(accelerator, run, nets, losses, lq, gt, done)
             norm = accelerator.clip_grad_norm_(run.net.parameters(), config.clip_norm)
-            if follow_gradients(run, nets, norm):
+            if optimizer_step(run, nets, norm):
                 climb_ramp(run, config)
                 update_average(run.ema, run.net, config.ema_decay, progress.step + 1)
             elif skipped_too_many(run, [crops.place(index) for index in crop_numbers(config, progress.step, accelerator)]):
-                run.go_back(state_file)  # weights alone: time, rates and crops go on
+                run.roll_back(state_file)  # weights alone: time, rates and crops go on
             progress.step += 1
 
             watch_discriminator(run, config)
@@ -181,11 +181,11 @@ def stop_on_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def agree(accelerator: Accelerator, progress: Progress, seconds: float, stop: threading.Event) -> tuple[float, bool]:
+def sync_clock(accelerator: Accelerator, progress: Progress, seconds: float, stop: threading.Event) -> tuple[float, bool]:
     """The time spent and whether to stop, the same in all processes: rates and the last step follow from them."""
     if accelerator.num_processes == 1:
         return seconds, stop.is_set()
-    if progress.step % AGREE_EVERY:
+    if progress.step % SYNC_EVERY:
         return progress.seconds, False
     told = gather(torch.tensor([[seconds, float(stop.is_set())]], dtype=torch.float32, device=accelerator.device))
     return float(told[0, 0]), bool(told[:, 1].any())

@@ -1,4 +1,4 @@
-"""Many files: which picture goes where, and doing one after the other without losing any."""
+"""Many files: which image goes where, and doing one after the other without losing any."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from .memory import is_out_of_memory
 from .messages import one_line
 from .planning import target_size
 from .upscaler import Upscaler
-from .video import CONTAINERS, enlarge_film, film_suffix, is_film
+from .video import CONTAINERS, is_video, upscale_video, video_suffix
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +43,12 @@ ANIMATED_SUFFIXES = (".gif", ".apng")
 STANDARD = "-"
 """On a command line, standard input or output."""
 STDIN, STDOUT = Path("<standard input>"), Path("<standard output>")
-"""Where the picture of a job comes from or goes to instead of a file."""
+"""Where the image of a job comes from or goes to instead of a file."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One picture or film to enlarge."""
+    """One image or video to upscale."""
 
     source: Path
     target: Path
@@ -56,7 +56,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture that could not be done, and why in one sentence."""
+    """An image that could not be done, and why in one sentence."""
 
     source: Path
     reason: str
@@ -73,14 +73,14 @@ class Plan:
 
 
 def plan_jobs(inputs: Iterable[str], output: str | None, extension: str, suffix: str, resume: bool = False) -> Plan:
-    """Decide where each picture goes.
+    """Decide where each image goes.
 
     A file goes beside itself with `suffix` behind its name, or into the folder `output` under its own name; a single file may
-    name its target outright. A folder's pictures, at any depth, go to the same places below `output`, or below a folder beside
-    it with `suffix` behind its name. Patterns (`*.png`) are expanded where the shell did not. Films, which take hours, have to be
-    named themselves, and stay films.
+    name its target outright. A folder's images, at any depth, go to the same places below `output`, or below a folder beside
+    it with `suffix` behind its name. Patterns (`*.png`) are expanded where the shell did not. Videos, which take hours, have to be
+    named themselves, and stay videos.
 
-    A name never depends on what else is there. Pictures that would get the same one (`a.png` and `a.jpg`) are failures, and so are
+    A name never depends on what else is there. Images that would get the same one (`a.png` and `a.jpg`) are failures, and so are
     those that nothing here reads. Other files of a folder are passed over, which is logged with their number.
 
     Raises ValueError if an input does not exist, nothing is found, `output` is the name of a file where it has to be a folder, or a target
@@ -94,7 +94,7 @@ def plan_jobs(inputs: Iterable[str], output: str | None, extension: str, suffix:
     jobs: list[Job] = []
     failures: list[Failure] = []
     for source in sources:
-        ending = film_suffix(source) if is_film(source) else extension
+        ending = video_suffix(source) if is_video(source) else extension
         if source.is_dir():
             resolved = source.resolve()
             root = Path(output) if output else resolved.with_name(resolved.name + suffix)
@@ -112,9 +112,7 @@ def plan_jobs(inputs: Iterable[str], output: str | None, extension: str, suffix:
         else:
             jobs.append(Job(source, source.with_name(f"{source.stem}{suffix}{ending}")))
     if not jobs and not failures:
-        raise ValueError(
-            f"no pictures found in {', '.join(map(str, sources))}; expected PNG, JPEG, WebP or another format that Pillow reads"
-        )
+        raise ValueError(f"no images found in {', '.join(map(str, sources))}; expected PNG, JPEG, WebP or another format that Pillow reads")
     jobs = _without_results(jobs)
     failures += _clashes(jobs)
     refused = {failure.source for failure in failures}
@@ -125,13 +123,13 @@ def plan_jobs(inputs: Iterable[str], output: str | None, extension: str, suffix:
 
 
 def _plan_standard(inputs: list[str], output: str | None) -> Plan:
-    """One picture, from standard input or to standard output or both."""
+    """One image, from standard input or to standard output or both."""
     sources = [STDIN if text == STANDARD else path for text in inputs for path in ([STDIN] if text == STANDARD else expand(text))]
-    if len(sources) != 1 or sources[0].is_dir() or is_film(sources[0]):
-        raise ValueError("- stands for standard input or output, which hold one picture; name one picture, or a folder with -o")
+    if len(sources) != 1 or sources[0].is_dir() or is_video(sources[0]):
+        raise ValueError("- stands for standard input or output, which hold one image; name one image, or a folder with -o")
     to_stdout = output in (None, STANDARD)
     if not to_stdout and not _is_file_name(str(output), sources):
-        raise ValueError(f"{output}: expected the name of a file with -o for the picture from standard input, or -o -")
+        raise ValueError(f"{output}: expected the name of a file with -o for the image from standard input, or -o -")
     job = Job(sources[0], STDOUT if to_stdout else Path(str(output)))
     return Plan([job], [job], [])
 
@@ -149,7 +147,7 @@ def _is_file_name(output: str, sources: list[Path]) -> bool:
         raise ValueError(
             f"{output}: the name of one file, and the input is {what}; give a folder with -o, by a name with a slash at its end"
         )
-    film = is_film(sources[0])
+    film = is_video(sources[0])
     expected = tuple(CONTAINERS) if film else (*(f".{suffix}" for suffix in FORMATS), *ANIMATED_SUFFIXES)
     if ending not in expected:
         raise ValueError(f"{output}: {sources[0]} cannot be written as {ending}; expected one of {', '.join(expected)}")
@@ -172,7 +170,7 @@ def _without_results(jobs: list[Job]) -> list[Job]:
 
 
 def _clashes(jobs: list[Job]) -> list[Failure]:
-    """The pictures that would become the same file as another."""
+    """The images that would become the same file as another."""
     claims: dict[Path, list[Path]] = {}
     for job in jobs:
         claims.setdefault(job.target, []).append(job.source)
@@ -209,7 +207,7 @@ def largest_first(jobs: list[Job]) -> list[Job]:
 
 
 def _pixels(path: Path) -> int:
-    if is_film(path):
+    if is_video(path):
         return sys.maxsize
     with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(path) as image:
         return image.width * image.height
@@ -240,12 +238,12 @@ def run_jobs(
     for index, job in enumerate(jobs):
         try:
             if job.target.exists() and not (resume or overwrite):
-                raise FileExistsError(f"{job.target} exists; leave finished pictures out with --resume, or replace them with --overwrite")
+                raise FileExistsError(f"{job.target} exists; leave finished images out with --resume, or replace them with --overwrite")
             if not (resume and job.target.exists()):
                 job.target.parent.mkdir(parents=True, exist_ok=True)
-                enlarge = enlarge_film if is_film(job.source) else functools.partial(_enlarge_picture, format=format)
+                upscale = upscale_video if is_video(job.source) else functools.partial(_enlarge_picture, format=format)
                 progress = functools.partial(on_progress, index)
-                enlarge(job.source, job.target, upscaler, factor=factor, size=size, quality=quality, on_progress=progress)
+                upscale(job.source, job.target, upscaler, factor=factor, size=size, quality=quality, on_progress=progress)
         except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise
@@ -275,7 +273,7 @@ def _enlarge_picture(
             picture = read_picture_from(file, source)
             height, width = picture.color.shape[:2]
             check_target(target, written, *target_size(height, width, upscaler.scale, **options))  # before the work
-            large = upscaler.enlarge_picture(picture, **options, on_progress=lambda done, total: on_progress(done / total))
+            large = upscaler.upscale_picture(picture, **options, on_progress=lambda done, total: on_progress(done / total))
             with _open_target(target) as out:
                 write_picture_to(large, out, target, written, quality)
             return
@@ -285,7 +283,7 @@ def _enlarge_picture(
             for index, frame in enumerate(read_frames(file, source, animation)):
                 height, width = frame.color.shape[:2]
                 check_target(target, written, *target_size(height, width, upscaler.scale, **options))
-                yield upscaler.enlarge_picture(frame, **options)
+                yield upscaler.upscale_picture(frame, **options)
                 on_progress((index + 1) / count)
 
         with _open_target(target) as out:

@@ -51,7 +51,7 @@ class Factor(click.ParamType):
 @click.group(cls=Messages, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="transformersr")
 def main() -> None:
-    """Enlarge anime-style pictures with clean lines, and train networks that do."""
+    """Upscale anime-style images with clean lines, and train networks that do."""
     share_cores()
     log_to_terminal()
 
@@ -64,13 +64,13 @@ class FilesCommand(click.Command):
         return super().parse_args(ctx, named)
 
 
-@main.command(short_help="Enlarge pictures, folders of them, films.", cls=FilesCommand)
+@main.command(short_help="Upscale images, folders of them, videos.", cls=FilesCommand)
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @click.option(
     "-o",
     "--output",
     metavar="PATH",
-    help="Folder for the results, for a single picture its file, or - for standard output. Default: beside the input.",
+    help="Folder for the results, for a single image its file, or - for standard output. Default: beside the input.",
 )
 @click.option("--scale", "factor", type=Factor(), help="How many times larger, 1.5 or 3 say. Default: what the model gives.")
 @click.option("--size", type=Size(), help="Exact size of the result instead, as WIDTHxHEIGHT.")
@@ -88,15 +88,15 @@ class FilesCommand(click.Command):
     show_default=True,
     help="File format of the results; gif is for animated images.",
 )
-@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of jpg, webp (lossless at 100) and films.")
-@click.option("--resume", is_flag=True, help="Leave out pictures whose result exists.")
+@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of jpg, webp (lossless at 100) and videos.")
+@click.option("--resume", is_flag=True, help="Leave out images whose result exists.")
 @click.option("--overwrite", is_flag=True, help="Replace results that exist. Inputs are never replaced.")
 def upscale(inputs, output, factor, size, model, device, dtype, crispness, ensemble, memory, format_, quality, resume, overwrite) -> None:
-    """Enlarge pictures: files, folders with everything below them, patterns, - for standard input; and films, which are named one by one.
+    """Upscale images: files, folders with everything below them, patterns, - for standard input; and videos, which are named one by one.
 
     Animated images (GIF, APNG, WebP, AVIF) stay animated in png, webp and gif.
-    Metadata, colour profile, transparency and 16-bit depth are kept. A picture that cannot be done is named, the others go on, and the
-    exit code is 1. Started by `accelerate launch` or `torchrun`, several processes share the pictures.
+    Metadata, colour profile, transparency and 16-bit depth are kept. An image that cannot be done is named, the others go on, and the
+    exit code is 1. Started by `accelerate launch` or `torchrun`, several processes share the images.
     """
     from .batch import largest_first, plan_jobs, run_jobs
     from .processes import find_processes
@@ -139,15 +139,15 @@ def upscale(inputs, output, factor, size, model, device, dtype, crispness, ensem
 
 
 def refuse_terminal() -> None:
-    """Raise UsageError where a picture would be written onto a terminal."""
+    """Raise UsageError where an image would be written onto a terminal."""
     if sys.stdout.isatty():
-        raise click.UsageError("the picture would be written onto the terminal; send it on (> FILE, | PROGRAM), or name a file with -o")
+        raise click.UsageError("the image would be written onto the terminal; send it on (> FILE, | PROGRAM), or name a file with -o")
 
 
 @contextmanager
 def show_progress(jobs: list[Job], hidden: bool) -> Iterator[Callable[[int, float], None]]:
     """A bar on a terminal, and what moves it: the index of a job and the share of it that is done."""
-    with tqdm(total=len(jobs), unit="picture", bar_format=BAR, disable=hidden or None) as bar, logging_redirect_tqdm():
+    with tqdm(total=len(jobs), unit="image", bar_format=BAR, disable=hidden or None) as bar, logging_redirect_tqdm():
 
         def show(index: int, share: float) -> None:
             bar.set_description_str(one_line(jobs[index].source.name)[-40:], refresh=False)
@@ -167,7 +167,7 @@ def leaving_on_sigterm() -> Iterator[None]:
 
 
 def conclude(plan: Plan, failures: list[Failure]) -> int:
-    """Say where the result is, or of several pictures how many are done, and return the exit code."""
+    """Say where the result is, or of several images how many are done, and return the exit code."""
     from .batch import STDOUT
 
     total = len(plan.jobs) + len(plan.failures)
@@ -176,7 +176,7 @@ def conclude(plan: Plan, failures: list[Failure]) -> int:
     if total == 1 and not failures:
         click.echo(plan.jobs[0].target)
     elif total > 1:
-        click.echo(f"{total - len(failures)} of {total} pictures done")
+        click.echo(f"{total - len(failures)} of {total} images done")
     return 1 if failures else 0
 
 

@@ -24,7 +24,7 @@ ProgressCallback = Callable[[int, int], None]
 """Called with rows done and rows in all, at least once per band and channel block. It may raise to stop the run."""
 
 
-def enlarge_to(
+def upscale_to(
     model: TransformerSR,
     image: Tensor,
     height: int,
@@ -34,12 +34,12 @@ def enlarge_to(
     ensemble: bool = False,
     on_progress: ProgressCallback | None = None,
 ) -> Tensor:
-    """Upscale until a size is reached, then resize in float: `(b, c, h, w)` to `(b, c, height, width)`. Arguments as for `enlarge`.
+    """Upscale until a size is reached, then resize in float: `(b, c, h, w)` to `(b, c, height, width)`. Arguments as for `upscale`.
 
     The network runs once, and again while a side is still too short (a x2 network asked for x4 runs twice). With `ensemble` each
-    run is that of `enlarge_ensemble`.
+    run is that of `upscale_ensemble`.
     """
-    run = enlarge_ensemble if ensemble else enlarge
+    run = upscale_ensemble if ensemble else upscale
     inputs = list(sizes_of_passes(image.shape[2], image.shape[3], model.config.scale, height, width))
     work = [rows * columns for rows, columns in inputs]
     for index, size in enumerate(inputs):
@@ -54,7 +54,7 @@ def enlarge_to(
         return _resize(image, height, width).clamp_(0, 1)
 
 
-def enlarge(model: TransformerSR, image: Tensor, *, memory: int | None = None, on_progress: ProgressCallback | None = None) -> Tensor:
+def upscale(model: TransformerSR, image: Tensor, *, memory: int | None = None, on_progress: ProgressCallback | None = None) -> Tensor:
     """Upscale a batch with a network: `(b, c, h, w)` in [0, 1] to `(b, c, h * scale, w * scale)`, float32, clamped to [0, 1].
 
     The network runs on its own device and in its own dtype; the result lies on the image's device. The input is sanitized; where a
@@ -94,18 +94,18 @@ def enlarge(model: TransformerSR, image: Tensor, *, memory: int | None = None, o
     return out.clamp_(0, 1)
 
 
-def enlarge_ensemble(
+def upscale_ensemble(
     model: TransformerSR, image: Tensor, *, memory: int | None = None, on_progress: ProgressCallback | None = None
 ) -> Tensor:
-    """The mean of what `enlarge` gives for the eight turned and mirrored versions of an image: a little better, at eight times the time.
+    """The mean of what `upscale` gives for the eight turned and mirrored versions of an image: a little better, at eight times the time.
 
-    (The geometric self-ensemble of EDSR, Lim et al. 2017, arXiv:1707.02921; waifu2x calls it TTA.) Arguments and errors as for `enlarge`.
+    (The geometric self-ensemble of EDSR, Lim et al. 2017, arXiv:1707.02921; waifu2x calls it TTA.) Arguments and errors as for `upscale`.
     """
     total: Tensor | None = None
     for index in range(8):
         turns, mirrored = index % 4, index >= 4
         version = torch.rot90(image.flip(3) if mirrored else image, turns, (2, 3))
-        large = enlarge(model, version, memory=memory, on_progress=_share(on_progress, [1] * 8, index))
+        large = upscale(model, version, memory=memory, on_progress=_share(on_progress, [1] * 8, index))
         large = torch.rot90(large, -turns, (2, 3))
         large = large.flip(3) if mirrored else large
         total = large if total is None else total.add_(large)

@@ -1,4 +1,4 @@
-"""Picture files and PIL images to float arrays and back, so that what a picture carried (`metadata`) is still there after upscaling.
+"""Image files and PIL images to float arrays and back, so that what an image carried (`metadata`) is still there after upscaling.
 
 What each format keeps of the pixels:
 
@@ -7,7 +7,7 @@ What each format keeps of the pixels:
 - WebP: 8 bits. Grey becomes colour.
 - JPEG and BMP: 8 bits. Alpha is put on white.
 
-How large a picture may be is not Pillow's limit, which is the same for every machine: it is read where its pixels fit into memory.
+How large an image may be is not Pillow's limit, which is the same for every machine: it is read where its pixels fit into memory.
 
 Never kept: further frames or pages, palettes, CMYK and Lab (which become sRGB).
 """
@@ -48,19 +48,19 @@ SIDE_LIMITS = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}
 BYTE_LIMITS = {"TIFF": 2**32 - 2**24, "BMP": 2**32 - 2**24}
 """Bytes of pixels that leave the rest of the file within its 32-bit offsets."""
 TEXT_LIMIT = 2**25
-"""Bytes of the decompressed text or profile of a PNG. Pillow's own 2**20 for one text would refuse a picture for a long workflow."""
+"""Bytes of the decompressed text or profile of a PNG. Pillow's own 2**20 for one text would refuse an image for a long workflow."""
 PIXEL_BYTES = 16
 """Memory that reading takes for each pixel: Pillow's four bytes, and three floats."""
 SMALL_PIXELS, USUAL_PIXELS = 2**24, 2**28
 """Pixels that are read however little memory seems to be free, and where nothing says how much is."""
 MOST_SCANS = 1000
-"""Times that a JPEG may go over the picture. A hundred bytes are one, and one takes a second of a large picture; encoders make ten."""
+"""Times that a JPEG may go over the image. A hundred bytes are one, and one takes a second of a large image; encoders make ten."""
 TILE_PIXELS = 2**22
-"""Pixels of the tile of a TIFF that may be larger than its picture."""
+"""Pixels of the tile of a TIFF that may be larger than its image."""
 PROGRAMS = ("EPS", "WMF")
 """Formats whose files are programs, which Pillow gives to another program, such as Ghostscript, to be run."""
 BAND_PIXELS = 2**21
-"""Pixels converted at once, so that a large picture is in memory as itself and not as every step on the way."""
+"""Pixels converted at once, so that a large image is in memory as itself and not as every step on the way."""
 
 FOREIGN_CONTENT = {
     rb"....ftyp(hei[cxms]|hev[cx]|mif1|msf1)": "HEIC",
@@ -71,11 +71,11 @@ FOREIGN_CONTENT = {
     rb"II\xbc\x01": "JPEG XR",
     rb"%PDF": "PDF",
     rb"\s*<(\?xml|svg)": "SVG, which has no pixels",
-    rb"\s*<(!doctype html|html|!DOCTYPE|HTML)": "a web page, and not the picture that was to be downloaded",
+    rb"\s*<(!doctype html|html|!DOCTYPE|HTML)": "a web page, and not the image that was to be downloaded",
     rb"\x76\x2f\x31\x01": "OpenEXR",
-    rb"version https://git-lfs": "a Git LFS pointer; `git lfs pull` gets the picture: the pointer alone",
+    rb"version https://git-lfs": "a Git LFS pointer; `git lfs pull` gets the image: the pointer alone",
 }
-"""First bytes of files that people take for pictures, and what they are."""
+"""First bytes of files that people take for images, and what they are."""
 
 _NUMERIC_MODES = ("L", "LA", "RGB", "RGBA", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _CONVERTED_MODES = {"1": "L", "La": "LA", "PA": "RGBA", "RGBa": "RGBA"}
@@ -106,14 +106,14 @@ if hasattr(os, "register_at_fork"):
 
 
 class PictureError(ValueError):
-    """A picture that cannot be read or written as asked. The message names it and says why."""
+    """An image that cannot be read or written as asked. The message names it and says why."""
 
 
 @dataclass
 class Picture:
     """Float32 in [0, 1]: colour `(h, w, 3)`, sRGB-encoded unless a profile says otherwise and not premultiplied, and alpha `(h, w)`.
 
-    Alpha is None where the picture has no transparency. A grey picture has three equal channels.
+    Alpha is None where the image has no transparency. A grey image has three equal channels.
     """
 
     color: np.ndarray
@@ -125,9 +125,9 @@ class Picture:
 
 
 def read_picture(path: str | Path) -> Picture:
-    """Read a picture upright and with all its bits; of several frames or pages the first.
+    """Read an image upright and with all its bits; of several frames or pages the first.
 
-    Raises PictureError for a file that is not a whole picture or too large for this machine, and OSError for one that cannot be opened.
+    Raises PictureError for a file that is not a whole image or too large for this machine, and OSError for one that cannot be opened.
     """
     with open_file(path) as file:
         return read_picture_from(file, path)
@@ -135,7 +135,7 @@ def read_picture(path: str | Path) -> Picture:
 
 @contextmanager
 def open_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A file of a picture, open. Raises PictureError for a pipe or a device, which is not waited for, and OSError."""
+    """A file of an image, open. Raises PictureError for a pipe or a device, which is not waited for, and OSError."""
     path = Path(path)
     if path.exists() and not path.is_dir() and not path.is_file():
         raise PictureError(f"{path}: a pipe or a device; expected a file")
@@ -144,7 +144,7 @@ def open_file(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def read_picture_from(file: BinaryIO, name: str | Path) -> Picture:
-    """Read a picture as `read_picture` does, from an open file; `name` is for messages."""
+    """Read an image as `read_picture` does, from an open file; `name` is for messages."""
     with refusing_damage(name, file):
         with own_settings():
             decoded = _decode(open_image(file, name), name, file)
@@ -178,13 +178,13 @@ def from_pil(image: Image.Image) -> Picture:
 
 @contextmanager
 def own_settings() -> Iterator[None]:
-    """Whatever its host has set: half a picture is an error, long text is none, and a large picture only where memory is too small."""
+    """Whatever its host has set: half an image is an error, long text is none, and a large image only where memory is too small."""
     with _pillow_settings, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of damaged metadata, at length, and of large pictures
+        warnings.simplefilter("ignore")  # of damaged metadata, at length, and of large images
         hosts = ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY, Image.MAX_IMAGE_PIXELS
         ImageFile.LOAD_TRUNCATED_IMAGES = False
         PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = max(TEXT_LIMIT, hosts[1]), max(TEXT_LIMIT, hosts[2])
-        Image.MAX_IMAGE_PIXELS = most_pixels()  # for icons in icons and frames in frames; the picture itself is checked below
+        Image.MAX_IMAGE_PIXELS = most_pixels()  # for icons in icons and frames in frames; the image itself is checked below
         try:
             yield
         finally:
@@ -204,19 +204,19 @@ def refusing_damage(name: str | Path, file: BinaryIO | None = None) -> Iterator[
     except PictureError:
         raise
     except (Image.DecompressionBombError, MemoryError) as error:
-        raise PictureError(f"{name}: too large for the memory that is free; free some, or cut the picture into parts") from error
+        raise PictureError(f"{name}: too large for the memory that is free; free some, or cut the image into parts") from error
     except UnidentifiedImageError as error:
         if kind := _foreign_content(file):
             raise PictureError(f"{name}: this is {kind}, which is not read here; save it as PNG first") from error
         expected = "expected PNG, JPEG, WebP, TIFF, BMP, GIF or another format that Pillow reads"
-        raise PictureError(f"{name}: not a picture, or damaged at its beginning; {expected}") from error
+        raise PictureError(f"{name}: not an image, or damaged at its beginning; {expected}") from error
     except Exception as error:  # its readers of fifty formats raise anything there is
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise PictureError(f"{name}: the picture is truncated or damaged and cannot be read whole ({reason}); get it again") from error
+        raise PictureError(f"{name}: the image is truncated or damaged and cannot be read whole ({reason}); get it again") from error
 
 
 def _foreign_content(file: BinaryIO | None) -> str | None:
-    """What a file is that people take for a picture and Pillow does not read, by its first bytes."""
+    """What a file is that people take for an image and Pillow does not read, by its first bytes."""
     if file is None:
         return None
     file.seek(0)
@@ -225,21 +225,21 @@ def _foreign_content(file: BinaryIO | None) -> str | None:
 
 
 def most_pixels() -> int:
-    """Pixels of the largest picture that fits into the memory that is free."""
+    """Pixels of the largest image that fits into the memory that is free."""
     free = free_memory(torch.device("cpu"))
     return USUAL_PIXELS if free is None else max(SMALL_PIXELS, free // PIXEL_BYTES)
 
 
 def _check_readable(image: Image.Image, name: str | Path) -> None:
-    """Refuse, before its pixels are decoded, what is no picture but a program, or too large."""
+    """Refuse, before its pixels are decoded, what is no image but a program, or too large."""
     if image.format in PROGRAMS:
-        raise PictureError(f"{name}: {image.format} files are programs, and none is run; save the picture as PNG")
+        raise PictureError(f"{name}: {image.format} files are programs, and none is run; save the image as PNG")
     check_pixels(name, image.width, image.height)
     tags: Any = getattr(image, "tag_v2", None)
     if image.format == "TIFF" and tags:
         width, height = (tags.get(tag, 0) for tag in (322, 323))
         if width * height > max(TILE_PIXELS, 2 * image.width * image.height):
-            raise PictureError(f"{name}: its tiles of {width}x{height} pixels are larger than the picture; save it as PNG")
+            raise PictureError(f"{name}: its tiles of {width}x{height} pixels are larger than the image; save it as PNG")
 
 
 def _check_scans(file: BinaryIO, name: str | Path) -> None:
@@ -254,10 +254,10 @@ def _check_scans(file: BinaryIO, name: str | Path) -> None:
 
 
 def check_pixels(name: str | Path, width: int, height: int) -> None:
-    """Raise PictureError for a picture, or a frame of a film, that is too large for the memory that is free."""
+    """Raise PictureError for an image, or a frame of a video, that is too large for the memory that is free."""
     if width * height > (most := most_pixels()):
         room = f"need {width * height * PIXEL_BYTES / 2**30:.1f} GiB of memory, and {most * PIXEL_BYTES / 2**30:.1f} are free"
-        raise PictureError(f"{name}: {width}x{height} pixels {room}; free some, or cut the picture into parts")
+        raise PictureError(f"{name}: {width}x{height} pixels {room}; free some, or cut the image into parts")
 
 
 @dataclass
@@ -277,7 +277,7 @@ def _decode(image: Image.Image, name: str | Path, file: BinaryIO | None = None, 
     _check_readable(image, name)
     if file is not None and image.format in ("JPEG", "MPO"):
         _check_scans(file, name)
-    animated = image.format != "MPO" and getattr(image, "is_animated", False)  # the further pictures of an MPO are its previews
+    animated = image.format != "MPO" and getattr(image, "is_animated", False)  # the further images of an MPO are its previews
     if animated and not in_animation:  # how many, it may take minutes to count
         logger.warning("%s has several frames or pages; one of them is used", name)
     tiles = getattr(image, "tile", [])
@@ -330,7 +330,7 @@ def _convert(decoded: _Decoded) -> Picture:
     for rows in _row_bands(image.height, image.width):
         samples = _samples(decoded, mode, transform, rows)
         if samples.dtype == np.float32 and not np.isfinite(samples).all():
-            raise PictureError(f"{decoded.name}: the picture has values that are infinite or not numbers")
+            raise PictureError(f"{decoded.name}: the image has values that are infinite or not numbers")
         channels = samples.shape[2]
         light = np.clip(samples[..., : 1 if channels < 3 else 3], 0, full)
         np.divide(light, full, out=_as_stored(color, orientation)[rows], dtype=np.float32)
@@ -361,7 +361,7 @@ def _full_scale(decoded: _Decoded) -> int:
     scales = {1: 2.0, 255: 511.0, 65535: 131071.0} if image.mode == "F" else {255: 255.0, 65535: 65535.0}  # floats may overshoot a little
     brightest: Any = image.getextrema()[1]
     if brightest > scales[65535]:
-        raise PictureError(f"{decoded.name}: expected values up to 65535, got {brightest}; scale the picture to 16 bits first")
+        raise PictureError(f"{decoded.name}: expected values up to 65535, got {brightest}; scale the image to 16 bits first")
     return next((full for full, highest in scales.items() if brightest <= highest), 65535)
 
 
@@ -419,14 +419,14 @@ def _row_bands(height: int, width: int) -> list[slice]:
 
 
 def to_pil(picture: Picture) -> Image.Image:
-    """An 8-bit image: L or LA where the picture is grey, otherwise RGB or RGBA. Its `info` has the text, profile, EXIF, XMP and dpi."""
+    """An 8-bit image: L or LA where the image is grey, otherwise RGB or RGBA. Its `info` has the text, profile, EXIF, XMP and dpi."""
     image = to_image(picture)
     image.info.update(pil_info(picture.carried, image.size))
     return image
 
 
 def write_picture(picture: Picture, path: str | Path, format: str | None = None, quality: int = 95) -> None:
-    """Write a picture, whole or not at all. The format is that of the suffix unless given.
+    """Write an image, whole or not at all. The format is that of the suffix unless given.
 
     What a format keeps is said at the top of this module, for the pixels, and of `metadata`, for the rest.
     `quality`, 1 to 100, is for JPEG and for WebP, where 100 is lossless.
@@ -438,7 +438,7 @@ def write_picture(picture: Picture, path: str | Path, format: str | None = None,
 
 
 def write_picture_to(picture: Picture, file: BinaryIO, name: str | Path, format: str, quality: int = 95) -> None:
-    """Write a picture as `write_picture` does, into an open file; `format` is Pillow's name, and `name` is for messages."""
+    """Write an image as `write_picture` does, into an open file; `format` is Pillow's name, and `name` is for messages."""
     opaque = format in ("JPEG", "BMP")
     channels = _channels(picture, opaque)
     bits = 16 if picture.carried.bits == 16 and (format == "PNG" or (format == "TIFF" and channels == 1)) else 8
@@ -447,7 +447,7 @@ def write_picture_to(picture: Picture, file: BinaryIO, name: str | Path, format:
     if not 1 <= quality <= 100:
         raise ValueError(f"quality: expected 1 to 100, got {quality}")
     if opaque and picture.alpha is not None and picture.alpha.min() < 1:
-        logger.warning("%s: %s has no transparency; the picture is put on white", name, format)
+        logger.warning("%s: %s has no transparency; the image is put on white", name, format)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged metadata, at length
         options = save_options(picture.carried, format, quality, (width, height))
@@ -473,7 +473,7 @@ def format_of(path: Path, format: str | None = None) -> str:
 
 
 def check_target(name: str | Path, format: str, height: int, width: int) -> None:
-    """Raise PictureError for a format that cannot hold a picture of this size, before the work of making one."""
+    """Raise PictureError for a format that cannot hold an image of this size, before the work of making one."""
     _check_size(name, format, height, width, 1)
 
 
@@ -485,7 +485,7 @@ def _check_size(path: str | Path, format: str, height: int, width: int, pixel_by
 
 
 def _channels(picture: Picture, opaque: bool = False) -> int:
-    """The number of channels in a file. Raises ValueError for arrays that do not make a picture."""
+    """The number of channels in a file. Raises ValueError for arrays that do not make an image."""
     color, alpha = picture.color, picture.alpha
     if color.ndim != 3 or color.shape[2] != 3 or not color.size or (alpha is not None and alpha.shape != color.shape[:2]):
         raise ValueError(f"expected color (h, w, 3) and alpha (h, w) or None, got {color.shape} and {getattr(alpha, 'shape', None)}")
@@ -510,7 +510,7 @@ def _quantised(picture: Picture, rows: slice, full: int, opaque: bool = False) -
         alpha = picture.alpha[rows][..., None]
         samples = samples * alpha + (1 - alpha) if opaque else np.concatenate([samples, alpha], axis=2)
     if not np.isfinite(samples).all():
-        raise ValueError("the picture to be written has values that are infinite or not numbers; expected values in [0, 1]")
+        raise ValueError("the image to be written has values that are infinite or not numbers; expected values in [0, 1]")
     return np.rint(np.clip(samples, 0, 1) * full)
 
 

@@ -1,4 +1,4 @@
-"""What goes with the pixels of a picture: profile, EXIF, XMP, text, resolution and colour chunks, taken from Pillow and given back to it.
+"""What goes with the pixels of an image: profile, EXIF, XMP, text, resolution and colour chunks, taken from Pillow and given back to it.
 
 What each format keeps of it:
 
@@ -11,7 +11,7 @@ What each format keeps of it:
 
 Colours that a PNG or an AVIF tells by numbers become an ICC profile in the other formats. What a format has no place for is named in a
 warning. Never kept: IPTC, and chunks of one vendor. EXIF data stay byte for byte, except in TIFF, where text is added to them, and for what
-no longer fits: sizes become those of the picture, and the thumbnail goes.
+no longer fits: sizes become those of the image, and the thumbnail goes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, Ov
 
 ORIENTATION, USER_COMMENT, EXIF_IFD, GPS_IFD, INTEROP_IFD, XMP_TAG = 0x0112, 0x9286, 0x8769, 0x8825, 0xA005, 700
 SIZE_TAGS = {0x0100: 0, 0x0101: 1, 0xA002: 0, 0xA003: 1, 0x1001: 0, 0x1002: 1}
-"""EXIF tags with the width (0) or the height (1) of the picture."""
+"""EXIF tags with the width (0) or the height (1) of the image."""
 EXIF_TEXT = {
     "parameters": (USER_COMMENT, ""),  # as WebUI writes it into JPEG and WebP
     "prompt": (0x0110, "prompt:"),  # as ComfyUI writes it into WebP
@@ -63,7 +63,7 @@ SETTINGS = re.compile(r"\bSteps: \d|\bNegative prompt: |^\s*\{.*\}\s*$", re.DOTA
 TECHNICAL_TEXT = ("date:", "png:", "exif:", "pdf:", "icc:", "Raw profile", "Creation Time", "Software")
 """How names of text begin that programs write about the file itself, and whose loss is none."""
 DESCRIPTIVE_TAGS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298, EXIF_IFD, GPS_IFD)
-"""TIFF tags about the picture. The others are about how a file stores it, and would break another file."""
+"""TIFF tags about the image. The others are about how a file stores it, and would break another file."""
 
 _EXIF_START = b"Exif\0\0"
 _XMP_START = b"http://ns.adobe.com/xap/1.0/\0"
@@ -74,7 +74,7 @@ _XMP_KEY = "XML:com.adobe.xmp"
 
 @dataclass
 class Carried:
-    """What goes with the pixels of a picture."""
+    """What goes with the pixels of an image."""
 
     format: str | None = None
     """Pillow's name of the format it came in, such as "PNG"; None for an image made in memory."""
@@ -254,7 +254,7 @@ def _entries(exif: bytes, start: int) -> Iterator[tuple[int, int, int]]:
 
 
 def fitted_exif(exif: bytes | None, width: int, height: int) -> bytes | None:
-    """EXIF data of a picture of another size: its sizes are those given, and the thumbnail, of the old one, is not found any more."""
+    """EXIF data of an image of another size: its sizes are those given, and the thumbnail, of the old one, is not found any more."""
     if exif is None:
         return None
     fitted, order = bytearray(exif), _order(exif)
@@ -275,7 +275,7 @@ def fitted_exif(exif: bytes | None, width: int, height: int) -> bytes | None:
 
 
 def fitted_xmp(xmp: bytes | None, width: int, height: int) -> bytes | None:
-    """XMP data of a picture of another size, as `fitted_exif`."""
+    """XMP data of an image of another size, as `fitted_exif`."""
     if xmp is None:
         return None
     for names, side in ((rb"tiff:ImageWidth|exif:PixelXDimension", width), (rb"tiff:ImageLength|exif:PixelYDimension", height)):
@@ -323,7 +323,7 @@ def pil_info(carried: Carried, size: tuple[int, int]) -> dict[str, Any]:
 
 
 def save_options(carried: Carried, format: str, quality: int, size: tuple[int, int]) -> dict[str, Any]:
-    """Arguments for Pillow's `save` of a picture of a size (width, height); `format` is its name of the format.
+    """Arguments for Pillow's `save` of an image of a size (width, height); `format` is its name of the format.
 
     Warnings tell what the format cannot hold, or has no room for.
     """

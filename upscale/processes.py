@@ -1,7 +1,7 @@
-"""Several processes that share the pictures of a run, each on a device of its own: `accelerate launch` or `torchrun` starts them.
+"""Several processes that share the images of a run, each on a device of its own: `accelerate launch` or `torchrun` starts them.
 
 What they say to each other are a few lists, at the beginning and at the end, so they talk through the CPU on every kind of device, and wait
-as long as it takes: one of them may have a large picture to finish.
+as long as it takes: one of them may have a large image to finish.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .cores import usable_cores
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=30)
-"""PyTorch's own half an hour is less than a film's frames may take one process longer than another."""
+"""PyTorch's own half an hour is less than a video's frames may take one process longer than another."""
 
 
 class Processes:
@@ -49,7 +49,7 @@ class SharingProcesses(Processes):
             from accelerate import PartialState, utils
         except ImportError as error:
             raise ValueError(
-                "several processes were started, and accelerate is needed to share pictures among them; "
+                "several processes were started, and accelerate is needed to share images among them; "
                 'install it with `pip install accelerate` (or "transformersr[train]"), or start one process'
             ) from error
         check_cpu_processes()

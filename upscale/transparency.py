@@ -14,7 +14,7 @@ def bleed(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 
 def _filled(color: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Pull-push: what has no weight is taken from the picture at half the size, which is filled in the same way."""
+    """Pull-push: what has no weight is taken from the image at half the size, which is filled in the same way."""
     known = weight > 0
     if known.all():
         return color

@@ -1,4 +1,4 @@
-"""`Upscaler`: a network on a device, ready for pictures of every kind."""
+"""`Upscaler`: a network on a device, ready for images of every kind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..arch import CheckpointError, TransformerSR, load_model
 from ..arch.context import plain_torch, survive_fork
-from .engine import ProgressCallback, enlarge_to, sanitize
+from .engine import ProgressCallback, sanitize, upscale_to
 from .image_io import Picture, from_pil, to_pil
 from .memory import saying_what_does_not_fit
 from .planning import Workload, memory_required, sizes_of_passes, target_size
@@ -27,7 +27,7 @@ DEFAULT_MODEL = "x4-tiny"
 CRISP = "-crisp"
 """What the name of a crisp model has after that of its faithful sibling."""
 BATCH_PIXELS = 2**24
-"""Enlarged pixels of a batch that exist in float32 at once, beside its result; a single picture may have more."""
+"""Upscaled pixels of a batch that exist in float32 at once, beside its result; a single image may have more."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 AnyImage = TypeVar("AnyImage", Image.Image, np.ndarray, Tensor)
@@ -148,13 +148,13 @@ def parse_bytes(text: str | int | None) -> int | None:
 
 
 class Upscaler:
-    """Enlarges pictures with a network: `Upscaler.from_pretrained()` makes one, and calling it with a picture gives a larger one back.
+    """Upscales images with a network: `Upscaler.from_pretrained()` makes one, and calling it with an image gives a larger one back.
 
         upscaler = Upscaler.from_pretrained()
-        large = upscaler(Image.open("picture.png"))  # or a numpy array, or a torch tensor
+        large = upscaler(Image.open("image.png"))  # or a numpy array, or a torch tensor
         large = upscaler(image, factor=2)  # or size=(height, width)
 
-    Every call is independent; one object may be used for any number of pictures of any size, by one thread at a time.
+    Every call is independent; one object may be used for any number of images of any size, by one thread at a time.
     """
 
     def __init__(self, model: TransformerSR, memory: int | None = None, ensemble: bool = False):
@@ -181,7 +181,7 @@ class Upscaler:
         Args:
             name_or_path: a model that comes with the package (`available_models`), or a file of weights; None takes the default.
             device: "auto", "cpu", "cuda", "cuda:1", "mps", or a torch.device.
-            dtype: "auto", "fp32", "bf16", "fp16", or one of PyTorch's. Norms and softmax are worked out in float32 whatever it is.
+            dtype: "auto", "fp32", "bf16", "fp16", or one of PyTorch's. Norms and softmax are computed in float32 whatever it is.
             memory: most bytes that the network's tensors may take, also as "2G"; None takes what is free.
             crispness: 0 is the faithful model, 1 its crisp sibling, and between them weights between the two; for models that have one.
             ensemble: average over the eight turned and mirrored versions of the image: slightly better, eight times slower.
@@ -198,18 +198,18 @@ class Upscaler:
 
     @property
     def scale(self) -> int:
-        """How many times larger one pass makes a picture."""
+        """How many times larger one pass makes an image."""
         return self.model.config.scale
 
     def __call__(
         self, image: AnyImage, factor: float | None = None, size: tuple[int, int] | None = None, on_progress: ProgressCallback | None = None
     ) -> AnyImage:
-        """Enlarge a picture and return one of the same kind.
+        """Upscale an image and return one of the same kind.
 
         Args:
             image: a PIL image of any mode; numpy `(h, w)`, `(h, w, c)` or `(b, h, w, c)`, uint8, uint16 or float; or torch `(c, h, w)`
                 or `(b, c, h, w)`, uint8 or float. Floats are in [0, 1]; c is 1, 3 or 4: grey, RGB, RGB and transparency.
-            factor: enlarge each side by this and round; None takes the network's scale.
+            factor: upscale each side by this and round; None takes the network's scale.
             size: instead, the (height, width) wanted.
             on_progress: called with (done, total) as the work goes on; it may raise to stop.
 
@@ -217,15 +217,15 @@ class Upscaler:
             The same type, layout and dtype, on the same device; numpy floats come back as float32, PIL images with 8 bits a channel.
         """
         images, restore = _to_batch(image)
-        return restore(self.enlarge_batch(images, factor, size, on_progress))
+        return restore(self.upscale_batch(images, factor, size, on_progress))
 
-    def enlarge_picture(self, picture: Picture, **options) -> Picture:
+    def upscale_picture(self, picture: Picture, **options) -> Picture:
         """Upscale a `Picture`; what it carries goes along."""
         images, restore = _picture_to_batch(picture)
-        return restore(self.enlarge_batch(images, **options))
+        return restore(self.upscale_batch(images, **options))
 
     @plain_torch()
-    def enlarge_batch(
+    def upscale_batch(
         self,
         images: Tensor,
         factor: float | None = None,
@@ -233,7 +233,7 @@ class Upscaler:
         on_progress: ProgressCallback | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
-        """Enlarge pictures of one size, a whole video say, a few at a time: `(b, c, h, w)` as for a call, into `out` where given.
+        """Upscale images of one size, a whole video say, a few at a time: `(b, c, h, w)` as for a call, into `out` where given.
 
         `out` is `(b, c, height, width)` of any float dtype, on any device, in any layout. Without it the result is like `images`.
         """
@@ -254,7 +254,7 @@ class Upscaler:
             some = sanitize(images[start : start + step].detach().float())
             progress = _share_of_batch(on_progress, start, len(some), count)
             with saying_what_does_not_fit(len(some), height, width):
-                large = enlarge_to(
+                large = upscale_to(
                     self.model, _as_rgb(some), height, width, memory=self.memory, ensemble=self.ensemble, on_progress=progress
                 )
                 large = _like(some, large)
@@ -264,10 +264,8 @@ class Upscaler:
         assert out is not None
         return out
 
-    def comfortable_memory(
-        self, count: int, height: int, width: int, factor: float | None = None, size: tuple[int, int] | None = None
-    ) -> int:
-        """Bytes that enlarging `count` pictures of a size takes where it is not short of them, for a host that makes room."""
+    def memory_required(self, count: int, height: int, width: int, factor: float | None = None, size: tuple[int, int] | None = None) -> int:
+        """Bytes that upscaling `count` images of a size takes where it is not short of them, for a host that makes room."""
         if self.memory is not None:
             return self.memory
         target = target_size(height, width, self.scale, factor, size)
@@ -300,8 +298,8 @@ def _picture_to_batch(picture: Picture) -> tuple[Tensor, Restore]:
     channels = picture.color if picture.alpha is None else np.dstack([picture.color, picture.alpha])
 
     def restore(large: Tensor) -> Picture:
-        enlarged = large[0].permute(1, 2, 0).numpy()
-        return Picture(enlarged[..., :3], None if picture.alpha is None else enlarged[..., 3], picture.carried)
+        upscaled = large[0].permute(1, 2, 0).numpy()
+        return Picture(upscaled[..., :3], None if picture.alpha is None else upscaled[..., 3], picture.carried)
 
     return torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1)[None])), restore
 
@@ -331,10 +329,10 @@ def _array_to_batch(image: np.ndarray) -> tuple[Tensor, Restore]:
     peak = np.iinfo(image.dtype).max if image.dtype.kind == "u" else 1
 
     def restore(large: Tensor) -> np.ndarray:
-        enlarged = large.permute(0, 2, 3, 1).numpy()
-        enlarged = np.rint(enlarged * peak).astype(image.dtype) if peak > 1 else enlarged
-        enlarged = enlarged if image.ndim == 4 else enlarged[0]
-        return enlarged[..., 0] if image.ndim == 2 else enlarged
+        upscaled = large.permute(0, 2, 3, 1).numpy()
+        upscaled = np.rint(upscaled * peak).astype(image.dtype) if peak > 1 else upscaled
+        upscaled = upscaled if image.ndim == 4 else upscaled[0]
+        return upscaled[..., 0] if image.ndim == 2 else upscaled
 
     channels = (images.astype(np.float32) / np.float32(peak)).transpose(0, 3, 1, 2)
     return torch.from_numpy(np.ascontiguousarray(channels)), restore
@@ -367,14 +365,14 @@ def _varies(alpha: Tensor) -> bool:
 
 
 def _share_of_batch(progress: ProgressCallback | None, start: int, some: int, count: int) -> ProgressCallback | None:
-    """Progress of `some` pictures as progress of `count`, of which `start` are done."""
+    """Progress of `some` images as progress of `count`, of which `start` are done."""
     if progress is None:
         return None
     return lambda done, total: progress(start * total + some * done, count * total)
 
 
 def _within_range(large: Tensor, small: Tensor) -> Tensor:
-    """Keep enlarged transparency within what lies around each place in the original, so that opaque stays opaque and empty stays empty."""
+    """Keep upscaled transparency within what lies around each place in the original, so that opaque stays opaque and empty stays empty."""
     high, low = F.max_pool2d(small, 5, 1, 2), -F.max_pool2d(-small, 5, 1, 2)
     low, high = (F.interpolate(bound, large.shape[2:], mode="nearest") for bound in (low, high))
     return large.clamp(low, high)

@@ -1,6 +1,6 @@
-"""Films: every frame enlarged, in order; sound, subtitles, fonts, chapters and titles are copied as they are.
+"""Videos: every frame upscaled, in order; sound, subtitles, fonts, chapters and titles are copied as they are.
 
-FFmpeg's libraries read and write in this process, by PyAV. A few frames are in memory at a time, however long the film.
+FFmpeg's libraries read and write in this process, by PyAV. A few frames are in memory at a time, however long the video.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from .video_write import CONTAINERS, Streams, add_video, pixel_format, say_what_
 logger = logging.getLogger(__name__)
 
 SCALER = 0x4 | 0x2000 | 0x4000 | 0x40000
-"""Its bicubic, full chroma on both sides, accurate rounding; its defaults make a picture darker by a level."""
+"""Its bicubic, full chroma on both sides, accurate rounding; its defaults make an image darker by a level."""
 
 
-def is_film(path: Path) -> bool:
-    """Whether a file is a film, by its suffix."""
+def is_video(path: Path) -> bool:
+    """Whether a file is a video, by its suffix."""
     return path.suffix.lower() in VIDEOS
 
 
-def film_suffix(path: Path) -> str:
-    """The suffix that the enlarged film has; .mkv, which takes every kind of sound and subtitle, where its own is none of H.264."""
+def video_suffix(path: Path) -> str:
+    """The suffix that the upscaled video has; .mkv, which takes every kind of sound and subtitle, where its own is none of H.264."""
     return path.suffix.lower() if path.suffix.lower() in CONTAINERS else ".mkv"
 
 
-def film_size(source: Path) -> tuple[int, int]:
-    """(height, width) of a film's frames as a player shows them. Raises as `enlarge_film`."""
+def video_size(source: Path) -> tuple[int, int]:
+    """(height, width) of a video's frames as a player shows them. Raises as `upscale_video`."""
     av = _import_av()
     try:
         with open_container(source, **READING) as container:
             return first_look(VideoSource(source, container)).upright
     except av.FFmpegError as error:
-        raise ValueError(f"{source}: cannot be read as a film ({error.strerror})") from error
+        raise ValueError(f"{source}: cannot be read as a video ({error.strerror})") from error
 
 
-def enlarge_film(
+def upscale_video(
     source: Path,
     target: Path,
     upscaler: Upscaler,
@@ -56,15 +56,15 @@ def enlarge_film(
     quality: int = 95,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> None:
-    """Enlarge a film into H.264 of the same frame times, colours and depth (8 or 10 bits); `target` is there whole or not at all.
+    """Upscale a video into H.264 of the same frame times, colours and depth (8 or 10 bits); `target` is there whole or not at all.
 
     Args:
         size: (height, width); whatever comes out is raised to even numbers, which the format wants.
         quality: 1 to 100; 95 is x264's rate factor 16, and two more are one less.
-        on_progress: called with the share of the film that is done.
+        on_progress: called with the share of the video that is done.
 
     Raises:
-        ValueError: without PyAV, for a file that is no film, and for streams that the target's kind of file cannot hold.
+        ValueError: without PyAV, for a file that is no video, and for streams that the target's kind of file cannot hold.
         OSError: for a file that cannot be opened or written.
     """
     av = _import_av()
@@ -85,7 +85,7 @@ def enlarge_film(
             frames = _upscaled(video.frames(on_progress), look, upscaler, height, width, pixel_format(look, format))
             _write(out, video, frames, stream, target)
     except av.FFmpegError as error:
-        raise ValueError(f"{source}: cannot be read or written as a film ({error.strerror})") from error
+        raise ValueError(f"{source}: cannot be read or written as a video ({error.strerror})") from error
     say_what_is_missing(video)
 
 
@@ -93,7 +93,7 @@ def _import_av() -> Any:
     try:
         import av
     except ImportError as error:
-        raise ValueError('films need PyAV; install it with `pip install "transformersr[video]"`, or `pip install av`') from error
+        raise ValueError('videos need PyAV; install it with `pip install "transformersr[video]"`, or `pip install av`') from error
     return av
 
 

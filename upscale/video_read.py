@@ -108,12 +108,12 @@ class VideoSource:
         self._clocks = _Clocks()
 
     def _moving_pictures(self) -> Any:
-        """The stream of moving pictures; a cover is none."""
+        """The stream of moving images; a cover is none."""
         for stream in self.container.streams.video:
             if stream.codec_context and not stream.disposition & type(stream.disposition).attached_pic:
                 check_pixels(self.path, stream.codec_context.width, stream.codec_context.height)
                 return stream
-        raise ValueError(f"{self.path}: there are no moving pictures in it that can be read")
+        raise ValueError(f"{self.path}: there are no moving images in it that can be read")
 
     def _decoder(self) -> Any:
         import av
@@ -194,7 +194,7 @@ class VideoSource:
         except MemoryError:
             raise
         except av.FFmpegError:
-            self.notes["damaged packet{s} of the picture"] += 1
+            self.notes["damaged packet{s} of the image"] += 1
             self._lost += 1
             return []
         for frame in frames:
@@ -266,7 +266,7 @@ class _Clocks:
         self._move(packet, offset, base)
 
     def end(self) -> float:
-        """Seconds at which the last packet of sound or picture ends."""
+        """Seconds at which the last packet of sound or image ends."""
         return float(max(self._ends.values(), default=0))
 
     @staticmethod

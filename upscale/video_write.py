@@ -76,7 +76,7 @@ def _encoder_options(codec: str, look: Look, quality: int) -> dict[str, str]:
 
 
 class Streams:
-    """The streams of a video other than its pictures, on their way into another file."""
+    """The streams of a video other than its images, on their way into another file."""
 
     def __init__(self, out: Any, source: VideoSource, target: Path):
         self.out, self.source, self.target = out, source, target

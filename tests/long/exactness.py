@@ -29,20 +29,20 @@ from transformersr.upscale.image_io import PictureError, read_picture
 from transformersr.upscale.upscaler import available_models
 
 CROP = 96
-"""Side of what is taken of a picture's middle."""
+"""Side of what is taken of an image's middle."""
 HALF_COUNT, HALF_SIDE = 6, 64
-"""How many pictures, and how much of each, half precision is run on: most processors are a tenth as fast in it."""
+"""How many images, and how much of each, half precision is run on: most processors are a tenth as fast in it."""
 FLAT = 64
-"""Side of a plain picture."""
+"""Side of a plain image."""
 MARGIN = 8
 """Pixels at its edge that do not count as its middle."""
 
 
-# --- pictures ------------------------------------------------------------------------------------
+# --- images ------------------------------------------------------------------------------------
 
 
 def crops(folder: Path, count: int) -> Tensor:
-    """The middle of pictures spread evenly over a folder, `(count, 3, CROP, CROP)`."""
+    """The middle of images spread evenly over a folder, `(count, 3, CROP, CROP)`."""
     paths = find_pictures(folder)
     found = []
     for path in paths[:: max(1, len(paths) // (2 * count))]:
@@ -54,7 +54,7 @@ def crops(folder: Path, count: int) -> Tensor:
         if min(top, left) >= 0:
             found.append(torch.from_numpy(np.ascontiguousarray(color[top : top + CROP, left : left + CROP])).permute(2, 0, 1))
     if len(found) < count:
-        raise SystemExit(f"{folder}: {len(found)} pictures of at least {CROP}x{CROP} found; expected {count}, or fewer with --pictures")
+        raise SystemExit(f"{folder}: {len(found)} images of at least {CROP}x{CROP} found; expected {count}, or fewer with --pictures")
     return torch.stack(found[:: len(found) // count][:count]).contiguous()
 
 
@@ -65,7 +65,7 @@ def flats() -> Tensor:
 
 
 def extremes() -> dict[str, Tensor]:
-    """What no picture looks like, `(1, 3, 32, 32)` each."""
+    """What no image looks like, `(1, 3, 32, 32)` each."""
     side, black = 32, torch.zeros(1, 3, 32, 32)
     rows = torch.arange(side)
     noise = torch.rand(black.shape, generator=torch.Generator().manual_seed(0))
@@ -89,7 +89,7 @@ def levels(one: Tensor, other: Tensor) -> float:
 
 
 def mean_shift(large: Tensor, small: Tensor) -> Tensor:
-    """How far the mean of every channel of every picture moved, in levels `(b, 3)`."""
+    """How far the mean of every channel of every image moved, in levels `(b, 3)`."""
     return 255 * (large.double().mean((2, 3)) - small.double().mean((2, 3)))
 
 
@@ -113,7 +113,7 @@ def sameness(name: str, device: str, pictures: Tensor, expected: Tensor) -> Iter
     for rows in (8, 24, 40, CROP):
         with torch.inference_mode():
             result = stream(upscaler.model, picture.to(upscaler.model.device), rows).cpu().clamp(0, 1)
-        yield f"bands of {rows} rows" if rows < CROP else "the whole picture at once", f"{levels(result, alone):.6f}"
+        yield f"bands of {rows} rows" if rows < CROP else "the whole image at once", f"{levels(result, alone):.6f}"
     small = pictures[:, :, :24, :24].contiguous()
     singly = torch.cat([upscaler(one[None]) for one in small])
     for count in (2, 3, 8):
@@ -128,13 +128,13 @@ def sameness(name: str, device: str, pictures: Tensor, expected: Tensor) -> Iter
 
 
 def colours(upscaler: Upscaler, pictures: Tensor, expected: Tensor) -> Iterator[tuple[str, ...]]:
-    """Mean over all pictures, and the furthest of any."""
+    """Mean over all images, and the furthest of any."""
     plain, edge = flats(), MARGIN * upscaler.scale
     large = upscaler(plain)
     for what, shift in {
-        f"27 plain pictures of {FLAT}x{FLAT}": mean_shift(large, plain),
+        f"27 plain images of {FLAT}x{FLAT}": mean_shift(large, plain),
         f"their middle, without {MARGIN} pixels of edge": mean_shift(large[..., edge:-edge, edge:-edge], plain),
-        f"{len(pictures)} pictures": mean_shift(expected, pictures),
+        f"{len(pictures)} images": mean_shift(expected, pictures),
     }.items():
         within = f"{int((shift.abs().amax(1) < 0.5).sum())} of {len(shift)}"
         yield what, ", ".join(f"{one:+.3f}" for one in shift.mean(0)), f"{shift.abs().max():.3f}", within
@@ -169,7 +169,7 @@ class Said(logging.Handler):
 
 
 def digest(upscaler: Upscaler) -> str:
-    """Of the bits that a fixed picture becomes."""
+    """Of the bits that a fixed image becomes."""
     picture = torch.rand(1, 3, 48, 40, generator=torch.Generator().manual_seed(1))
     return hashlib.sha256(upscaler(picture).numpy().tobytes()).hexdigest()
 
@@ -186,7 +186,7 @@ def table(title: str, columns: str, rows: Iterator[tuple[str, ...]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", help="pictures, at any depth")
+    parser.add_argument("folder", type=Path, nargs="?", help="images, at any depth")
     parser.add_argument("--pictures", type=int, default=16, help="how many of them to take, spread evenly")
     parser.add_argument("--models", nargs="*", default=list(available_models()))
     parser.add_argument("--device", default="cpu")
@@ -197,7 +197,7 @@ def main() -> None:
         sys.stdout.write(digest(Upscaler.from_pretrained(*options.child, "fp32")))
         return
     if options.folder is None:
-        parser.error("which folder of pictures?")
+        parser.error("which folder of images?")
     start, pictures = time.monotonic(), crops(options.folder, options.pictures)
     few = pictures[:: max(1, len(pictures) // HALF_COUNT), :, :HALF_SIDE, :HALF_SIDE][:HALF_COUNT].contiguous()
     device = torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.machine()
@@ -206,13 +206,13 @@ def main() -> None:
         upscaler = Upscaler.from_pretrained(name, options.device, "fp32")
         expected = upscaler(pictures)
         print(f"\n### {name}")
-        columns = "precision, PSNR to fp32 in dB, of the worst picture, largest difference in levels, 8-bit values that change"
-        table(f"Precision, {HALF_SIDE}x{HALF_SIDE} of {len(few)} pictures:", columns, precisions(name, options.device, few))
-        table("The same picture, fp32:", "what changes, largest difference in levels", sameness(name, options.device, pictures, expected))
-        columns = "pictures, mean shift of R; G; B in levels, furthest, pictures within 0.5"
+        columns = "precision, PSNR to fp32 in dB, of the worst image, largest difference in levels, 8-bit values that change"
+        table(f"Precision, {HALF_SIDE}x{HALF_SIDE} of {len(few)} images:", columns, precisions(name, options.device, few))
+        table("The same image, fp32:", "what changes, largest difference in levels", sameness(name, options.device, pictures, expected))
+        columns = "images, mean shift of R; G; B in levels, furthest, images within 0.5"
         table("Colour, fp32:", columns, colours(upscaler, pictures, expected))
-        columns = "picture, finite, values of the result, mean shift in levels, fp16 off by, bf16 off by, what is said"
-        table("Extreme pictures:", columns, extreme_results(name, options.device))
+        columns = "image, finite, values of the result, mean shift in levels, fp16 off by, bf16 off by, what is said"
+        table("Extreme images:", columns, extreme_results(name, options.device))
     print(f"\n{time.monotonic() - start:.0f} s")
 
 

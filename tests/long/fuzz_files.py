@@ -1,7 +1,7 @@
 """Throw damaged files at every reader, and say how many there were, what broke and what it took. Run by hand:
 
     python tests/long/fuzz_files.py                               every reader, 20 000 files each, changed at random
-    python tests/long/fuzz_files.py picture --cases 200000 --seed 7
+    python tests/long/fuzz_files.py image --cases 200000 --seed 7
     python tests/long/fuzz_files.py checkpoint --engine atheris   guided by what the readers' code does (needs `pip install atheris`)
 
 A finding is anything but success or one sentence that names the file, and a file that takes more than `SLOW` seconds of the processor.
@@ -51,7 +51,7 @@ def read_checkpoint(path: Path) -> None:
 
 
 def read_picture(path: Path) -> None:
-    """A picture: into memory, and what it carries into every format."""
+    """An image: into memory, and what it carries into every format."""
     from transformersr.upscale import image_io
 
     try:
@@ -65,11 +65,11 @@ def read_picture(path: Path) -> None:
 
 
 def read_film(path: Path) -> None:
-    """A film: through a small network, into the container that takes everything."""
+    """A video: through a small network, into the container that takes everything."""
     from transformersr.upscale import video
 
     try:
-        video.enlarge_film(path, path.with_name("written.mkv"), small_upscaler())
+        video.upscale_video(path, path.with_name("written.mkv"), small_upscaler())
     except ValueError as error:
         check_sentence(error, path)
 
@@ -132,7 +132,7 @@ def checkpoints() -> dict[str, bytes]:
 
 
 def pictures() -> dict[str, bytes]:
-    """A small picture in every format and mode that Pillow writes, with what pictures carry."""
+    """A small image in every format and mode that Pillow writes, with what images carry."""
     import numpy as np
     from PIL import Image, PngImagePlugin
 
@@ -200,12 +200,12 @@ def films() -> dict[str, bytes]:
                 sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
                 sound.sample_rate, sound.pts = 16000, 0
                 out.mux([*tone.encode(sound), *tone.encode(None)])
-        found[f"film.{suffix}"] = file.getvalue()
+        found[f"video.{suffix}"] = file.getvalue()
     return found
 
 
 def convert(image, mode: str):
-    """A picture in another mode, by way of a profile where Pillow has no other."""
+    """An image in another mode, by way of a profile where Pillow has no other."""
     from PIL import ImageCms
 
     if mode != "LAB":
@@ -232,8 +232,8 @@ def recipes() -> dict[str, bytes]:
 
 READERS: dict[str, tuple[Callable[[Path], None], Callable[[], dict[str, bytes]]]] = {
     "checkpoint": (read_checkpoint, checkpoints),
-    "film": (read_film, films),
-    "picture": (read_picture, pictures),
+    "video": (read_film, films),
+    "image": (read_picture, pictures),
     "recipe": (read_recipe, recipes),
 }
 

@@ -1,8 +1,8 @@
-"""A thousand pictures of mixed kinds in one folder, and batches of 500 frames through the ComfyUI node: does memory stay flat?
+"""A thousand images of mixed kinds in one folder, and batches of 500 frames through the ComfyUI node: does memory stay flat?
 
     PYTHONPATH=tests python tests/long/load.py --chart docs/images/load.svg
 
-Resident memory, open files and threads are looked at before each picture and at each of the node's calls of its progress bar. The node
+Resident memory, open files and threads are looked at before each image and at each of the node's calls of its progress bar. The node
 has a host of a few lines here, and the model x4-tiny; the folder has a small random network. Prints the figures, draws memory, and ends
 with an error where memory grows by more than 24 MiB from the second quarter to the last, or anything is left open. Linux only: it
 reads /proc.
@@ -63,7 +63,7 @@ class Sample:
 
 
 def make_pictures(folder: Path, count: int) -> int:
-    """Fill a folder with pictures of all modes, formats and small sizes, one in twenty of them broken, and return how many are whole."""
+    """Fill a folder with images of all modes, formats and small sizes, one in twenty of them broken, and return how many are whole."""
     rng = np.random.default_rng(0)
     whole = 0
     for index in range(count):
@@ -105,7 +105,7 @@ def write_one(index: int, path: Path, image: Image.Image) -> bool:
 
 
 def run_folder(scratch: Path, count: int) -> list[Sample]:
-    """Enlarge a folder, sampling before each picture."""
+    """Upscale a folder, sampling before each image."""
     whole = make_pictures(scratch / "in", count)
     save_model(random_model(dataclasses.replace(V2, blocks="RWC")), scratch / "model.safetensors")
     samples, read = [], batch.read_picture
@@ -120,8 +120,8 @@ def run_folder(scratch: Path, count: int) -> list[Sample]:
         main, ["upscale", str(scratch / "in"), "-o", str(scratch / "out"), "-m", str(scratch / "model.safetensors")]
     )
     seconds = time.monotonic() - begun
-    print(f"{count} pictures, {count - whole} of them broken: {result.stdout.strip()}, exit code {result.exit_code}, {seconds:.0f} s")
-    assert f"{whole} of {count} pictures done" in result.stdout, result.output[-2000:]
+    print(f"{count} images, {count - whole} of them broken: {result.stdout.strip()}, exit code {result.exit_code}, {seconds:.0f} s")
+    assert f"{whole} of {count} images done" in result.stdout, result.output[-2000:]
     assert len([path for path in (scratch / "out").rglob("*") if path.is_file()]) == whole
     return [*samples, Sample.take(count)]
 
@@ -158,7 +158,7 @@ def make_host(scratch: Path, on_progress: list) -> None:
 
 
 def run_node(scratch: Path) -> list[Sample]:
-    """Enlarge batches with one node, as one after the other in a workflow; the result, which has to grow, is taken off what is sampled."""
+    """Upscale batches with one node, as one after the other in a workflow; the result, which has to grow, is taken off what is sampled."""
     on_progress: list = [None]
     make_host(scratch, on_progress)
     from transformersr.nodes import TransformerSRUpscale
@@ -213,7 +213,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         names = [
-            f"Memory in MiB over a folder of {asked.pictures:,} pictures",
+            f"Memory in MiB over a folder of {asked.pictures:,} images",
             f"Memory in MiB, without the result, over {BATCHES} batches of {FRAMES} frames through the node",
         ]
         charts = [judge(names[0], run_folder(Path(folder), asked.pictures)), judge(names[1], run_node(Path(folder)))]

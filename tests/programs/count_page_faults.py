@@ -5,9 +5,9 @@ import resource
 import torch
 
 from transformersr.arch import TransformerSR, TransformerSRConfig
-from transformersr.upscale.engine import enlarge
+from transformersr.upscale.engine import upscale
 
-enlarge(TransformerSR(TransformerSRConfig(embed_dim=8, num_heads=1, blocks="RWC")), torch.zeros(1, 3, 8, 8))
+upscale(TransformerSR(TransformerSRConfig(embed_dim=8, num_heads=1, blocks="RWC")), torch.zeros(1, 3, 8, 8))
 for round in range(11):
     if round == 3:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -1,4 +1,4 @@
-"""What `transformersr check` says about a folder of pictures before a run, and pictures that look the same."""
+"""What `transformersr check` says about a folder of images before a run, and images that look the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .store import in_order
 logger = logging.getLogger(__name__)
 
 FEW = 10
-"""Pictures to train on below which a run is warned about."""
+"""Images to train on below which a run is warned about."""
 LEAST_MEASURED = 3
 Size = tuple[int, int]
 """Width and height."""
@@ -26,10 +26,10 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class FolderReport:
-    """What there is to say about a folder of pictures before a run."""
+    """What there is to say about a folder of images before a run."""
 
     train: list[Size]
-    """Of the pictures that can be trained on."""
+    """Of the images that can be trained on."""
     validation: list[Size]
     """Of those kept aside to measure on."""
     findings: list[Finding]
@@ -37,7 +37,7 @@ class FolderReport:
     def summary(self, smallest: int, scale: int) -> Iterator[str]:
         """What there is, and what a run would do with it, in lines."""
         sizes = [*self.train, *self.validation]
-        yield f"{len(sizes)} pictures can be used: {len(self.train)} to train on, {len(self.validation)} kept aside to measure on"
+        yield f"{len(sizes)} images can be used: {len(self.train)} to train on, {len(self.validation)} kept aside to measure on"
         if sizes:
             small, large = min(sizes, key=math.prod), max(sizes, key=math.prod)
             yield f"sizes: {small[0]}x{small[1]} to {large[0]}x{large[1]}, {sum(map(math.prod, sizes)) / 1e6:.1f} megapixels in all"
@@ -47,7 +47,7 @@ class FolderReport:
 
 
 def too_few(train: int, validation: int) -> Iterator[str]:
-    """Warnings about how little can be learnt from, or measured on, so many pictures."""
+    """Warnings about how little can be learnt from, or measured on, so many images."""
     if train < FEW:
         verb = "is" if train == 1 else "are"
         yield f"{train} to train on {verb} few: expect a small gain, if any; {FEW} or more of one style are a good start"
@@ -64,7 +64,7 @@ def check_pictures(
     max_pixels: int = 0,
     workers: int = 0,
 ) -> FolderReport:
-    """Look at every picture below a folder as a run would.
+    """Look at every image below a folder as a run would.
 
     `smallest` is the side of a training crop in sharp pixels; `validation` and `exclude` are those of `split_pictures`. Raises ValueError
     for a folder that cannot be trained on.
@@ -88,7 +88,7 @@ def _size(picture: TrainingPicture) -> Size:
 
 
 def near_duplicates(looks: Mapping[Path, int]) -> list[Finding]:
-    """Pictures that look like another one, from their `difference_hash`. Flat pictures, which all look alike, are passed over."""
+    """Images that look like another one, from their `difference_hash`. Flat images, which all look alike, are passed over."""
     paths, hashes = list(looks), np.array(list(looks.values()), dtype=np.uint64)
     findings = []
     for place, path in enumerate(paths):

@@ -1,4 +1,4 @@
-"""The training crops drawn from pictures."""
+"""The training crops drawn from images."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .pictures import TrainingPicture
 from .video_codec import require_codec
 
 MARGIN = 16
-"""Sharp pixels around a crop that are degraded with it and then cut off, so that filters meet the picture and not the crop's border."""
+"""Sharp pixels around a crop that are degraded with it and then cut off, so that filters meet the image and not the crop's border."""
 REDUCTION = (0.5, 0.8)
 """By which factors a place is reduced to a crop, where it is; between the upper one and 1 a filter would soften more than it sharpens."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a crop is cut: a square of a picture, in its sharp pixels; the corner is a multiple of the scale."""
+    """Where a crop is cut: a square of an image, in its sharp pixels; the corner is a multiple of the scale."""
 
     picture: TrainingPicture
     y: int
@@ -40,8 +40,8 @@ class Place:
 class CropDataset(Dataset):
     """Crops numbered without end. Crop `i` depends on the seed and on `i` alone, so that runs resume exactly with any number of workers.
 
-    Pictures take turns by their area, except that drawings, where there are others too, make up `drawings_share` of the crops. `preset`
-    makes the small crops of pictures that come without a small version; `reduced` of those are cut from a larger place, made smaller.
+    Images take turns by their area, except that drawings, where there are others too, make up `synthetic_share` of the crops. `preset`
+    makes the small crops of images that come without a small version; `zoom_out_prob` of those are cut from a larger place, made smaller.
 
     Raises ValueError for the preset `video` without a video codec.
     """
@@ -54,18 +54,18 @@ class CropDataset(Dataset):
         preset: str,
         keep_flat: float,
         seed: int,
-        drawings_share: float = 0.3,
-        reduced: float = 0.0,
+        synthetic_share: float = 0.3,
+        zoom_out_prob: float = 0.0,
         swatches: float = 0.0,
     ):
         self.pictures = pictures
-        self.turns = np.cumsum(_chances(pictures, drawings_share))
+        self.turns = np.cumsum(_chances(pictures, synthetic_share))
         self.size = patch * scale
         self.scale = scale
         self.preset = PRESETS[preset]
         self.keep_flat = keep_flat
         self.seed = seed
-        self.reduced = reduced
+        self.zoom_out_prob = zoom_out_prob
         self.swatches = swatches
         if self.preset.video:
             require_codec()
@@ -94,7 +94,7 @@ class CropDataset(Dataset):
         return small[inner, inner], np.asarray(whole)[margin : margin + self.size, margin : margin + self.size]
 
     def place(self, index: int) -> Place:
-        """Where a crop comes from; as text, its picture's name and the corner."""
+        """Where a crop comes from; as text, its image's name and the corner."""
         return self._draw_place(np.random.default_rng([self.seed, index]))
 
     def _draw_place(self, rng: np.random.Generator) -> Place:
@@ -108,20 +108,20 @@ class CropDataset(Dataset):
         return Place(picture, y, x, side)
 
     def _draw_side(self, picture: TrainingPicture, rng: np.random.Generator) -> int:
-        """Side of the square that becomes a crop: the crop's own, or a larger one of a picture that has no small version."""
-        if not self.reduced or picture.lq is not None or rng.random() >= self.reduced:
+        """Side of the square that becomes a crop: the crop's own, or a larger one of an image that has no small version."""
+        if not self.zoom_out_prob or picture.lq is not None or rng.random() >= self.zoom_out_prob:
             return self.size
         side = min(round(self.size / rng.uniform(*REDUCTION)), *picture.gt.shape[:2])
         return side if side * REDUCTION[1] >= self.size else self.size
 
     def _cut(self, place: Place, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """The small crop and the sharp one: the first from the picture's small version, or degraded with what surrounds it."""
+        """The small crop and the sharp one: the first from the image's small version, or degraded with what surrounds it."""
         picture, patch = place.picture, self.size // self.scale
         if picture.lq is not None:
             row, column = place.y // self.scale, place.x // self.scale
             gt = picture.gt[place.y : place.y + self.size, place.x : place.x + self.size]
             return picture.lq[row : row + patch, column : column + patch], gt
-        factor = place.side / self.size  # of the picture's pixels over the crop's
+        factor = place.side / self.size  # of the image's pixels over the crop's
         height, width = picture.gt.shape[:2]
         top, left, bottom, right = (
             min(-(-MARGIN // self.scale), int(room / factor) // self.scale) * self.scale
@@ -144,14 +144,14 @@ def training_crops(config: TrainConfig, pictures: Sequence[TrainingPicture]) -> 
         config.preset,
         config.keep_flat,
         config.seed,
-        config.drawings_share,
-        config.reduced,
+        config.synthetic_share,
+        config.zoom_out_prob,
         config.swatches,
     )
 
 
 def _resized(pixels: np.ndarray, across: tuple[float, float], down: tuple[float, float], size: tuple[int, int]) -> Image.Image:
-    """Part of a picture at a size of `(width, height)`; reduced by a Hamming window for the reason that `pictures.reduced` gives."""
+    """Part of an image at a size of `(width, height)`; reduced by a Hamming window for the reason that `images.reduced` gives."""
     left, top = int(across[0]), int(down[0])
     part = Image.fromarray(pixels[top : math.ceil(down[1]), left : math.ceil(across[1])])
     if part.size == size:
@@ -160,12 +160,12 @@ def _resized(pixels: np.ndarray, across: tuple[float, float], down: tuple[float,
     return part.resize(size, Image.Resampling.HAMMING, (across[0] - left, down[0] - top, right, bottom))
 
 
-def _chances(pictures: Sequence[TrainingPicture], drawings_share: float) -> np.ndarray:
+def _chances(pictures: Sequence[TrainingPicture], synthetic_share: float) -> np.ndarray:
     areas = np.array([picture.gt.shape[0] * picture.gt.shape[1] for picture in pictures], dtype=np.float64)
     drawn = np.array([picture.drawn for picture in pictures])
     if drawn.any() and not drawn.all():
-        areas[drawn] *= drawings_share / areas[drawn].sum()
-        areas[~drawn] *= (1 - drawings_share) / areas[~drawn].sum()
+        areas[drawn] *= synthetic_share / areas[drawn].sum()
+        areas[~drawn] *= (1 - synthetic_share) / areas[~drawn].sum()
     return areas
 
 

@@ -1,7 +1,7 @@
-"""From a sharp crop to the small picture that the network is given.
+"""From a sharp crop to the small image that the network is given.
 
-Steps in order: blur, shrink, sharpen, decoder noise, noise, codec, video codec, each with a chance. Everything is 8-bit RGB, as the
-pictures that users bring have been made. All filters shrink by the exact factor around the same centre, so a small picture is never
+Steps in order: blur, downscale, sharpen, decoder noise, noise, codec, video codec, each with a chance. Everything is 8-bit RGB, as the
+images that users bring have been made. All filters downscale by the exact factor around the same centre, so a small image is never
 shifted against its sharp one.
 """
 
@@ -24,16 +24,16 @@ FILTERS = {
 
 @dataclass(frozen=True)
 class Degradation:
-    """A preset: which filters shrink, and how often what else happens. Chances are in [0, 1], levels of grey of 255."""
+    """A preset: which filters downscale, and how often what else happens. Chances are in [0, 1], levels of grey of 255."""
 
     filters: tuple[str, ...]
     """Names from `FILTERS`, drawn uniformly."""
     blur: float = 0.0
-    """Chance of a Gaussian blur before shrinking."""
+    """Chance of a Gaussian blur before downscaling."""
     blur_sigma: tuple[float, float] = (0.2, 0.8)
     """Its standard deviation in sharp pixels."""
     sharpen: float = 0.0
-    """Chance of an unsharp mask after shrinking, as sites and editors apply it."""
+    """Chance of an unsharp mask after downscaling, as sites and editors apply it."""
     decoder: float = 0.0
     """Chance of what a latent decoder leaves: slight softness and a faint pattern that repeats every 8 pixels."""
     noise: float = 0.0
@@ -41,15 +41,15 @@ class Degradation:
     noise_level: tuple[float, float] = (1.0, 10.0)
     """Its standard deviation in levels."""
     codec: float = 0.0
-    """Chance of compression of the small picture."""
+    """Chance of compression of the small image."""
     formats: tuple[str, ...] = ("JPEG", "WEBP")
     """With which formats, drawn uniformly; JPEG with and without subsampled colour."""
     quality: tuple[int, int] = (85, 98)
     """Its quality."""
     again: float = 0.0
-    """Chance that the picture was compressed once before, 1 to 1.4 times larger than the small one."""
+    """Chance that the image was compressed once before, 1 to 1.4 times larger than the small one."""
     video: float = 0.0
-    """Chance that the picture is a still of a film: compressed by a video codec at the end."""
+    """Chance that the image is a still of a video: compressed by a video codec at the end."""
 
 
 CLEAN_FILTERS = ("bilinear", "bicubic", "area", "lanczos")
@@ -64,18 +64,18 @@ PRESETS = {
     "video": replace(_WEB, video=1.0),
     "sd": Degradation(CLEAN_FILTERS, decoder=1.0, codec=0.1),
 }
-"""`author`: shrinking alone, as the original network was trained. `clean`: also slight blur and high-quality compression. `web`: pictures
-saved and resized by sites. `scan`: paper. `video`: the same as stills of films. `sd`: pictures straight out of a latent decoder."""
+"""`author`: downscaling alone, as the original network was trained. `clean`: also slight blur and high-quality compression. `web`: images
+saved and resized by sites. `scan`: paper. `video`: the same as stills of videos. `sd`: images straight out of a latent decoder."""
 
 
 def degrade(image: Image.Image, scale: int, preset: Degradation, rng: np.random.Generator) -> Image.Image:
-    """Shrink an RGB image whose sides are multiples of `scale` to `1 / scale`, damaged as the preset says."""
+    """Downscale an RGB image whose sides are multiples of `scale` to `1 / scale`, damaged as the preset says."""
     if rng.random() < preset.blur:
         image = image.filter(ImageFilter.GaussianBlur(rng.uniform(*preset.blur_sigma)))
     if rng.random() < preset.again:
         image = _saved_before(image, scale, preset, rng)
     else:
-        image = shrink(image, scale, preset.filters[rng.integers(len(preset.filters))])
+        image = downscale(image, scale, preset.filters[rng.integers(len(preset.filters))])
     if rng.random() < preset.sharpen:
         image = image.filter(ImageFilter.UnsharpMask(rng.uniform(0.5, 1.5), int(rng.integers(30, 100)), 2))
     if rng.random() < preset.decoder:
@@ -90,7 +90,7 @@ def degrade(image: Image.Image, scale: int, preset: Degradation, rng: np.random.
 
 
 def _saved_before(image: Image.Image, scale: int, preset: Degradation, rng: np.random.Generator) -> Image.Image:
-    """Shrink in two steps with a compression in between; each goes from the whole picture to the whole picture, so nothing shifts.
+    """Downscale in two steps with a compression in between; each goes from the whole image to the whole image, so nothing shifts.
 
     Not by area: by a factor that is no whole number, Pillow's box takes whole pixels and moves what is between them by up to a third.
     """
@@ -118,11 +118,11 @@ def _added(image: Image.Image, levels: np.ndarray) -> Image.Image:
     return Image.fromarray(np.rint(np.clip(np.asarray(image) + levels, 0, 255)).astype(np.uint8))
 
 
-def shrink(image: Image.Image, scale: int, method: str) -> Image.Image:
-    """Shrink to exactly `1 / scale` with a filter of `FILTERS`. Raises ValueError where a side is no multiple of `scale`."""
+def downscale(image: Image.Image, scale: int, method: str) -> Image.Image:
+    """Downscale to exactly `1 / scale` with a filter of `FILTERS`. Raises ValueError where a side is no multiple of `scale`."""
     width, height = image.size
     if width % scale or height % scale:
-        raise ValueError(f"picture of {width}x{height}; expected sides that are multiples of {scale}: crop it first")
+        raise ValueError(f"image of {width}x{height}; expected sides that are multiples of {scale}: crop it first")
     return image if scale == 1 else image.resize((width // scale, height // scale), FILTERS[method])
 
 

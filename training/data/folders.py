@@ -20,17 +20,17 @@ logger = logging.getLogger(__name__)
 
 SHARP = {"hr", "gt", "hq", "high", "target", "sharp", "groundtruth", "highres"}
 SMALL = {"lr", "lq", "lo", "low", "input", "small", "lowres"}
-"""Words in the names of folders of sharp pictures, and of those that hold their small versions."""
+"""Words in the names of folders of sharp images, and of those that hold their small versions."""
 SCALES = re.compile(r"x?\d+x?$|bicubic|unknown|mild|wild|difficult|downscaled|sub")
 """Words beside them that say how the small ones were made."""
 ENDING = re.compile(r"[ _.-]?x[2-9]$", re.IGNORECASE)
 """What the name of a small version may have at its end, as DIV2K's `0001x4.png`."""
 SAMPLES = 6
-"""Pictures of two folders that are compared to find out whether one has small versions of the other's."""
+"""Images of two folders that are compared to find out whether one has small versions of the other's."""
 NEAR = 3
-"""Bits of 64 in which the hashes of two pictures that look the same may differ."""
+"""Bits of 64 in which the hashes of two images that look the same may differ."""
 ALIKE = 10
-"""Bits of 64 in which the hashes of a picture and its small version may differ."""
+"""Bits of 64 in which the hashes of an image and its small version may differ."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Split:
     train: list[Path]
     validation: list[Path]
     partners: dict[Path, Path | None] = field(default_factory=dict)
-    """Small versions of sharp pictures, see `find_partners`."""
+    """Small versions of sharp images, see `find_partners`."""
     left_out: list[tuple[Path, str]] = field(default_factory=list)
-    """Pictures that are not used whatever is in them, each with the reason."""
+    """Images that are not used whatever is in them, each with the reason."""
     passed_over: list[str] = field(default_factory=list)
-    """Lines about files that were taken for no pictures."""
+    """Lines about files that were taken for no images."""
 
     def tell(self) -> None:
         """Name in the log what is not used."""
@@ -55,22 +55,22 @@ class Split:
 
 
 def find_pictures(folder: str | Path, without: Path | None = None) -> list[Path]:
-    """All picture files below a folder, sorted, those below `without` and hidden ones left out. Raises ValueError where there are none."""
+    """All image files below a folder, sorted, those below `without` and hidden ones left out. Raises ValueError where there are none."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: expected a folder of pictures, and there is no such folder")
+        raise ValueError(f"{folder}: expected a folder of images, and there is no such folder")
     paths = search(folder, without).images
     if not paths:
-        raise ValueError(f"{folder}: no pictures found; expected PNG, JPEG, WebP or another format that Pillow reads")
+        raise ValueError(f"{folder}: no images found; expected PNG, JPEG, WebP or another format that Pillow reads")
     return paths
 
 
 def find_partners(folder: str | Path, paths: Iterable[Path], scale: int | None = None) -> dict[Path, Path | None]:
-    """The small version of every sharp picture in folders of pairs: the file of the same relative name, whatever its suffix.
+    """The small version of every sharp image in folders of pairs: the file of the same relative name, whatever its suffix.
 
     Folders are pairs by their names, in any letters (`SHARP`, `SMALL`): hr and lr, GT and LQ, train_HR and train_LR, DIV2K_train_HR and
     DIV2K_train_LR_bicubic/X4. A small version may have the scale at the end of its name; of several the one of `scale` counts. None stands
-    where a picture of either has no partner, or has several. Pictures elsewhere are not in the result: they are sharp ones alone.
+    where an image of either has no partner, or has several. Images elsewhere are not in the result: they are sharp ones alone.
     """
     sharps: dict[tuple, list[Path]] = {}
     smalls: dict[tuple, list[Path]] = {}
@@ -121,9 +121,9 @@ def _fits(sharp: Path, small: Path, scale: int | None) -> bool:
 
 
 def find_small_versions(folder: Path, paths: list[Path], scale: int) -> dict[Path, Path]:
-    """Pictures that are small versions of others by what is in them: of like names in another folder, `1 / n` of the size, and alike.
+    """Images that are small versions of others by what is in them: of like names in another folder, `1 / n` of the size, and alike.
 
-    Gives the sharp one for each. Two folders are compared by a few of their pictures, as are pictures beside each other.
+    Gives the sharp one for each. Two folders are compared by a few of their images, as are images beside each other.
     """
     groups: dict[str, list[Path]] = {}
     for path in paths:
@@ -154,13 +154,13 @@ def _are_alike(*paths: Path) -> bool:
 
 
 def near(value: int, hashes: np.ndarray) -> np.ndarray:
-    """The places of the `difference_hash`es (uint64) that differ from one in few bits; those of flat pictures, 0, are passed over."""
+    """The places of the `difference_hash`es (uint64) that differ from one in few bits; those of flat images, 0, are passed over."""
     bits = np.unpackbits((hashes ^ np.uint64(value)).view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
     return np.flatnonzero((bits <= NEAR) & (hashes != 0) & (value != 0))
 
 
 def _hash(path: Path) -> int:
-    """`difference_hash`, 0 where a picture cannot be read, which is said where it is used."""
+    """`difference_hash`, 0 where an image cannot be read, which is said where it is used."""
     from .pictures import difference_hash, read_rgb
 
     try:
@@ -176,11 +176,11 @@ def split_pictures(
     without: Path | None = None,
     scale: int | None = None,
 ) -> Split:
-    """Divide a folder's pictures, those below `without` left out; patterns are relative to it.
+    """Divide a folder's images, those below `without` left out; patterns are relative to it.
 
-    Without patterns, or where they match nothing (a recipe's, made for other pictures), every twentieth content hash is for validation, and
-    three of twenty pictures at least. Of pairs the sharp picture counts. Pictures that lack their partner are among those for training,
-    where reading will name them. Of identical files one is used, and no picture for training looks the same as one for validation: those
+    Without patterns, or where they match nothing (a recipe's, made for other images), every twentieth content hash is for validation, and
+    three of twenty images at least. Of pairs the sharp image counts. Images that lack their partner are among those for training,
+    where reading will name them. Of identical files one is used, and no image for training looks the same as one for validation: those
     that look like no other are preferred for it, and where a pattern names one, what looks the same is left out.
     """
     folder = Path(folder)
@@ -201,7 +201,7 @@ def split_pictures(
     whole = [path for path in paths if partners.get(path, path)]
     held = [path for path in whole if matches(path, validation)]
     if validation and not held:
-        logger.warning("no picture in %s matches validation (%s); some are chosen by their content instead", folder, ", ".join(validation))
+        logger.warning("no image in %s matches validation (%s); some are chosen by their content instead", folder, ", ".join(validation))
     twins = _twins(whole)
     if not held:
         least = max(1, min(3, len(whole) // 6))
@@ -213,12 +213,12 @@ def split_pictures(
     left_out += [(path, f"it looks the same as {seen[path]}, which is measured on") for path in train if path in seen]
     train = [path for path in train if path not in seen]
     if not train or not held:
-        raise ValueError(f"{folder}: {len(train)} pictures for training and {len(held)} for validation; expected at least one of each")
+        raise ValueError(f"{folder}: {len(train)} images for training and {len(held)} for validation; expected at least one of each")
     return Split(train, held, partners, left_out, contents.passed_over())
 
 
 def _twins(paths: list[Path]) -> dict[Path, list[Path]]:
-    """The pictures that look the same as another one, and those that each of them looks like."""
+    """The images that look the same as another one, and those that each of them looks like."""
     hashes = np.array([_hash(path) for path in paths], dtype=np.uint64)
     found = {path: [paths[place] for place in near(int(value), hashes)] for path, value in zip(paths, hashes, strict=True)}
     return {path: [twin for twin in group if twin != path] for path, group in found.items() if len(group) > 1}

@@ -1,4 +1,4 @@
-"""One picture to train on: read from its file once, and everything that there is to say about it."""
+"""One image to train on: read from its file once, and everything that there is to say about it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TrainingPicture:
 
     name: str
     gt: np.ndarray
-    """The sharp picture."""
+    """The sharp image."""
     lq: np.ndarray | None = None
     """Its small version, exactly `1 / scale` of it, where there is one; otherwise every crop is made small on its own."""
     drawn: bool = False
@@ -30,7 +30,7 @@ class TrainingPicture:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know about a picture; one that is not `usable` is left out of training."""
+    """Something to know about an image; one that is not `usable` is left out of training."""
 
     path: Path
     usable: bool
@@ -42,7 +42,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Look:
-    """What came of reading a picture's file."""
+    """What came of reading an image's file."""
 
     path: Path
     picture: TrainingPicture | None
@@ -53,14 +53,14 @@ class Look:
 
 
 class Notes:
-    """What is said about pictures while they pass by."""
+    """What is said about images while they pass by."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
         self.looks: dict[Path, int] = {}
 
     def usable(self, looks: Iterable[Look]) -> Iterator[TrainingPicture]:
-        """The pictures that can be used, in turn."""
+        """The images that can be used, in turn."""
         for look in looks:
             self.findings += look.findings
             if look.picture is not None:
@@ -69,17 +69,17 @@ class Notes:
 
 
 class Unusable(ValueError):
-    """A picture that cannot be trained on; the message says why, without the picture's name."""
+    """An image that cannot be trained on; the message says why, without the image's name."""
 
 
 def look_at(path: Path, smallest: int, scale: int, partners: Mapping[Path, Path | None], max_pixels: int = 0) -> Look:
-    """Read a picture, and its small version where `partners` has one.
+    """Read an image, and its small version where `partners` has one.
 
     Args:
         smallest: the side of a training crop in sharp pixels, which both sides must have.
         scale: how many times smaller a small version has to be.
-        partners: small versions of sharp pictures; None for a picture that should have one and does not.
-        max_pixels: larger pictures are made smaller than this; 0 leaves them as they are. Pictures with a small version always stay.
+        partners: small versions of sharp images; None for an image that should have one and does not.
+        max_pixels: larger images are made smaller than this; 0 leaves them as they are. Images with a small version always stay.
     """
     looks = 0
     try:
@@ -98,17 +98,17 @@ def look_at(path: Path, smallest: int, scale: int, partners: Mapping[Path, Path 
 
 
 def look_to_measure(path: Path, scale: int, partners: Mapping[Path, Path | None] = NO_PARTNERS, max_pixels: int = 0) -> Look:
-    """Read a validation picture; one too small for the window of SSIM cannot be used."""
+    """Read a validation image; one too small for the window of SSIM cannot be used."""
     return look_at(path, -(-(11 + 2 * scale) // scale) * scale, scale, partners, max_pixels)
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """A picture file as `(h, w, 3)` uint8; transparent parts lie on grey. Raises PictureError, OSError."""
+    """An image file as `(h, w, 3)` uint8; transparent parts lie on grey. Raises PictureError, OSError."""
     return to_rgb(read_picture(path))
 
 
 def to_rgb(picture: Picture) -> np.ndarray:
-    """A picture as `(h, w, 3)` uint8; transparent parts lie on grey."""
+    """An image as `(h, w, 3)` uint8; transparent parts lie on grey."""
     color = picture.color
     if picture.alpha is not None:
         alpha = picture.alpha[..., None]
@@ -117,12 +117,12 @@ def to_rgb(picture: Picture) -> np.ndarray:
 
 
 def read_partner(path: Path, gt: np.ndarray, scale: int, partners: Mapping[Path, Path | None]) -> np.ndarray | None:
-    """The small version of the picture at `path`, `(h, w, 3)` uint8; None where it has none. Raises Unusable where the two do not fit."""
+    """The small version of the image at `path`, `(h, w, 3)` uint8; None where it has none. Raises Unusable where the two do not fit."""
     if path not in partners:
         return None
     partner = partners[path]
     if partner is None:
-        raise Unusable("expected one picture of this name in the other folder of the pairs")
+        raise Unusable("expected one image of this name in the other folder of the pairs")
     try:
         lq = to_rgb(_opened(partner))
     except Unusable as error:
@@ -133,7 +133,7 @@ def read_partner(path: Path, gt: np.ndarray, scale: int, partners: Mapping[Path,
 
 
 def reduced(rgb: np.ndarray, max_pixels: int) -> np.ndarray:
-    """A picture made smaller to have at most `max_pixels`.
+    """An image made smaller to have at most `max_pixels`.
 
     By a Hamming window: nearly an area filter, without the uneven steps that a box leaves on lines where the factor is no whole number.
     """
@@ -146,7 +146,7 @@ def reduced(rgb: np.ndarray, max_pixels: int) -> np.ndarray:
 
 
 def difference_hash(rgb: np.ndarray) -> int:
-    """64 bits that say where a picture `(h, w, 3)` uint8 gets brighter from left to right at 9x8 pixels (Krawetz's dHash)."""
+    """64 bits that say where an image `(h, w, 3)` uint8 gets brighter from left to right at 9x8 pixels (Krawetz's dHash)."""
     values = np.asarray(Image.fromarray(rgb).convert("L").resize((9, 8), Image.Resampling.BOX)).astype(int)
     return int.from_bytes(np.packbits(values[:, 1:] > values[:, :-1]).tobytes(), "big")
 

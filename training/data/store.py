@@ -1,9 +1,9 @@
-"""The pictures of a run: in memory, or in one file that all processes map.
+"""The images of a run: in memory, or in one file that all processes map.
 
-A picture that was read is kept as plain pixels, since cutting a crop out of a PNG would mean decoding all of it. In memory they serve one
-process and those forked from it. A file serves any number of processes and more pictures than fit into memory, and the next run with the
-same pictures and settings starts at once. It is two files in the cache folder: `pictures-KEY.rgb`, the pixels of all pictures one after
-another, and `pictures.json`, which says where each one is. The second is written last, so what it names is whole.
+An image that was read is kept as plain pixels, since cutting a crop out of a PNG would mean decoding all of it. In memory they serve one
+process and those forked from it. A file serves any number of processes and more images than fit into memory, and the next run with the
+same images and settings starts at once. It is two files in the cache folder: `images-KEY.rgb`, the pixels of all images one after
+another, and `images.json`, which says where each one is. The second is written last, so what it names is whole.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ logger = logging.getLogger(__name__)
 
 VERSION = 1
 """Of what the files hold; another number makes them be written anew."""
-INDEX = "pictures.json"
+INDEX = "images.json"
 
 
 @dataclass(frozen=True)
 class Drawings:
-    """Pictures drawn from numbers to train on beside those in files."""
+    """Images drawn from numbers to train on beside those in files."""
 
     count: int = 0
     size: int = 768
@@ -52,24 +52,24 @@ class Drawings:
 
 @dataclass(frozen=True)
 class Cache:
-    """Where pictures may be kept in a file, and when they are."""
+    """Where images may be kept in a file, and when they are."""
 
     folder: Path
     """Made where it is missing; belongs to one run."""
     budget: int = 4 * 2**30
     """Bytes of pixels that may be in memory instead."""
     shared: bool = False
-    """Several processes read the pictures, so keep them in a file whatever their size. Spawned workers need not be thought of here."""
+    """Several processes read the images, so keep them in a file whatever their size. Spawned workers need not be thought of here."""
 
 
 @dataclass(frozen=True)
 class PictureStore(Sequence[TrainingPicture]):
-    """The pictures that can be used, and what was found when they were read."""
+    """The images that can be used, and what was found when they were read."""
 
     pictures: Sequence[TrainingPicture]
     findings: tuple[Finding, ...] = ()
     looks: dict[Path, int] = field(default_factory=dict)
-    """`difference_hash` of every picture from a file that can be used."""
+    """`difference_hash` of every image from a file that can be used."""
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -79,12 +79,12 @@ class PictureStore(Sequence[TrainingPicture]):
 
 
 class MappedPictures(Sequence[TrainingPicture]):
-    """Pictures in the file that an index names. Pickled as the path of the index: a worker process maps the file itself."""
+    """Images in the file that an index names. Pickled as the path of the index: a worker process maps the file itself."""
 
     def __init__(self, index: Path):
         self.path = index
         content = json.loads(index.read_text(encoding="utf-8"))
-        self.entries = content["pictures"]
+        self.entries = content["images"]
         self.pixels = np.asarray(np.memmap(index.with_name(content["data"]), np.uint8, "r"))
 
     def __reduce__(self) -> tuple:
@@ -103,8 +103,8 @@ class MappedPictures(Sequence[TrainingPicture]):
 
 
 def find_training_pictures(config: TrainConfig, files: Split, cache: Cache | None = None, workers: int = 0) -> PictureStore:
-    """The pictures of a run, their small versions where they have some, and drawings."""
-    drawings = Drawings(config.drawings, config.drawings_size, config.seed)
+    """The images of a run, their small versions where they have some, and drawings."""
+    drawings = Drawings(config.synthetic, config.synthetic_size, config.seed)
     smallest = config.patch * config.scale
     return read_pictures(files.train, smallest, config.scale, files.partners, config.max_pixels, drawings, cache, workers)
 
@@ -119,10 +119,10 @@ def read_pictures(
     cache: Cache | None = None,
     workers: int = 0,
 ) -> PictureStore:
-    """Read every picture once, or find them all in the cache; what there is to say about them is in the log, line by line.
+    """Read every image once, or find them all in the cache; what there is to say about them is in the log, line by line.
 
     `smallest`, `scale`, `partners` and `max_pixels` are those of `look_at`; `workers` processes read and draw. Drawings come after the
-    pictures, in the order of their numbers. Pictures that cannot be used are left out. Raises ValueError where none is left.
+    images, in the order of their numbers. Images that cannot be used are left out. Raises ValueError where none is left.
     """
     partners = partners or {}
     read = functools.partial(look_at, smallest=smallest, scale=scale, partners=partners, max_pixels=max_pixels)
@@ -138,12 +138,12 @@ def read_pictures(
     for finding in store.findings:
         logger.warning("%s", finding)
     if not store.looks:
-        raise ValueError(f"none of {len(paths)} pictures can be used; expected one of at least {smallest}x{smallest}, or a smaller patch")
+        raise ValueError(f"none of {len(paths)} images can be used; expected one of at least {smallest}x{smallest}, or a smaller patch")
     return store
 
 
 def in_order(function: Callable[[Any], Any], arguments: Sequence[Any], workers: int) -> Iterator[Any]:
-    """What `function` returns for every argument in turn, worked out by `workers` processes beside this one, or by this one."""
+    """What `function` returns for every argument in turn, computed by `workers` processes beside this one, or by this one."""
     yield from DataLoader(
         _Results(function, arguments),
         batch_size=None,
@@ -180,7 +180,7 @@ def _in_memory(looks: Iterable[Look], drawn: Iterable[TrainingPicture]) -> Pictu
 
 
 def _wanted_in_a_file(cache: Cache, workers: int) -> bool:
-    """Workers that are not forked would each be sent a copy of all pictures."""
+    """Workers that are not forked would each be sent a copy of all images."""
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     return cache.shared or (workers > 0 and method != "fork")
 
@@ -209,16 +209,16 @@ def _in_file(folder: Path, key: str, looks: Iterable[Look], drawn: Iterable[Trai
     """The store that was kept in `folder` under this key; where there is none, or a damaged one, it is made anew."""
     index = folder / INDEX
     if store := _kept(index, key):
-        logger.info("%d pictures are in %s already", len(store), folder)
+        logger.info("%d images are in %s already", len(store), folder)
         return store
     folder.mkdir(parents=True, exist_ok=True)
-    data = folder / f"pictures-{key}.rgb"
-    _remove(set(folder.glob("pictures-*.rgb")))
+    data = folder / f"images-{key}.rgb"
+    _remove(set(folder.glob("images-*.rgb")))
     if (free := shutil.disk_usage(folder).free) < needed:
         raise ValueError(
-            f"{folder}: {free / 1e9:.1f} GB are free; expected {needed / 1e9:.1f} for the pictures: free some, or set max_pixels"
+            f"{folder}: {free / 1e9:.1f} GB are free; expected {needed / 1e9:.1f} for the images: free some, or set max_pixels"
         )
-    logger.info("reading pictures into %s", folder)
+    logger.info("reading images into %s", folder)
     notes, entries = Notes(), []
     with write_aside(data) as aside, aside.open("wb") as file:
         pixels = _Pixels(file)
@@ -232,13 +232,13 @@ def _in_file(folder: Path, key: str, looks: Iterable[Look], drawn: Iterable[Trai
         "data": data.name,
         "bytes": pixels.end,
         "crc32": pixels.crc,
-        "pictures": entries,
+        "images": entries,
         "findings": [[str(finding.path), finding.usable, finding.text] for finding in notes.findings],
         "looks": {str(path): value for path, value in notes.looks.items()},
     }
     with write_aside(index) as aside:
         aside.write_text(json.dumps(content), encoding="utf-8")
-    logger.info("%d pictures, %.1f GB, are kept in %s", len(entries), pixels.end / 1e9, folder)
+    logger.info("%d images, %.1f GB, are kept in %s", len(entries), pixels.end / 1e9, folder)
     return _opened(index, content)
 
 
@@ -249,7 +249,7 @@ def _remove(files: Iterable[Path]) -> None:
 
 
 class _Pixels:
-    """Writes pictures one after another and remembers where each one is."""
+    """Writes images one after another and remembers where each one is."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.end, self.crc = file, 0, 0

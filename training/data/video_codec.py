@@ -1,4 +1,4 @@
-"""Stills of films: a picture through a block codec, as one intra frame of H.264, by PyAV (`pip install av`)."""
+"""Stills of videos: an image through a block codec, as one intra frame of H.264, by PyAV (`pip install av`)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def require_codec() -> None:
 
 
 def film_still(image: Image.Image, strength: float) -> Image.Image:
-    """An RGB picture as H.264 gives it back; the strength is from 0 to 1.
+    """An RGB image as H.264 gives it back; the strength is from 0 to 1.
 
     Raises ImportError without PyAV, OSError or ValueError where its FFmpeg lacks the codec.
     """
@@ -46,7 +46,7 @@ def film_still(image: Image.Image, strength: float) -> Image.Image:
 
 
 def saved(image: Image.Image, format: str, **options: int) -> Image.Image:
-    """A picture as it comes back from a file."""
+    """An image as it comes back from a file."""
     file = io.BytesIO()
     image.save(file, format, **options)
     with Image.open(file) as decoded:
@@ -58,10 +58,10 @@ def _crf(strength: float) -> float:
 
 
 def _to_planes(image: Image.Image) -> np.ndarray:
-    """Brightness and, at half size, the two colour differences, one after another in rows of the picture's width.
+    """Brightness and, at half size, the two colour differences, one after another in rows of the image's width.
 
     The last row and column are there twice where a side is odd. The sums are our own, since those of FFmpeg and of Pillow round down, which
-    makes pictures darker by a level.
+    makes images darker by a level.
     """
     even = np.pad(np.asarray(image), ((0, image.height % 2), (0, image.width % 2), (0, 0)), mode="edge")
     ycc = even @ YCC.T

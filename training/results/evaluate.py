@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ...upscale.engine import enlarge
+from ...upscale.engine import upscale
 from ...upscale.upscaler import Upscaler
 from ..data.degradation import FILTERS
 from ..data.folders import find_partners, find_pictures
@@ -31,9 +31,9 @@ COLUMNS = {
 def evaluate_weights(
     weights: str, folder: Path, files: tuple[str, ...], methods: tuple[str, ...], device: str
 ) -> dict[tuple[str, str], Scores]:
-    """Mean scores by way of shrinking and way of enlarging, at the scale of the weights; a folder of pairs is measured on its pairs.
+    """Mean scores by way of downscaling and way of upscaling, at the scale of the weights; a folder of pairs is measured on its pairs.
 
-    Pictures that cannot be used are named in the log. Raises ValueError where nothing can be measured.
+    Images that cannot be used are named in the log. Raises ValueError where nothing can be measured.
     """
     upscaler = Upscaler.from_pretrained(weights, device, "fp32")
     scale = upscaler.scale
@@ -44,15 +44,15 @@ def evaluate_weights(
     sharp = [path for path in everything if path not in set(partners.values())]
     paths = [path for path in sharp if not files or any(fnmatch(path.relative_to(folder).as_posix(), one) for one in files)]
     if not paths:
-        raise ValueError(f"{folder}: no pictures match {', '.join(files)}")
+        raise ValueError(f"{folder}: no images match {', '.join(files)}")
     ways = {
         "bicubic": resize_with("bicubic", scale),
         "lanczos": resize_with("lanczos", scale),
-        Path(weights).stem: lambda lq: enlarge(upscaler.model, lq),
+        Path(weights).stem: lambda lq: upscale(upscaler.model, lq),
     }
     scores: dict[tuple[str, str], list[Scores]] = {}
     methods = methods or METHODS
-    with tqdm(total=len(paths) * len(methods), unit="picture", disable=None) as bar:
+    with tqdm(total=len(paths) * len(methods), unit="image", disable=None) as bar:
         for path in paths:
             for method in methods:
                 bar.update()
@@ -64,7 +64,7 @@ def evaluate_weights(
                 for name, way in ways.items():
                     scores.setdefault((method, name), []).append(score_pair(pair, way(pair.lq), scale))
     if not scores:
-        raise ValueError(f"{folder}: none of {len(paths)} pictures can be measured")
+        raise ValueError(f"{folder}: none of {len(paths)} images can be measured")
     for name in ways:
         scores["all", name] = [one for method in methods for one in scores[method, name]]
     return {key: mean_scores(ones) for key, ones in scores.items()}
@@ -72,6 +72,6 @@ def evaluate_weights(
 
 def format_table(scores: dict[tuple[str, str], Scores]) -> str:
     """The scores as a Markdown table."""
-    rows = [["made small by", "made large by", *COLUMNS], ["---"] * (2 + len(COLUMNS))]
+    rows = [["downscaled with", "upscaled with", *COLUMNS], ["---"] * (2 + len(COLUMNS))]
     rows += [[method, name, *(text.format(one) for text in COLUMNS.values())] for (method, name), one in scores.items()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -77,7 +77,7 @@ class Exported:
 
     path: Path
     error: float
-    """Largest difference between its result and the original's on a small random picture, both in [0, 1]."""
+    """Largest difference between its result and the original's on a small random image, both in [0, 1]."""
 
 
 def export_weights(source: Path, target: Path, dtype: str = "fp16") -> Exported:
@@ -124,7 +124,7 @@ def record_of(source: Path) -> dict[str, str]:
 
 @torch.inference_mode()
 def largest_difference(one: TransformerSR, other: TransformerSR) -> float:
-    """How far the results of two networks lie apart on the same small random picture."""
+    """How far the results of two networks lie apart on the same small random image."""
     image = torch.rand(1, one.config.channels, 33, 25, generator=torch.Generator().manual_seed(0))
     return float((one(image) - other(image)).abs().max())
 

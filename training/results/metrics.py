@@ -1,4 +1,4 @@
-"""How close a picture is to the true one. Images are `(b, 3, h, w)`, RGB in [0, 1], without borders that should not count."""
+"""How close an image is to the true one. Images are `(b, 3, h, w)`, RGB in [0, 1], without borders that should not count."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def flat_mask(gt: Tensor) -> Tensor:
 
 
 def sharpness(sr: Tensor, gt: Tensor) -> float:
-    """Root mean square of the Sobel magnitude over the true picture's: below 1 is softer, above 1 harder (NaN for a flat truth).
+    """Root mean square of the Sobel magnitude over the true image's: below 1 is softer, above 1 harder (NaN for a flat truth).
 
     (Squares, because the plain mean of an edge's slope is its height, however wide it is.)
     """
@@ -73,7 +73,7 @@ def shift(sr: Tensor, gt: Tensor, scale: int) -> tuple[float, float]:
     """How far `sr` lies below and right of `gt` (y, x) in pixels, good for shifts of up to a few.
 
     Least squares on the luma's gradient (Lucas and Kanade 1981), `sr` being moved back by the estimate and measured again. Both are blurred
-    first, so that detail that only one of them has cannot pull the estimate. Of large pictures the middle is taken. NaN for pictures too
+    first, so that detail that only one of them has cannot pull the estimate. Of large images the middle is taken. NaN for images too
     small or without gradient.
     """
     radius = 3 * scale

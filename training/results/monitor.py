@@ -103,7 +103,7 @@ class FolderMonitor(Monitor):
         record = {
             **read_json(self.out / "run.json"),
             "bicubic": _plain(dataclasses.asdict(measured.mean)),
-            "pictures": {"train": len(pictures), "validation": len(self.validation.pairs)},
+            "images": {"train": len(pictures), "validation": len(self.validation.pairs)},
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})",
             "precision": precision,
             "processes": self.accelerator.num_processes,
@@ -138,7 +138,7 @@ class FolderMonitor(Monitor):
         progress = run.progress
         record = {"step": progress.step, "seconds": round(progress.seconds), **plain}
         with _going_on(f"the figures of step {progress.step} are not written"):
-            _append(self.out / "train.jsonl", {**record, "skipped": progress.skipped, "went_back": progress.went_back})
+            _append(self.out / "train.jsonl", {**record, "skipped": progress.skipped, "rolled_back": progress.rolled_back})
         with _going_on(f"the trackers miss step {progress.step}"):
             self.accelerator.log({f"train/{name}": value for name, value in plain.items() if value is not None}, step=progress.step)
         losses = [f"{name} {value:.4g}" for name, value in plain.items() if name.startswith("loss") and value is not None]
@@ -225,14 +225,14 @@ class FolderMonitor(Monitor):
     def _measure(self, net: TransformerSR) -> Measured:
         device = next(net.parameters()).device
 
-        def enlarge(lq: Tensor) -> Tensor:
+        def upscale(lq: Tensor) -> Tensor:
             with torch.inference_mode():
                 return net(lq.to(device)).cpu()
 
-        return self.validation.measure(enlarge)
+        return self.validation.measure(upscale)
 
     def _better_on(self, measured: Measured) -> int:
-        """On how many pictures this is better than the baseline."""
+        """On how many images this is better than the baseline."""
         before = self.validation.bicubic if self.start is None or self.baseline.name == "bicubic" else self.start
         return sum(now.psnr_y > then.psnr_y for now, then in zip(measured.each, before.each, strict=True))
 
@@ -255,7 +255,7 @@ class FolderMonitor(Monitor):
 
 
 def start_record(out: Path, config: TrainConfig, data: Path) -> None:
-    """Write down settings and pictures of a run before anything else, so that it can be resumed whatever ends it."""
+    """Write down settings and images of a run before anything else, so that it can be resumed whatever ends it."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "config.json", dataclasses.asdict(config))
     write_json(out / "run.json", {**read_json(out / "run.json"), "data": str(data.resolve())})

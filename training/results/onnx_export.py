@@ -20,7 +20,7 @@ LONGEST_SIDE = 2**15
 
 
 class WholePicture(nn.Module):
-    """The network on one picture of any size.
+    """The network on one image of any size.
 
     It pads as the network would, in terms that torch.export can reason about: the padded sides are seen to be whole windows.
     """
@@ -48,9 +48,9 @@ def require_onnx(target: Path) -> None:
 
 
 def export_onnx(net: TransformerSR, target: Path, metadata: Mapping[str, str]) -> list[str]:
-    """Write a network in float32 with free height and width, from `image` to `enlarged`; returns lines that say how exact it is.
+    """Write a network in float32 with free height and width, from `image` to `upscaled`; returns lines that say how exact it is.
 
-    The picture is worked on whole, so memory grows with its size. The file appears only once onnxruntime, where installed, agrees with
+    The image is worked on whole, so memory grows with its size. The file appears only once onnxruntime, where installed, agrees with
     PyTorch on three sizes. Raises as `require_onnx`, and ValueError where they do not agree.
     """
     require_onnx(target)
@@ -62,7 +62,7 @@ def export_onnx(net: TransformerSR, target: Path, metadata: Mapping[str, str]) -
             WholePicture(net),
             (example,),
             input_names=["image"],
-            output_names=["enlarged"],
+            output_names=["upscaled"],
             dynamic_shapes=(sides,),
             opset_version=OPSET,
             dynamo=True,
@@ -88,5 +88,5 @@ def _compared(net: TransformerSR, path: Path) -> Iterator[str]:
         expected = net(image)
         error = float((torch.from_numpy(result) - expected).abs().max()) if result.shape == tuple(expected.shape) else float("inf")
         if not error < 1e-3:
-            raise ValueError(f"onnxruntime {onnxruntime.__version__} makes another picture of {width}x{height} (it differs by {error:.2g})")
+            raise ValueError(f"onnxruntime {onnxruntime.__version__} makes another image of {width}x{height} (it differs by {error:.2g})")
         yield f"{width}x{height}: differs from PyTorch by at most {error:.1e}"

@@ -54,7 +54,7 @@ TRAINING = {
     "learning_rate": "learning rate",
 }
 """Titles of the figures of a log line; others are drawn under their own name."""
-NOT_DRAWN = ("step", "seconds", "skipped", "went_back", "d_real", "d_fake")
+NOT_DRAWN = ("step", "seconds", "skipped", "rolled_back", "d_real", "d_fake")
 MOST_ROWS = 40
 
 
@@ -80,14 +80,14 @@ class Run:
     folder: Path
     settings: Record = field(default_factory=dict)
     about: Record = field(default_factory=dict)
-    """`run.json`: pictures, device, versions, bicubic's figures, what was left out."""
+    """`run.json`: images, device, versions, bicubic's figures, what was left out."""
     validations: list[Record] = field(default_factory=list)
     log: list[Record] = field(default_factory=list)
     strips: dict[int, Path] = field(default_factory=dict)
 
     @property
     def bicubic(self) -> dict[str, float]:
-        """Figures of bicubic enlargement, where known."""
+        """Figures of bicubic upscaling, where known."""
         return {name: value for name, value in _object(self.about.get("bicubic")).items() if _is_number(value)}
 
     @property
@@ -214,7 +214,7 @@ def facts(run: Run) -> str:
     """What was trained on what."""
     settings, about, last = run.settings, run.about, run.last
     versions = _object(about.get("versions"))
-    counts = _object(about.get("pictures"))
+    counts = _object(about.get("images"))
     rows = {
         "network": ", x".join(str(settings[name]) for name in ("size", "scale") if name in settings),
         "preset": settings.get("preset"),
@@ -236,7 +236,7 @@ def warnings(run: Run) -> str:
     skipped = run.last.get("skipped") or next((one["skipped"] for one in reversed(run.log) if one.get("skipped")), 0)
     if skipped:
         found.append(f"{skipped} steps had no effect, because a gradient was not finite; see train.log.")
-    if any(one.get("went_back") for one in run.log):
+    if any(one.get("rolled_back") for one in run.log):
         found.append("The run went back to its last good state and on at half the learning rate.")
     return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in found)}</ul>" if found else ""
 
@@ -257,12 +257,12 @@ def images(run: Run) -> str:
             logger.warning("left out of the report: %s cannot be read", run.strips[step])
             continue
         caption = f"step {step:,} ({name})"
-        shown.append(f'<figure class="strip"><figcaption>{caption}</figcaption><img src="{source}" alt="pictures at {caption}"></figure>')
+        shown.append(f'<figure class="strip"><figcaption>{caption}</figcaption><img src="{source}" alt="images at {caption}"></figure>')
     return "\n".join(shown)
 
 
 def _data_uri(path: Path) -> str:
-    """A picture for the page, as WebP where Pillow has it: a fifth of the size, and no difference to be seen."""
+    """An image for the page, as WebP where Pillow has it: a fifth of the size, and no difference to be seen."""
     with Image.open(path) as image:
         kind, options = ("WEBP", {"quality": 88, "method": 4}) if features.check("webp") else ("PNG", {"optimize": True})
         file = io.BytesIO()

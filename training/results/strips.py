@@ -1,4 +1,4 @@
-"""Pictures side by side, to be looked at."""
+"""Images side by side, to be looked at."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .validate import Pair
 
 LABEL_HEIGHT, GAP = 16, 4
 CELL = 384
-"""Side of a picture in a validation strip; a number with many divisors, so that pixels of it are whole pixels of the sheet."""
+"""Side of an image in a validation strip; a number with many divisors, so that pixels of it are whole pixels of the sheet."""
 
 
 # --- sheets --------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ def draw_strip(pairs: Sequence[Pair], columns: Mapping[str, Sequence[Tensor]], s
 
 
 def strip_side(gt: Tensor) -> int:
-    """Side of the square of `(1, 3, h, w)` that a strip shows: at most half of `CELL`, and a divisor of it that fits the picture."""
+    """Side of the square of `(1, 3, h, w)` that a strip shows: at most half of `CELL`, and a divisor of it that fits the image."""
     shortest = min(gt.shape[2:])
     return max(side for side in range(1, CELL // 2 + 1) if CELL % side == 0 and side <= shortest)
 

@@ -1,4 +1,4 @@
-"""Figures for a network beside those of plain resizing, on pictures it was not trained on."""
+"""Figures for a network beside those of plain resizing, on images it was not trained on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.degradation import shrink
+from ..data.degradation import downscale
 from ..data.pictures import NO_PARTNERS, Look, TrainingPicture, look_to_measure
 from ..data.store import in_order
 from .metrics import color_shift, edge_mask, flat_mask, luma, psnr, sharpness, shift, ssim
@@ -22,25 +22,25 @@ from .metrics import color_shift, edge_mask, flat_mask, luma, psnr, sharpness, s
 logger = logging.getLogger(__name__)
 
 METHODS = ("bicubic", "bilinear", "area")
-Enlarge = Callable[[Tensor], Tensor]
+Upscale = Callable[[Tensor], Tensor]
 """From `(1, 3, h, w)` in [0, 1] to `(1, 3, h * scale, w * scale)`."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A true picture and its small version: `(1, 3, h * scale, w * scale)` and `(1, 3, h, w)`, both in [0, 1] of 256 levels."""
+    """A true image and its small version: `(1, 3, h * scale, w * scale)` and `(1, 3, h, w)`, both in [0, 1] of 256 levels."""
 
     name: str
     lq: Tensor
     gt: Tensor
     path: Path | None = None
     looks: int = 0
-    """The `difference_hash` of the whole picture."""
+    """The `difference_hash` of the whole image."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures of one picture or many; `shift` is how far the result lies below and right of the true picture, in its pixels.
+    """Figures of one image or many; `shift` is how far the result lies below and right of the true image, in its pixels.
 
     The others are those of `metrics` by their names.
     """
@@ -63,9 +63,9 @@ class Scores:
 
 
 def make_pair(path: Path, scale: int, method: str, crop: int = 0, partners: Mapping[Path, Path | None] = NO_PARTNERS) -> Pair:
-    """Cut a picture to a multiple of the scale (with `crop`: to its centre of that side) and shrink it, or take its small version.
+    """Cut an image to a multiple of the scale (with `crop`: to its centre of that side) and downscale it, or take its small version.
 
-    Raises ValueError for a picture that cannot be used.
+    Raises ValueError for an image that cannot be used.
     """
     look = look_to_measure(path, scale, partners)
     if look.picture is None:
@@ -80,7 +80,7 @@ def _pair(look: Look, picture: TrainingPicture, scale: int, method: str, crop: i
     left, top = ((side - size) // 2 // step * step if crop else 0 for side, size in zip(gt.size, (width, height), strict=True))
     gt = gt.crop((left, top, left + width, top + height))
     if picture.lq is None:
-        lq = shrink(gt, scale, method)
+        lq = downscale(gt, scale, method)
     else:
         lq = Image.fromarray(picture.lq).crop(tuple(side // scale for side in (left, top, left + width, top + height)))  # type: ignore[arg-type]
     return Pair(look.path.name, to_tensor(lq), to_tensor(gt), look.path, look.looks)
@@ -94,7 +94,7 @@ def validation_pairs(
     max_pixels: int = 0,
     workers: int = 0,
 ) -> list[Pair]:
-    """One pair a picture, the ways of shrinking taken in turn. What there is to say is in the log; what cannot be used is left out."""
+    """One pair an image, the ways of downscaling taken in turn. What there is to say is in the log; what cannot be used is left out."""
     read = functools.partial(look_to_measure, scale=scale, partners=partners, max_pixels=max_pixels)
     pairs = []
     for index, look in enumerate(in_order(read, paths, workers)):
@@ -103,7 +103,7 @@ def validation_pairs(
         if look.picture:
             pairs.append(_pair(look, look.picture, scale, METHODS[index % len(METHODS)], crop))
     if not pairs:
-        raise ValueError(f"none of {len(paths)} validation pictures can be used; expected at least one, such as {paths[0]}")
+        raise ValueError(f"none of {len(paths)} validation images can be used; expected at least one, such as {paths[0]}")
     return pairs
 
 
@@ -126,7 +126,7 @@ def score_pair(pair: Pair, sr: Tensor, scale: int) -> Scores:
 
 
 def mean_scores(scores: list[Scores]) -> Scores:
-    """Mean over pictures, of shifts the median; a figure that a picture does not have (no flat pixels) is left out of it."""
+    """Mean over images, of shifts the median; a figure that an image does not have (no flat pixels) is left out of it."""
 
     def average(name: str) -> float:
         values = [value for one in scores if (value := getattr(one, name)) == value]
@@ -135,15 +135,15 @@ def mean_scores(scores: list[Scores]) -> Scores:
     return Scores(*(average(field.name) for field in fields(Scores)))
 
 
-def resize_with(method: str, scale: int) -> Enlarge:
+def resize_with(method: str, scale: int) -> Upscale:
     """Plain resizing with a Pillow filter, as something to compare with."""
     resample = Image.Resampling[method.upper()]
 
-    def enlarge(lq: Tensor) -> Tensor:
+    def upscale(lq: Tensor) -> Tensor:
         image = Image.fromarray((lq[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
         return to_tensor(image.resize((image.width * scale, image.height * scale), resample))
 
-    return enlarge
+    return upscale
 
 
 def to_tensor(image: Image.Image) -> Tensor:
@@ -156,7 +156,7 @@ def to_tensor(image: Image.Image) -> Tensor:
 
 @dataclass(frozen=True)
 class Measured:
-    """A way of enlarging, measured on all pairs."""
+    """A way of upscaling, measured on all pairs."""
 
     each: list[Scores]
     mean: Scores
@@ -187,16 +187,16 @@ class Validation:
         """The pairs that are drawn."""
         return [self.pairs[place] for place in self.places]
 
-    def measure(self, enlarge: Enlarge) -> Measured:
-        """A way of enlarging, measured on these pairs."""
-        return measure(self.pairs, enlarge, self.scale, self.places)
+    def measure(self, upscale: Upscale) -> Measured:
+        """A way of upscaling, measured on these pairs."""
+        return measure(self.pairs, upscale, self.scale, self.places)
 
 
-def measure(pairs: list[Pair], enlarge: Enlarge, scale: int, places: Sequence[int]) -> Measured:
+def measure(pairs: list[Pair], upscale: Upscale, scale: int, places: Sequence[int]) -> Measured:
     """Scores on all pairs, `scale` pixels of border left out; the results at `places` are kept."""
     each, kept = [], {}
     for index, pair in enumerate(pairs):
-        result = enlarge(pair.lq)
+        result = upscale(pair.lq)
         each.append(score_pair(pair, result, scale))
         if index in places:
             kept[index] = result

@@ -1,4 +1,4 @@
-"""Colours: tones in OKLCH, and the palettes that pictures are drawn with."""
+"""Colours: tones in OKLCH, and the palettes that images are drawn with."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _rgb(lightness: float, chroma: float, hue: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Palette:
-    """The colours of one picture."""
+    """The colours of one image."""
 
     skin: Tone
     hair: Tone

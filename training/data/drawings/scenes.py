@@ -1,4 +1,4 @@
-"""Scenes: whole pictures composed of motifs, and the draw among them."""
+"""Scenes: whole images composed of motifs, and the draw among them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def portrait(sheet: Sheet) -> None:
 
 
 def close_eyes(sheet: Sheet) -> None:
-    """Eyes that fill the picture, with fringe."""
+    """Eyes that fill the image, with fringe."""
     extent, skin = sheet.extent, sheet.palette.skin
     sheet.background(skin)
     frame = Frame(extent / 2, extent * sheet.uniform(0.4, 0.6), extent * sheet.uniform(0.7, 1.1), sheet.uniform(-0.3, 0.3))
@@ -412,7 +412,7 @@ SCENES: dict[str, tuple[float, Callable[[Sheet], None]]] = {
 
 
 def draw(rng: np.random.Generator, size: int = 512, fonts: Sequence[str | Path] = ()) -> np.ndarray:
-    """A picture `(size, size, 3)` uint8; the same generator state gives the same picture with the same Pillow and numpy.
+    """An image `(size, size, 3)` uint8; the same generator state gives the same image with the same Pillow and numpy.
 
     `fonts` are font files for what is written; without any, Pillow's own font is used. Raises ValueError for a file that is no font.
     """

@@ -16,7 +16,7 @@ from .paints import PATTERNS, Paint, Pattern, dots, lines
 from .shapes import Shapes, box, coverage, edges, ribbon, taper
 
 SMALLEST_SCENE = 320
-"""Pixels along a scene's side below which its lines would run together; smaller pictures show a part of a scene."""
+"""Pixels along a scene's side below which its lines would run together; smaller images show a part of a scene."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Region:
 
 
 class Sheet:
-    """A picture being drawn, with what all motifs share: the random numbers, the palette, the pen."""
+    """An image being drawn, with what all motifs share: the random numbers, the palette, the pen."""
 
     def __init__(self, rng: np.random.Generator, size: int, fonts: Sequence[str | Path] = ()):
         self.rng = rng
