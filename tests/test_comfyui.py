@@ -349,7 +349,7 @@ def make_video(path: Path, frames: int = 5) -> Path:
 def test_a_video_becomes_the_command_lines_and_leaves_nothing_else_behind(nodes, tmp_path, start):
     from transformersr.upscale.video import enlarge_film
 
-    source = make_video(tmp_path / "in.mp4")
+    source, weights = make_video(tmp_path / "in.mp4"), tmp_path / "models" / "mine.safetensors"
     video = comfyui_standin.VideoFromFile(str(source), start)
     (result,) = nodes.TransformerSRUpscaleVideo().upscale(video, weights.name, "longest side", longest_side=50, quality=90)["result"]
     enlarge_film(source, tmp_path / "out.mp4", Upscaler.from_pretrained(weights, "cpu"), size=(38, 50), quality=90)
