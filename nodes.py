@@ -341,7 +341,7 @@ class TransformerSRUpscale(_Upscales):
     SEARCH_ALIASES = [
         "upscale",
         "upscaler",
-        "enlarge",
+        "upscale",
         "anime",
         "super resolution",
         "SR",
