@@ -24,7 +24,7 @@ ROUNDING = 1e-5
 """What another order of the same additions may change, in values of [0, 1]: a four-hundredth of a step of 8 bits."""
 
 
-MODELS = {**{name: 0.0 for name in available_models()}, "x4-tiny, crisp": 1.0}
+MODELS = {**dict.fromkeys(available_models(), 0.0), "x4-tiny, crisp": 1.0}
 
 
 @pytest.fixture(scope="module", params=MODELS)
