@@ -2,8 +2,8 @@
 
     python benchmarks/bench_scaling.py --plot docs/images/scaling.svg
 
-Each line is a process of its own, because a process's peak memory never falls. Times are for each pixel of the small image, as multiples
-of the first line's; memory is what the process grew by while it worked, its result included. Linux only.
+Each line is a process of its own, because a process's peak memory never falls. Times are CPU seconds for each pixel of the small image, as
+multiples of the first line's; memory is what the process grew by while it worked, its result included. Linux only.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def measure(model: str, side: int, memory: str | None) -> tuple[float, int]:
     image = torch.rand(1, 3, side, side)
     before = read_status("VmRSS")
     repeats = max(1, min(8, 512 // side))
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(repeats):
         upscaler(image)
-    return (time.perf_counter() - start) / repeats, read_status("VmHWM") - before
+    return (time.process_time() - start) / repeats, read_status("VmHWM") - before
 
 
 def main() -> None:
