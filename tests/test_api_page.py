@@ -33,7 +33,7 @@ def here(tmp_path, monkeypatch):
     """A folder with the page's image and folder of images, to work in."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
-    for path in ("image.png", "pictures/a.png", "pictures/b.png"):
+    for path in ("image.png", "images/a.png", "images/b.png"):
         drawing(0, 24).save(tmp_path / path)
     return tmp_path
 
@@ -57,12 +57,12 @@ def test_the_python_runs_from_top_to_bottom(here):
 @pytest.mark.parametrize("command", commands())
 def test_the_commands_run(here, command):
     words = shlex.split(command, comments=True)
-    films = [word for word in words if word.startswith("video.")]
-    if films:
+    videos = [word for word in words if word.startswith("video.")]
+    if videos:
         pytest.importorskip("av")
-        from test_video import make_film
+        from test_video import make_video
 
-        make_film(here / films[0])
+        make_video(here / videos[0])
     result = CliRunner().invoke(main, words[1:], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     if comment := re.search(r"# (\w+\.\w+) beside it", command):

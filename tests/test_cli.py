@@ -128,7 +128,7 @@ def test_a_place_that_cannot_be_written_to_is_noticed_before_the_work(folder, mo
     assert "choose another folder" in result.output
 
 
-def test_a_film_without_pyav_and_a_film_as_a_picture_are_refused_with_advice(folder, model, monkeypatch, caplog):
+def test_a_video_without_pyav_and_a_video_as_a_picture_are_refused_with_advice(folder, model, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "av", None)
     (folder / "video.mp4").touch()
     assert run("upscale", folder / "video.mp4", "-m", model).exit_code == 1

@@ -305,9 +305,9 @@ def test_what_cannot_be_is_refused_before_anything_runs(nodes, tmp_path, inputs,
 
 def test_sizes_that_can_be_are_let_through(nodes):
     check = nodes.TransformerSRUpscale.VALIDATE_INPUTS
-    assert check("mine.safetensors", "width and height", 0, 300) is True
-    assert check("mine.safetensors", "model scale", 0, 0) is True
-    assert check(None, "width and height", None, 0) is True  # the width comes from another node
+    assert check("mine.safetensors", size_by="width and height", width=0, height=300) is True
+    assert check("mine.safetensors", size_by="model scale", width=0, height=0) is True
+    assert check(None, size_by="width and height", width=None, height=0) is True  # the width comes from another node
 
 
 def test_a_file_that_is_no_model_is_named_once_with_the_reason(nodes, tmp_path, caplog):

@@ -65,13 +65,11 @@ def place(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("transformersr.training.train.train", train)
-    for folder in ("FOLDER/comfy", "FOLDER/models/upscale_models", "models", "images", "PICTURES", "images", "IMAGES", "DATA", "RUN"):
+    for folder in ("FOLDER/comfy", "FOLDER/models/upscale_models", "models", "images", "IMAGES", "DATA", "RUN"):
         Path(folder).mkdir(parents=True)
-    for folder in ("images", "PICTURES", "images", "IMAGES", "DATA", "FOLDER"):
+    for folder in ("images", "IMAGES", "DATA", "FOLDER"):
         drawing(1, 32).save(Path(folder, "1.png"))
-    for folder in ("PICTURES", "IMAGES"):
-        drawing(2, 32).save(Path(folder, "2.png"))
-    drawing(0, 16).save("image.png")
+    drawing(2, 32).save("IMAGES/2.png")
     drawing(0, 16).save("image.png")
     drawing(0, 16).save("image.webp")
     save_model(random_model(V2), "models/transformerSR_b8_d256_w4_h16.pt")

@@ -169,8 +169,8 @@ def test_every_step_of_a_degradation_changes_the_picture():
         assert changed.tobytes() != plain.tobytes()
 
 
-def test_stills_of_films_keep_size_and_place_and_get_worse():
-    still, picture = video_codec.film_still, drawing(1, 95)
+def test_stills_of_videos_keep_size_and_place_and_get_worse():
+    still, picture = video_codec.video_still, drawing(1, 95)
     results = [still(picture, strength) for strength in (0.0, 1.0)]
     assert {result.size for result in results} == {(95, 95)}
     errors = [np.abs(np.asarray(result).astype(int) - np.asarray(picture)).mean() for result in results]
@@ -296,7 +296,7 @@ def test_a_folder_without_usable_pictures_is_an_error(tmp_path):
     for drawings in (Drawings(), Drawings(1, 64)):
         for cache in (None, Cache(tmp_path / "cache", shared=True)):
             with pytest.raises(ValueError, match="none of 1 images"):
-                read_pictures(find_pictures(tmp_path), 32, synthetic=drawings, cache=cache)
+                read_pictures(find_pictures(tmp_path), 32, drawings=drawings, cache=cache)
 
 
 def test_pairs_that_do_not_fit_are_named_together_and_the_others_used(paired):
@@ -438,7 +438,7 @@ def test_check_says_sizes_what_a_run_would_do_and_the_next_command(tmp_path):
 
 
 def test_drawings_are_mixed_in_and_have_their_share_of_the_crops(folder):
-    store = read_pictures(find_pictures(folder), 32, synthetic=Drawings(2, 80, seed=5))
+    store = read_pictures(find_pictures(folder), 32, drawings=Drawings(2, 80, seed=5))
     drawn = [picture for picture in store if picture.drawn]
     assert [picture.name for picture in drawn] == ["drawing 5-0", "drawing 5-1"]
     assert np.array_equal(drawn[1].gt, draw(np.random.default_rng([5, 1]), 80))

@@ -169,7 +169,7 @@ def test_a_run_is_compared_with_the_weights_that_it_began_with_after_a_resume_to
 # --- the same weights by other ways --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("setting", [{"micro_batch": 1}, {"checkpointing": True}, {"channels_last": True}])
+@pytest.mark.parametrize("setting", [{"micro_batch": 1}, {"gradient_checkpointing": True}, {"channels_last": True}])
 def test_memory_settings_change_the_weights_by_rounding_alone(folder, tmp_path, setting):
     one = load_file(train(from_values({**SETTINGS, "steps": 3}), folder, tmp_path / "one"))
     other = load_file(train(from_values({**SETTINGS, "steps": 3, **setting}), folder, tmp_path / "other"))

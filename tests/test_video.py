@@ -26,7 +26,7 @@ def upscaler():
     return Upscaler(random_model(V2, size=0.01))
 
 
-def make_film(path, pixels="yuv420p", turn=0, sound=True, **tags):
+def make_video(path, pixels="yuv420p", turn=0, sound=True, **tags):
     """Seven frames of a drawing that moves, the fourth shown for longer, and a tone."""
     with av.open(str(path), "w") as out:
         stream = out.add_stream("libx264", rate=RATE)
@@ -58,20 +58,20 @@ def make_film(path, pixels="yuv420p", turn=0, sound=True, **tags):
     return path
 
 
-def read_film(path):
+def read_video(path):
     """Times and RGB of its frames, bytes of its sound, and what its images are said to be."""
-    with av.open(str(path)) as film:
-        stream = film.streams.video[0]
+    with av.open(str(path)) as clip:
+        stream = clip.streams.video[0]
         context = stream.codec_context
         said = {name: int(getattr(context, name)) for name in ("color_range", "color_primaries", "color_trc", "colorspace")}
-        said |= {"rate": stream.average_rate, "pixels": context.pix_fmt, "title": film.metadata.get("title")}
-        look = video.first_look(video.VideoSource(path, film))
-    with av.open(str(path)) as film:
-        frames = [(frame.time, video._to_rgb(frame, look)) for frame in film.decode(video=0)]
-    with av.open(str(path)) as film:
+        said |= {"rate": stream.average_rate, "pixels": context.pix_fmt, "title": clip.metadata.get("title")}
+        look = video.first_look(video.VideoSource(path, clip))
+    with av.open(str(path)) as clip:
+        frames = [(frame.time, video._to_rgb(frame, look)) for frame in clip.decode(video=0)]
+    with av.open(str(path)) as clip:
         sound = (
-            [(float(packet.pts * packet.time_base), bytes(packet)) for packet in film.demux(audio=0) if packet.size]
-            if film.streams.audio
+            [(float(packet.pts * packet.time_base), bytes(packet)) for packet in clip.demux(audio=0) if packet.size]
+            if clip.streams.audio
             else []
         )
     return [time for time, _ in frames], np.stack([rgb for _, rgb in frames]), sound, said
@@ -93,12 +93,12 @@ def worst(ours, wanted):
     ids=["untagged", "full range BT.709", "HDR"],
 )
 def test_times_colours_depth_sound_and_title_stay(tmp_path, upscaler, pixels, tags):
-    source, target, shares = make_film(tmp_path / "video.mp4", pixels, **tags), tmp_path / "large.mp4", []
+    source, target, shares = make_video(tmp_path / "video.mp4", pixels, **tags), tmp_path / "large.mp4", []
     before = source.read_bytes()
     video.upscale_video(source, target, upscaler, on_progress=shares.append)
-    times, small, sound, said = read_film(source)
+    times, small, sound, said = read_video(source)
     assert len(times) == FRAMES
-    large_times, large, large_sound, large_said = read_film(target)
+    large_times, large, large_sound, large_said = read_video(target)
     assert large_times == pytest.approx(times, abs=1e-4)
     assert (large_sound, large_said) == (sound, said)
     assert len(sound) > 3
@@ -106,48 +106,48 @@ def test_times_colours_depth_sound_and_title_stay(tmp_path, upscaler, pixels, ta
     assert worst(large, upscaler(small)) < 1
     assert shares == sorted(shares)
     assert source.read_bytes() == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["video.mp4", "large.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["large.mp4", "video.mp4"]
 
 
 @pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="this PyAV cannot make such a video")
-def test_a_film_that_a_player_turns_stands_upright(tmp_path, upscaler):
-    source = make_film(tmp_path / "video.mp4", turn=90, sound=False)
+def test_a_video_that_a_player_turns_stands_upright(tmp_path, upscaler):
+    source = make_video(tmp_path / "video.mp4", turn=90, sound=False)
     video.upscale_video(source, tmp_path / "large.mkv", upscaler, factor=1.4)
-    _, small, *_ = read_film(source)
-    _, large, *_ = read_film(tmp_path / "large.mkv")
+    _, small, *_ = read_video(source)
+    _, large, *_ = read_video(tmp_path / "large.mkv")
     assert large.shape == (FRAMES, 68, 46, 3)  # raised to even numbers
     wanted = upscaler(np.ascontiguousarray(np.rot90(small[0])), size=(68, 46))
     assert np.abs(large[0].astype(int) - wanted).mean() < 6
     assert np.abs(large[0, ::-1, ::-1].astype(int) - wanted).mean() > 12
 
 
-def test_the_command_takes_films_beside_pictures_and_names_what_is_none(tmp_path):
+def test_the_command_takes_videos_beside_pictures_and_names_what_is_none(tmp_path):
     save_model(random_model(V2), tmp_path / "model.safetensors")
-    make_film(tmp_path / "video.mkv")
+    make_video(tmp_path / "video.mkv")
     drawing(0, 16).save(tmp_path / "still.png")
-    (tmp_path / "broken.mp4").write_bytes(b"no film")
+    (tmp_path / "broken.mp4").write_bytes(b"no clip")
     names = [str(tmp_path / name) for name in ("video.mkv", "still.png", "broken.mp4")]
     command = ["upscale", *names, "-m", str(tmp_path / "model.safetensors"), "--device", "cpu"]
     result = CliRunner().invoke(main, command, catch_exceptions=False)
     assert result.exit_code == 1
     assert "2 of 3 images done" in result.stdout
-    assert {"film_x2.mkv", "still_x2.png"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"video_x2.mkv", "still_x2.png"} <= {path.name for path in tmp_path.iterdir()}
     assert not list(tmp_path.glob("broken_*")) + list(tmp_path.glob(".*.part"))
 
 
-def test_a_playlist_under_the_name_of_a_film_opens_no_other_file(tmp_path, upscaler):
+def test_a_playlist_under_the_name_of_a_video_opens_no_other_file(tmp_path, upscaler):
     """FFmpeg goes by what is in a file, and a playlist may name any."""
-    make_film(tmp_path / "private.mkv")
+    make_video(tmp_path / "private.mkv")
     (tmp_path / "video.mp4").write_text("ffconcat version 1.0\nfile private.mkv\n")
-    with av.open(str(tmp_path / "video.mp4")) as film:
-        assert len(list(film.decode(video=0))) == FRAMES  # so it would
+    with av.open(str(tmp_path / "video.mp4")) as clip:
+        assert len(list(clip.decode(video=0))) == FRAMES  # so it would
     with pytest.raises(ValueError, match=r"video\.mp4: cannot be read or written as a video"):
         video.upscale_video(tmp_path / "video.mp4", tmp_path / "large.mp4", upscaler)
     assert not (tmp_path / "large.mp4").exists()
 
 
 def test_frames_that_do_not_fit_into_memory_are_refused_before_and_on_the_way(tmp_path, upscaler, monkeypatch):
-    source = make_film(tmp_path / "video.mp4")
+    source = make_video(tmp_path / "video.mp4")
     for module in (image_io, video_read):
         monkeypatch.setattr(module, "most_pixels", lambda: 1000)
     with pytest.raises(ValueError, match=r"video\.mp4: 48x32 pixels need .* are free"):

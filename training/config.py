@@ -81,6 +81,12 @@ class TrainConfig:
         least=0,
         most=1,
     )
+    sharpen: float = setting(
+        0.0,
+        "Strength of an unsharp mask on what the network is to make (1 is 100 %): lines crisper than the truth's, at the price of PSNR.",
+        least=0,
+        most=5,
+    )
     keep_flat: float = setting(
         0.15,
         "Chance that a crop without detail is used; otherwise another place is tried, up to four times.",

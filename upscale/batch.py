@@ -147,8 +147,8 @@ def _is_file_name(output: str, sources: list[Path]) -> bool:
         raise ValueError(
             f"{output}: the name of one file, and the input is {what}; give a folder with -o, by a name with a slash at its end"
         )
-    film = is_video(sources[0])
-    expected = tuple(CONTAINERS) if film else (*(f".{suffix}" for suffix in FORMATS), *ANIMATED_SUFFIXES)
+    video = is_video(sources[0])
+    expected = tuple(CONTAINERS) if video else (*(f".{suffix}" for suffix in FORMATS), *ANIMATED_SUFFIXES)
     if ending not in expected:
         raise ValueError(f"{output}: {sources[0]} cannot be written as {ending}; expected one of {', '.join(expected)}")
     return True

@@ -64,7 +64,7 @@ def read_picture(path: Path) -> None:
     return None
 
 
-def read_film(path: Path) -> None:
+def read_video(path: Path) -> None:
     """A video: through a small network, into the container that takes everything."""
     from transformersr.upscale import video
 
@@ -167,7 +167,7 @@ def pictures() -> dict[str, bytes]:
     return found
 
 
-def films() -> dict[str, bytes]:
+def videos() -> dict[str, bytes]:
     """Four small frames and a tone, in every container."""
     import av
     import numpy as np
@@ -232,7 +232,7 @@ def recipes() -> dict[str, bytes]:
 
 READERS: dict[str, tuple[Callable[[Path], None], Callable[[], dict[str, bytes]]]] = {
     "checkpoint": (read_checkpoint, checkpoints),
-    "video": (read_film, films),
+    "video": (read_video, videos),
     "image": (read_picture, pictures),
     "recipe": (read_recipe, recipes),
 }

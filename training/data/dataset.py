@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -21,6 +21,10 @@ MARGIN = 16
 """Sharp pixels around a crop that are degraded with it and then cut off, so that filters meet the image and not the crop's border."""
 REDUCTION = (0.5, 0.8)
 """By which factors a place is reduced to a crop, where it is; between the upper one and 1 a filter would soften more than it sharpens."""
+
+
+SHARPEN_RADIUS = 1.0
+"""Of the unsharp mask on sharp crops, in their pixels."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class CropDataset(Dataset):
         synthetic_share: float = 0.3,
         zoom_out_prob: float = 0.0,
         swatches: float = 0.0,
+        sharpen: float = 0.0,
     ):
         self.pictures = pictures
         self.turns = np.cumsum(_chances(pictures, synthetic_share))
@@ -67,6 +72,7 @@ class CropDataset(Dataset):
         self.seed = seed
         self.zoom_out_prob = zoom_out_prob
         self.swatches = swatches
+        self.sharpen = sharpen
         if self.preset.video:
             require_codec()
 
@@ -131,6 +137,8 @@ class CropDataset(Dataset):
         down = place.y - top * factor, place.y + place.side + bottom * factor
         whole = _resized(picture.gt, across, down, (left + self.size + right, top + self.size + bottom))
         small = np.asarray(degrade(whole, self.scale, self.preset, rng))
+        if self.sharpen:
+            whole = whole.filter(ImageFilter.UnsharpMask(SHARPEN_RADIUS, round(100 * self.sharpen), 2))
         row, column = top // self.scale, left // self.scale
         return small[row : row + patch, column : column + patch], np.asarray(whole)[top : top + self.size, left : left + self.size]
 
@@ -147,6 +155,7 @@ def training_crops(config: TrainConfig, pictures: Sequence[TrainingPicture]) -> 
         config.synthetic_share,
         config.zoom_out_prob,
         config.swatches,
+        config.sharpen,
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image, ImageFilter
 
-from .video_codec import film_still, saved
+from .video_codec import saved, video_still
 
 FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
@@ -85,7 +85,7 @@ def degrade(image: Image.Image, scale: int, preset: Degradation, rng: np.random.
     if rng.random() < preset.codec:
         image = _compress(image, preset, rng)
     if rng.random() < preset.video:
-        image = film_still(image, rng.random())
+        image = video_still(image, rng.random())
     return image
 
 

@@ -22,12 +22,12 @@ YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418
 def require_codec() -> None:
     """Raise ValueError where PyAV, or H.264 in it, is missing."""
     try:
-        film_still(Image.new("RGB", (17, 18)), 0.5)
+        video_still(Image.new("RGB", (17, 18)), 0.5)
     except (ImportError, OSError, ValueError) as error:
         raise ValueError(f"preset video needs PyAV with H.264 ({error}): {INSTALL}") from error
 
 
-def film_still(image: Image.Image, strength: float) -> Image.Image:
+def video_still(image: Image.Image, strength: float) -> Image.Image:
     """An RGB image as H.264 gives it back; the strength is from 0 to 1.
 
     Raises ImportError without PyAV, OSError or ValueError where its FFmpeg lacks the codec.
