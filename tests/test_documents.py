@@ -75,7 +75,7 @@ def place(tmp_path, monkeypatch):
     save_model(random_model(V2), "models/transformerSR_b8_d256_w4_h16.pt")
     save_model(random_model(V2), "RUN/best.safetensors")
     Path("RUN/config.json").write_text("{}")
-    Path("RUN/run.json").write_text('{"data": "PICTURES"}')
+    Path("RUN/run.json").write_text('{"data": "IMAGES"}')
     return tmp_path
 
 

@@ -1,4 +1,4 @@
-"""The `upscale` command, of whose two processes the second is killed before it writes its second result."""
+"""The `upscale` command, of whose two processes the second is killed before it reads its second image."""
 
 import os
 import signal
@@ -6,15 +6,15 @@ import signal
 from transformersr.upscale import batch
 from transformersr.upscale.cli import main
 
-write, written = batch.write_picture, []
+read, started = batch.read_picture_from, []
 
 
-def write_or_die(picture, path, **options):
-    if os.environ["RANK"] == "1" and written:
+def read_or_die(*args, **options):
+    if os.environ["RANK"] == "1" and started:
         os.kill(os.getpid(), signal.SIGKILL)
-    write(picture, path, **options)
-    written.append(path)
+    started.append(args)
+    return read(*args, **options)
 
 
-batch.write_picture = write_or_die
+batch.read_picture_from = read_or_die
 main()
