@@ -116,7 +116,9 @@ def make_subjects(size: str, image: Tensor, checkout: Path | None) -> list[Subje
     if checkout is not None:
         arch, engine = load_checkout(checkout)
         other = arch.TransformerSR(arch.VARIANTS[size]).to(image.device, image.dtype).eval()
-        subjects.append(Subject(f"{size} of {checkout.name}", partial(getattr(engine, "upscale", None) or engine.enlarge, other, image), other))
+        subjects.append(
+            Subject(f"{size} of {checkout.name}", partial(getattr(engine, "upscale", None) or engine.enlarge, other, image), other)
+        )
     if state is not None:
         state = {name: value.to(image.device, image.dtype) for name, value in state.items()}
         subjects.append(Subject("plain", partial(plain_v1, state, image, HEADS, WINDOW)))

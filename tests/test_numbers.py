@@ -171,6 +171,7 @@ def test_plain_areas_keep_their_colour(upscaler, name):
     assert shift.abs().max() < 0.5, f"{colours[worst].tolist()} shifts by {shift[worst].tolist()} levels"
 
 
-def test_a_drawing_keeps_its_mean_colour(upscaler):
+def test_a_drawing_keeps_its_mean_colour(upscaler, name):
+    """Half a level, one with lines that are sharper than the truth's."""
     picture = to_tensor(drawing(1))
-    assert 255 * (upscaler(picture).mean((2, 3)) - picture.mean((2, 3))).abs().max() < 0.5
+    assert 255 * (upscaler(picture).mean((2, 3)) - picture.mean((2, 3))).abs().max() < 0.5 + MODELS[name] / 2
