@@ -1,7 +1,7 @@
 """Plot quality over time from a report of `quality.py`: which upscaler is both better and faster than which.
 
     pip install matplotlib
-    python benchmarks/plot_quality.py benchmarks/results/quality-holdout-2026-11-23.md --out docs/images/quality.png
+    python benchmarks/plot_quality.py benchmarks/results/quality-holdout-2026-11-25.md --out docs/images/quality.png
 
 Times and PSNR-Y are those of the report's table over all ways of downscaling, so all of one machine and one run.
 """

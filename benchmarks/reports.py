@@ -1,6 +1,6 @@
 """Read the tables of `quality.py`'s reports, and put their figures into the documents that show them.
 
-    python benchmarks/reports.py benchmarks/results/quality-holdout-2026-11-23.md benchmarks/results/quality-foreign-2026-11-23.md
+    python benchmarks/reports.py benchmarks/results/quality-holdout-2026-11-25.md benchmarks/results/quality-foreign-2026-11-25.md
 
 In `DOCUMENTS` whatever stands between `<!-- quality NAME -->` and `<!-- end -->` is made anew: tables in docs/, and in the READMEs a
 line of figures inside a sentence, the same in every language.
