@@ -48,7 +48,7 @@ def plot(axis: Axes, rows: list[Row]) -> None:
     axis.tick_params(labelsize=10)
     axis.set_xlabel("CPU seconds per megapixel of input (faster ←)", fontsize=10)
     axis.set_ylabel("PSNR-Y in dB (better ↑)", fontsize=10)
-    points = [(float(row["s / LR MP"]), float(row["PSNR-Y ↑"])) for row in rows]
+    points = [(float(row["CPU s / LR MP"]), float(row["PSNR-Y ↑"])) for row in rows]
     for row, point in zip(rows, points, strict=True):
         axis.scatter(*point, color="#d9480f" if is_ours(row) else "#868e96", s=44, zorder=3)
     axis.figure.draw_without_rendering()
