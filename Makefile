@@ -1,4 +1,4 @@
-# make upscale [IMAGE=picture.png]   enlarge a picture (a small example if none is named)
+# make upscale [IMAGE=image.png]   enlarge an image (a small example if none is named)
 # make test                          run all tests
 # make lint                          style and types
 # make build                         wheel and sdist in dist/, each of them tried in an empty environment

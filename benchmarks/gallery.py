@@ -19,23 +19,23 @@ import torch
 from PIL import Image
 
 from transformersr.training.data.degradation import PRESETS, degrade
-from transformersr.training.data.drawings import SCENES, draw_scene
-from transformersr.training.data.pictures import read_rgb
+from transformersr.training.data.images import read_rgb
+from transformersr.training.data.synthetic import SCENES, draw_scene
 from transformersr.training.results.strips import contact_sheet, save_image, to_image
 from transformersr.training.results.validate import to_tensor
 from transformersr.upscale.upscaler import available_models
 
 from peers import PEERS, Peer
-from quality import choose_pictures, choose_upscalers
+from quality import choose_images, choose_upscalers
 
 
-def drawn_pictures(count: int, size: int, seed: int, scenes: Sequence[str]) -> list[Image.Image]:
-    """Drawings with a decoder's softness and faint pattern, at full size."""
-    pictures = []
+def synthetic_images_of(count: int, size: int, seed: int, scenes: Sequence[str]) -> list[Image.Image]:
+    """Synthetic images with a decoder's softness and faint pattern, at full size."""
+    images = []
     for index in range(count):
         rng = np.random.default_rng([seed, index])
-        pictures.append(degrade(Image.fromarray(draw_scene(scenes[index % len(scenes)], rng, size)), 1, PRESETS["sd"], rng))
-    return pictures
+        images.append(degrade(Image.fromarray(draw_scene(scenes[index % len(scenes)], rng, size)), 1, PRESETS["sd"], rng))
+    return images
 
 
 def liveliest_window(image: Image.Image, side: int) -> tuple[int, int]:
@@ -79,12 +79,12 @@ def main() -> None:
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
     options = parser.parse_args()
     if options.folder:
-        pictures = [Image.fromarray(read_rgb(path)) for path in choose_pictures(options.folder, [], options.count)]
+        images = [Image.fromarray(read_rgb(path)) for path in choose_images(options.folder, [], options.count)]
     else:
-        pictures = drawn_pictures(options.draw, options.size, options.seed, options.scenes)
+        images = synthetic_images_of(options.draw, options.size, options.seed, options.scenes)
     upscalers, missing = choose_upscalers(options.models, options.peers, options.scale)
     with torch.inference_mode():
-        rows = [gallery_row(picture, upscalers, options.scale, options.side) for picture in pictures]
+        rows = [gallery_row(image, upscalers, options.scale, options.side) for image in images]
     save_image(contact_sheet(rows, ["input", *(one.name for one in upscalers)], options.cell), options.out)
     print(*missing, options.out, sep="\n")
 

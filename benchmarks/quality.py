@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformersr.training.config import load_recipe
 from transformersr.training.data.degradation import FILTERS as DOWNSCALING_FILTERS
 from transformersr.training.data.degradation import downscale
-from transformersr.training.data.folders import find_pictures
+from transformersr.training.data.folders import find_images
 from transformersr.training.results.evaluate import COLUMNS
 from transformersr.training.results.metrics import psnr
 from transformersr.training.results.strips import contact_sheet, save_image, to_image
@@ -61,7 +61,7 @@ class Case:
 class Window:
     """A square of an image to look at, in pixels of the true image (after it was cut to its middle)."""
 
-    picture: str
+    image: str
     x: int
     y: int
     side: int
@@ -123,7 +123,7 @@ def measure_peer(peer: Peer, cases: Sequence[Case], distances: Sequence[Distance
         figures, sr = measure_case(peer, case, distances)
         entry.figures.append((case.method, figures))
         if case.method == cases[0].method:
-            entry.crops.update({window: window.cut(to_image(sr)) for window in windows if fnmatch(case.pair.name, window.picture)})
+            entry.crops.update({window: window.cut(to_image(sr)) for window in windows if fnmatch(case.pair.name, window.image)})
         progress.update()
     return entry
 
@@ -224,14 +224,12 @@ def format_section(entries: Sequence[Entry], distances: Sequence[Distance], scal
 
 def pair_of(window: Window, cases: Sequence[Case]) -> Pair:
     """The image that a window looks at. Raises ValueError where there is none or the window reaches out of it."""
-    pairs = [case.pair for case in cases if fnmatch(case.pair.name, window.picture)]
+    pairs = [case.pair for case in cases if fnmatch(case.pair.name, window.image)]
     if not pairs:
-        raise ValueError(f"{window.picture}: none of the images has this name")
+        raise ValueError(f"{window.image}: none of the images has this name")
     height, width = pairs[0].gt.shape[2:]
     if min(window.x, window.y) < 0 or window.x + window.side > width or window.y + window.side > height:
-        raise ValueError(
-            f"{window.picture}:{window.x},{window.y},{window.side} reaches out of the {width}x{height} pixels that are measured"
-        )
+        raise ValueError(f"{window.image}:{window.x},{window.y},{window.side} reaches out of the {width}x{height} pixels that are measured")
     return pairs[0]
 
 
@@ -256,10 +254,10 @@ def check_sheet(windows: Sequence[Window], cases: Sequence[Case], columns: Seque
         raise ValueError(f"column {', '.join(sorted(unknown))} is not measured; there are {', '.join(peer.name for peer in upscalers)}")
 
 
-def choose_pictures(folder: Path, patterns: Sequence[str], count: int) -> list[Path]:
+def choose_images(folder: Path, patterns: Sequence[str], count: int) -> list[Path]:
     """Images that match any pattern relative to the folder (all without patterns), at most `count` of them, evenly spread."""
     paths = [
-        path for path in find_pictures(folder) if not patterns or any(fnmatch(path.relative_to(folder).as_posix(), one) for one in patterns)
+        path for path in find_images(folder) if not patterns or any(fnmatch(path.relative_to(folder).as_posix(), one) for one in patterns)
     ]
     if not paths:
         raise ValueError(f"{folder}: no images match {', '.join(patterns)}")
@@ -279,12 +277,12 @@ def choose_upscalers(models: Sequence[str], peers: Sequence[str], scale: int) ->
 
 def parse_window(text: str) -> Window:
     """A window from "NAME:x,y,side"."""
-    picture, _, box = text.rpartition(":")
+    image, _, box = text.rpartition(":")
     try:
         x, y, side = map(int, box.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}; expected NAME:x,y,side") from None
-    return Window(picture, x, y, side)
+    return Window(image, x, y, side)
 
 
 def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -326,7 +324,7 @@ def main() -> None:
 def run(options: argparse.Namespace, command: str) -> str:
     """Measure everybody at every scale, write the sheet if one is asked for, and return the report."""
     patterns = [*options.files, *(load_recipe(options.recipe).validation if options.recipe else ())]
-    paths = choose_pictures(options.folder, patterns, options.count)
+    paths = choose_images(options.folder, patterns, options.count)
     machine = describe_machine()
     distances, missing = load_distances()
     sections = []
@@ -343,10 +341,10 @@ def run(options: argparse.Namespace, command: str) -> str:
             shown = [entry for entry in entries if entry.peer.name in (options.columns or [entry.peer.name])]
             save_image(sheet_of(shown, cases, windows, options.cell), options.sheet)
     head = f"# Quality: {options.name}, {time.strftime('%Y-%m-%d')}\n\n    {command}"
-    pictures = (
+    images = (
         f"{len(paths)} images, of each the middle {options.side}x{options.side} small pixels." if options.side else f"{len(paths)} images."
     )
-    return "\n\n".join([head, f"{pictures} {machine}.", NOTES, *dict.fromkeys(missing), *sections]) + "\n"
+    return "\n\n".join([head, f"{images} {machine}.", NOTES, *dict.fromkeys(missing), *sections]) + "\n"
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ def test_the_discriminator_judges_every_pixel_and_has_the_size_written_down():
 
 def test_the_discriminator_learns_to_tell_noise_from_flats():
     torch.manual_seed(0)
-    net = UNetDiscriminator(4)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-3)
+    net_d = UNetDiscriminator(4)
+    optimizer = torch.optim.AdamW(net_d.parameters(), lr=1e-3)
     losses = []
     for _ in range(30):
-        loss, figures = discriminator_loss(net, torch.rand(2, 3, 16, 16), torch.rand(2, 1, 1, 1).expand(-1, 3, 16, 16))
+        loss, figures = discriminator_loss(net_d, torch.rand(2, 3, 16, 16), torch.rand(2, 1, 1, 1).expand(-1, 3, 16, 16))
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -31,16 +31,16 @@ def test_the_discriminator_learns_to_tell_noise_from_flats():
 
 @pytest.mark.parametrize("relativistic", [False, True])
 def test_the_network_hears_of_the_discriminator_and_the_discriminator_of_neither(relativistic):
-    net = UNetDiscriminator(4).requires_grad_(False)
+    net_d = UNetDiscriminator(4).requires_grad_(False)
     sr = torch.rand(1, 3, 16, 16, requires_grad=True)
-    generator_loss(net, sr, torch.rand(1, 3, 16, 16), relativistic).backward()
+    generator_loss(net_d, sr, torch.rand(1, 3, 16, 16), relativistic).backward()
     assert sr.grad.abs().sum() > 0
-    net.requires_grad_(True)
-    loss, _ = discriminator_loss(net, sr, torch.rand(1, 3, 16, 16), relativistic)
+    net_d.requires_grad_(True)
+    loss, _ = discriminator_loss(net_d, sr, torch.rand(1, 3, 16, 16), relativistic)
     sr.grad = None
     loss.backward()
     assert sr.grad is None
-    assert all(parameter.grad is not None for parameter in net.parameters())
+    assert all(parameter.grad is not None for parameter in net_d.parameters())
 
 
 def test_r1_is_half_the_squared_gradient():

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 
 from transformersr.upscale.cli import main, upscale
 
-from synthetic_images import drawing
+from synthetic_images import synthetic_image
 
 PAGE = (Path(__file__).parent.parent / "docs" / "api.md").read_text(encoding="utf-8")
 
@@ -34,15 +34,15 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
     for path in ("image.png", "images/a.png", "images/b.png"):
-        drawing(0, 24).save(tmp_path / path)
+        synthetic_image(0, 24).save(tmp_path / path)
     return tmp_path
 
 
 def pipeline(prompt, output_type="pil"):
     """What a pipeline of diffusers gives, in its three kinds."""
-    picture = drawing(0, 16)
-    array = np.stack([np.asarray(picture, np.float32) / 255] * 2)
-    kinds = {"pil": [picture], "np": array, "pt": torch.from_numpy(array).permute(0, 3, 1, 2)}
+    image = synthetic_image(0, 16)
+    array = np.stack([np.asarray(image, np.float32) / 255] * 2)
+    kinds = {"pil": [image], "np": array, "pt": torch.from_numpy(array).permute(0, 3, 1, 2)}
     return SimpleNamespace(images=kinds[output_type])
 
 

@@ -111,7 +111,7 @@ def test_a_name_does_not_depend_on_what_else_is_there(folder, model):
     assert (folder.parent / "in_x2" / "a.png").read_bytes() == before
 
 
-def test_pictures_that_would_become_one_file_are_named(folder, model, caplog):
+def test_images_that_would_become_one_file_are_named(folder, model, caplog):
     Image.new("RGB", (5, 5)).save(folder / "a.jpg")
     assert run("upscale", folder, "-m", model).exit_code == 1
     lines = [line for line in caplog.text.splitlines() if "would become" in line]
@@ -128,7 +128,7 @@ def test_a_place_that_cannot_be_written_to_is_noticed_before_the_work(folder, mo
     assert "choose another folder" in result.output
 
 
-def test_a_video_without_pyav_and_a_video_as_a_picture_are_refused_with_advice(folder, model, monkeypatch, caplog):
+def test_a_video_without_pyav_and_a_video_as_an_image_are_refused_with_advice(folder, model, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "av", None)
     (folder / "video.mp4").touch()
     assert run("upscale", folder / "video.mp4", "-m", model).exit_code == 1
@@ -221,11 +221,11 @@ def test_preview_draws_sixteen_crops(tmp_path):
 
 
 def test_draw_adds_to_what_is_there(tmp_path):
-    assert run("draw", tmp_path / "drawn", "--count", "1", "--size", "96").exit_code == 0
-    first = (tmp_path / "drawn" / "drawing-0-00000.png").read_bytes()
-    assert run("draw", tmp_path / "drawn", "--count", "2", "--size", "96").exit_code == 0
-    assert tree(tmp_path / "drawn") == ["drawing-0-00000.png", "drawing-0-00001.png"]
-    assert (tmp_path / "drawn" / "drawing-0-00000.png").read_bytes() == first
+    assert run("draw", tmp_path / "synthetic", "--count", "1", "--size", "96").exit_code == 0
+    first = (tmp_path / "synthetic" / "synthetic-0-00000.png").read_bytes()
+    assert run("draw", tmp_path / "synthetic", "--count", "2", "--size", "96").exit_code == 0
+    assert tree(tmp_path / "synthetic") == ["synthetic-0-00000.png", "synthetic-0-00001.png"]
+    assert (tmp_path / "synthetic" / "synthetic-0-00000.png").read_bytes() == first
 
 
 def test_an_interrupted_pattern_can_be_resumed(folder, model, monkeypatch):

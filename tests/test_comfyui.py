@@ -94,7 +94,7 @@ def test_help_names_every_input_as_the_node_shows_it(language, node):
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_have_pictures_and_every_setting(path):
+def test_examples_have_images_and_every_setting(path):
     with Image.open(path.with_suffix(".jpg")) as thumbnail:
         assert thumbnail.format == "JPEG"
     (node,) = [node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"] in (UPSCALE, VIDEO)]
@@ -171,7 +171,7 @@ def siblings(nodes, tmp_path) -> Path:
     return tmp_path / "models" / "mine.safetensors"
 
 
-def picture(height: int = 24, width: int = 32) -> torch.Tensor:
+def random_image(height: int = 24, width: int = 32) -> torch.Tensor:
     return torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(0))
 
 
@@ -194,7 +194,7 @@ def test_parameters_are_moved_by_hand_only_where_the_patcher_does_not(nodes, mon
 
 
 def test_the_page_learns_the_size_of_the_input_and_the_scale(nodes):
-    done = nodes.TransformerSRUpscale().upscale(picture(), "mine.safetensors")
+    done = nodes.TransformerSRUpscale().upscale(random_image(), "mine.safetensors")
     assert done["ui"] == {"transformersr": [{"width": 32, "height": 24, "scale": V2.scale}]}
     options = nodes.TransformerSRUpscale.INPUT_TYPES()["required"]["model_name"][1]
     assert options["scales"]["mine.safetensors"] == V2.scale
@@ -214,9 +214,9 @@ def test_inputs_are_in_the_order_of_saved_values_and_say_what_the_english_texts_
 
 
 def test_crispness_and_ensemble_give_what_the_python_api_gives(nodes, siblings):
-    (image,) = nodes.TransformerSRUpscale().upscale(picture(), siblings.name, crispness=0.25, ensemble=True)["result"]
+    (image,) = nodes.TransformerSRUpscale().upscale(random_image(), siblings.name, crispness=0.25, ensemble=True)["result"]
     api = Upscaler.from_pretrained(siblings, "cpu", "fp32", crispness=0.25, ensemble=True)
-    assert torch.equal(image, api(picture().movedim(-1, 1)).movedim(1, -1))
+    assert torch.equal(image, api(random_image().movedim(-1, 1)).movedim(1, -1))
 
 
 def test_another_crispness_loads_another_network_and_the_same_one_does_not(nodes, siblings):
@@ -239,7 +239,7 @@ def test_a_replaced_crisp_sibling_is_noticed(nodes, siblings):
 def test_pickled_siblings_blend_too(nodes, siblings):
     for name in ("mine", "mine-crisp"):
         torch.save(load_model(siblings.with_name(f"{name}.safetensors")).state_dict(), siblings.with_name(f"pickled{name[4:]}.pth"))
-    upscale = lambda label: nodes.TransformerSRUpscale().upscale(picture(), label, crispness=0.5)["result"][0]
+    upscale = lambda label: nodes.TransformerSRUpscale().upscale(random_image(), label, crispness=0.5)["result"][0]
     assert torch.equal(upscale("pickled.pth"), upscale(siblings.name))
 
 
@@ -265,7 +265,7 @@ def test_a_crispness_that_cannot_be_is_refused_before_anything_runs(nodes, sibli
 
 def test_a_crispness_from_another_node_is_refused_in_the_same_words(nodes, siblings):
     with pytest.raises(ValueError, match=r"no crisp sibling, .*; models with one: .*mine.safetensors"):
-        nodes.TransformerSRUpscale().upscale(picture(), "mine-crisp.safetensors", crispness=0.5)
+        nodes.TransformerSRUpscale().upscale(random_image(), "mine-crisp.safetensors", crispness=0.5)
 
 
 def test_the_loader_gives_the_network_between_the_siblings(nodes, siblings):
@@ -276,7 +276,7 @@ def test_the_loader_gives_the_network_between_the_siblings(nodes, siblings):
 
 
 def test_a_mask_keeps_the_networks_pixels_inside_and_a_plain_resize_outside(nodes):
-    image, mask = picture(), torch.zeros(1, 24, 32)
+    image, mask = random_image(), torch.zeros(1, 24, 32)
     mask[:, :, :16] = 1
     upscale = lambda **options: nodes.TransformerSRUpscale().upscale(image, "mine.safetensors", **options)["result"][0]
     whole, plain, masked = upscale(), upscale(mask=torch.zeros(1, 64, 64)), upscale(mask=mask)
@@ -323,7 +323,7 @@ def test_errors_are_of_pythons_own_classes_as_the_host_shows_their_names(nodes, 
     (tmp_path / "models" / "transformersr-damaged.pt").write_bytes(b"PK\x03\x04")
     for options in ({"model_name": "transformersr-damaged.pt"}, {"model_name": "mine.safetensors", "memory_gb": 1e-9}):
         with pytest.raises(ValueError, match=r"damaged|memory") as caught:
-            nodes.TransformerSRUpscale().upscale(picture(), **options)
+            nodes.TransformerSRUpscale().upscale(random_image(), **options)
         assert type(caught.value) is ValueError
 
 
@@ -429,7 +429,7 @@ class Server:
             time.sleep(0.1)
         raise AssertionError(f"nothing after {limit} s: {self.log.read_text()[-2000:]}")
 
-    def pictures(self, nodes: dict) -> list[Image.Image]:
+    def images(self, nodes: dict) -> list[Image.Image]:
         """What the node `save` of a graph saves."""
         done = self.finish(self.start(nodes))
         assert done["status"]["status_str"] == "success", json.dumps(done["status"])[:2000]
@@ -486,9 +486,9 @@ def graph(image: str = "image.png", **settings) -> dict:
     }
 
 
-def expected(model: Path, picture: Path) -> np.ndarray:
+def expected(model: Path, path: Path) -> np.ndarray:
     """What the network makes of an image as a whole, in 8 bits."""
-    image = torch.from_numpy(np.asarray(Image.open(picture).convert("RGB")).copy()).permute(2, 0, 1)[None] / 255
+    image = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy()).permute(2, 0, 1)[None] / 255
     return (upscale(load_model(model), image)[0].permute(1, 2, 0) * 255).numpy()
 
 
@@ -537,12 +537,12 @@ def test_help_texts_and_examples_are_served(server):
     ],
 )
 def test_sizes(server, settings, size):
-    assert [image.size for image in server.pictures(graph(**settings))] == [size]
+    assert [image.size for image in server.images(graph(**settings))] == [size]
 
 
 @needs_comfyui
-def test_the_picture_is_the_networks(server):
-    (image,) = server.pictures(graph())
+def test_the_image_is_the_networks(server):
+    (image,) = server.images(graph())
     difference = np.asarray(image) - expected(ROOT / "weights" / "x4-tiny.safetensors", server.base / "input" / "image.png")
     assert np.abs(difference).max() <= 1.01
 
@@ -554,7 +554,7 @@ def test_transparency_and_batches_are_kept(server):
     nodes["join"] = ("JoinImageWithAlpha", {"image": ["load", 0], "alpha": ["mask", 0]})
     nodes["many"] = ("RepeatImageBatch", {"image": ["join", 0], "amount": 3})
     nodes["up"][1]["image"] = ["many", 0]
-    images = server.pictures(nodes)
+    images = server.images(nodes)
     assert [(image.mode, image.size) for image in images] == [("RGBA", (112, 80))] * 3
     assert np.array_equal(np.asarray(images[0]), np.asarray(images[2]))
 
@@ -572,7 +572,7 @@ def test_cores_nodes_run_both_of_the_authors_layouts_and_ours(server, loader, na
         "up": ("ImageUpscaleWithModel", {"upscale_model": ["model", 0], "image": ["load", 0]}),
         "save": ("SaveImage", {"images": ["up", 0], "filename_prefix": "test"}),
     }
-    (image,) = server.pictures(nodes)
+    (image,) = server.images(nodes)
     folder = "transformersr" if name == "mine.safetensors" else "upscale_models"
     assert np.abs(np.asarray(image) - expected(server.base / "models" / folder / name, server.base / "input" / "image.png")).max() <= 1.01
 
@@ -583,7 +583,7 @@ def test_examples_run_as_far_as_our_node_goes(server, path):
     (node,) = [node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"] in (UPSCALE, VIDEO)]
     settings = dict(zip(WIDGETS[node["type"]], node["widgets_values"], strict=True))
     if node["type"] == UPSCALE:
-        (image,) = server.pictures(graph(**settings))
+        (image,) = server.images(graph(**settings))
         assert max(image.size) >= 40
         return
     make_video(server.base / "input" / "video.mp4")
@@ -602,7 +602,7 @@ def test_a_mask_is_taken(server):
     nodes = graph()
     nodes["mask"] = ("SolidMask", {"value": 0.0, "width": 28, "height": 20})
     nodes["up"][1]["mask"] = ["mask", 0]
-    (image,) = server.pictures(nodes)
+    (image,) = server.images(nodes)
     assert image.size == (112, 80)
     assert np.abs(np.asarray(image) - expected(ROOT / "weights" / "x4-tiny.safetensors", server.base / "input" / "image.png")).max() > 10
 
@@ -653,8 +653,8 @@ def test_a_budget_that_is_too_small_is_called_by_the_name_in_the_node(server):
 
 
 @needs_comfyui
-def test_cancel_ends_a_picture_in_its_middle(server):
-    server.pictures(graph())  # loaded
+def test_cancel_ends_an_image_in_its_middle(server):
+    server.images(graph())  # loaded
     prompt = server.start(graph("large.png", size_by="factor", factor=16.0, memory_gb=0.2))
     time.sleep(2)
     begun = time.monotonic()
@@ -662,7 +662,7 @@ def test_cancel_ends_a_picture_in_its_middle(server):
     done = server.finish(prompt, 60)
     assert done["status"]["messages"][-1][0] == "execution_interrupted"
     assert time.monotonic() - begun < 30
-    assert server.pictures(graph())[0].size == (112, 80)
+    assert server.images(graph())[0].size == (112, 80)
 
 
 CANCEL = """

@@ -23,7 +23,7 @@ from transformersr.upscale.upscaler import CRISP
 
 from random_models import V2, random_model
 from reports import DOCUMENTS, filled, tables_of
-from synthetic_images import drawing
+from synthetic_images import synthetic_image
 
 ROOT = Path(__file__).resolve().parent.parent
 READMES = sorted(ROOT.glob("README*.md"))
@@ -68,10 +68,10 @@ def place(tmp_path, monkeypatch):
     for folder in ("FOLDER/comfy", "FOLDER/models/upscale_models", "models", "images", "IMAGES", "DATA", "RUN"):
         Path(folder).mkdir(parents=True)
     for folder in ("images", "IMAGES", "DATA", "FOLDER"):
-        drawing(1, 32).save(Path(folder, "1.png"))
-    drawing(2, 32).save("IMAGES/2.png")
-    drawing(0, 16).save("image.png")
-    drawing(0, 16).save("image.webp")
+        synthetic_image(1, 32).save(Path(folder, "1.png"))
+    synthetic_image(2, 32).save("IMAGES/2.png")
+    synthetic_image(0, 16).save("image.png")
+    synthetic_image(0, 16).save("image.webp")
     save_model(random_model(V2), "models/transformerSR_b8_d256_w4_h16.pt")
     save_model(random_model(V2), "RUN/best.safetensors")
     Path("RUN/config.json").write_text("{}")

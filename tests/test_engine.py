@@ -255,7 +255,7 @@ def test_half_precisions_stay_close(dtype, tolerance):
     assert (upscale(random_model(V2).to(dtype), image) - expected).abs().max() < tolerance
 
 
-def test_nan_in_the_picture_is_taken_as_black_and_said(caplog):
+def test_nan_in_the_image_is_taken_as_black_and_said(caplog):
     model, image = random_model(V2), torch.rand(1, 3, 16, 16)
     black = image.clone()
     black[0, :, 3, 4] = 0

@@ -156,7 +156,7 @@ def test_without_the_packages_a_sentence_says_what_to_install(run, monkeypatch):
         require_onnx(run / "a.zip")
 
 
-def test_onnx_makes_the_same_picture_at_every_size(tmp_path):
+def test_onnx_makes_the_same_image_at_every_size(tmp_path):
     """With plain and shifted windows, and two pixels of the image seen as one."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="ONNX is an extra")

@@ -37,14 +37,14 @@ from transformersr.training.train import train
 from transformersr.upscale import engine
 from transformersr.upscale.batch import Job, run_jobs
 from transformersr.upscale.engine import MemoryBudgetError, upscale
-from transformersr.upscale.image_io import FORMATS, Picture, read_picture, write_picture
+from transformersr.upscale.image_io import FORMATS, ImageData, read_image, write_image
 from transformersr.upscale.memory import room_in_container
 from transformersr.upscale.metadata import Carried
 from transformersr.upscale.models import as_safetensors
 
 from plain_v1 import random_state
 from random_models import V2, random_model
-from synthetic_images import drawing
+from synthetic_images import synthetic_image
 
 SETTINGS = {"size": "tiny", "scale": 2, "init": "none", "learning_rate": 5e-4, "patch": 8, "batch": 2, "steps": 4, "save_every": 1}
 SETTINGS |= {"log_every": 1, "warmup_steps": 2, "validation_crop": 32, "trackers": [], "workers": 0}
@@ -64,7 +64,7 @@ def jobs(tmp_path):
     """Two small images to upscale, into a folder that is there."""
     (tmp_path / "out").mkdir()
     for index in range(2):
-        drawing(index, 8).save(tmp_path / f"{index}.png")
+        synthetic_image(index, 8).save(tmp_path / f"{index}.png")
     return [Job(tmp_path / f"{index}.png", tmp_path / "out" / f"{index}.png") for index in range(2)]
 
 
@@ -202,10 +202,10 @@ def largest_file(size):
 
 def writers(folder, path):
     """Everything of ours that writes files, as functions of a path."""
-    picture, model = read_picture(folder / "0.png"), random_model(V2)
+    image, model = read_image(folder / "0.png"), random_model(V2)
     run = RunState.start(from_values({**SETTINGS, "seed": 1}), torch.device("cpu"))
     for suffix in FORMATS:
-        yield path.with_suffix(f".{suffix}"), lambda path: write_picture(picture, path)
+        yield path.with_suffix(f".{suffix}"), lambda path: write_image(image, path)
     yield path.with_suffix(".safetensors"), lambda path: save_model(model, path)
     yield path.with_suffix(".pt"), run.save
     yield path.with_suffix(".json"), lambda path: monitoring.write_json(path, {"values": list(range(1000))})
@@ -296,14 +296,14 @@ def test_a_torn_line_is_taken_back(tmp_path):
 
 
 @forks
-def test_a_folder_that_may_not_be_written_to_any_more_costs_the_pictures_that_follow_and_no_other():
+def test_a_folder_that_may_not_be_written_to_any_more_costs_the_images_that_follow_and_no_other():
     place = Path(tempfile.mkdtemp())
     place.chmod(0o755)
     (place / "in").mkdir()
     (place / "out").mkdir()
     jobs = [Job(place / "in" / f"{index}.png", place / "out" / f"{index}.png") for index in range(3)]
     for job in jobs:
-        drawing(0, 16).save(job.source)
+        synthetic_image(0, 16).save(job.source)
     upscaler = Upscaler(random_model(V2))
 
     def take_the_right(index, share):
@@ -347,7 +347,7 @@ def raising_at(monkeypatch, number, error):
 FULL = [RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), RuntimeError("could not create a primitive"), MemoryError()]
 
 
-def test_running_out_of_memory_at_any_band_gives_the_same_picture(monkeypatch):
+def test_running_out_of_memory_at_any_band_gives_the_same_image(monkeypatch):
     monkeypatch.setattr("transformersr.upscale.planning.CPU_BAND_BYTES", 8 * 8 * 16 * 16 * 4)
     model, image, calls = random_model(V2), torch.rand(1, 3, 24, 16), []
     expected = upscale(model, image, on_progress=lambda *call: calls.append(call))
@@ -438,18 +438,18 @@ def test_the_limit_of_a_container_is_known(tmp_path, membership, version):
 
 @pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="this PyTorch has a scaler for CUDA alone")
 def test_a_bad_gradient_of_the_discriminator_stops_the_step_of_both_networks_in_fp16():
-    net, net_d = nn.Linear(1, 1), nn.Linear(1, 1)
-    scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD(net.parameters(), lr=1.0)
+    net_g, net_d = nn.Linear(1, 1), nn.Linear(1, 1)
+    scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD(net_g.parameters(), lr=1.0)
     run = SimpleNamespace(net_d=net_d, optimizer_d=torch.optim.SGD(net_d.parameters(), lr=1.0), scaler=scaler, progress=Progress())
     nets = SimpleNamespace(optimizer=SimpleNamespace(step=lambda: (scaler.step(optimizer), scaler.update()), zero_grad=optimizer.zero_grad))
     for bad, taken in ((1.0, True), (float("nan"), False), (1.0, True)):
-        before = net.weight.item(), net_d.weight.item()
-        scaler.scale(net(torch.ones(1))).sum().backward()
+        before = net_g.weight.item(), net_d.weight.item()
+        scaler.scale(net_g(torch.ones(1))).sum().backward()
         (net_d(torch.ones(1)) * bad).sum().backward()
         scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(net_g.parameters(), 1.0)
         assert steps.optimizer_step(run, nets, norm) == taken
-        assert (net.weight.item() != before[0], net_d.weight.item() != before[1]) == (taken, taken)
+        assert (net_g.weight.item() != before[0], net_d.weight.item() != before[1]) == (taken, taken)
 
 
 class Cancelled(Exception):
@@ -475,7 +475,7 @@ def live_tensors():
 def test_cancelling_at_any_call_leaves_nothing_behind(folder, tmp_path):
     upscaler, calls = Upscaler(random_model(V2)), []
     job = Job(tmp_path / "in.png", tmp_path / "out.png")
-    drawing(0, 12).convert("RGBA").resize((9, 14)).save(job.source)
+    synthetic_image(0, 12).convert("RGBA").resize((9, 14)).save(job.source)
     options = {"factor": 3}  # the network runs twice, and what it gives is resized
     run_jobs([job], upscaler, **options, on_progress=lambda *call: calls.append(call))
     whole, before = job.target.read_bytes(), live_tensors()
@@ -511,7 +511,7 @@ def test_cancelling_at_any_call_leaves_the_precision_as_it_was(caplog):
 @pytest.mark.parametrize("transparent", [False, True])
 def test_sixteen_bits_of_colour_go_through_upscaling(tmp_path, transparent):
     color = np.random.default_rng(0).random((9, 7, 3), np.float32)
-    write_picture(Picture(color, color[..., 0] if transparent else None, Carried(bits=16)), tmp_path / "in.png")
+    write_image(ImageData(color, color[..., 0] if transparent else None, Carried(bits=16)), tmp_path / "in.png")
     assert run_jobs([Job(tmp_path / "in.png", tmp_path / "out.png")], Upscaler(random_model(V2))) == []
-    large = read_picture(tmp_path / "out.png")
+    large = read_image(tmp_path / "out.png")
     assert (large.color.shape, large.carried.bits, large.alpha is not None) == ((18, 14, 3), 16, transparent)

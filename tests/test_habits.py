@@ -17,7 +17,7 @@ from transformersr.upscale.cli import main
 from transformersr.upscale.files import expand, search
 
 from random_models import V2, random_model
-from synthetic_images import drawing
+from synthetic_images import synthetic_image
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="signals and names as on Linux")
 
@@ -92,7 +92,7 @@ def test_images_that_nothing_reads_are_named_with_what_to_do(here, model, caplog
     ("content", "kind"),
     [(b"\0\0\0\x18ftypheic", "HEIC"), (b"\xff\x0a" + bytes(20), "JPEG XL"), (b"<!DOCTYPE html>", "a web page"), (b"%PDF-1.4", "PDF")],
 )
-def test_a_picture_that_is_another_thing_is_called_so(here, model, caplog, content, kind):
+def test_an_image_that_is_another_thing_is_called_so(here, model, caplog, content, kind):
     (here / "a.jpg").write_bytes(content)
     assert run("upscale", "a.jpg", "-m", model).exit_code == 1
     assert f"a.jpg: this is {kind}" in caplog.text
@@ -142,11 +142,11 @@ def test_circles_end(linked, target):
 
 
 def test_training_and_check_see_linked_folders(linked):
-    from transformersr.training.data.folders import find_pictures
+    from transformersr.training.data.folders import find_images
 
-    assert [path.name for path in find_pictures(linked)] == ["far.png", "own.png"]
-    for seed, path in enumerate(find_pictures(linked)):
-        drawing(seed, 64).save(path)  # two that do not look alike
+    assert [path.name for path in find_images(linked)] == ["far.png", "own.png"]
+    for seed, path in enumerate(find_images(linked)):
+        synthetic_image(seed, 64).save(path)  # two that do not look alike
     assert "2 images can be used" in run("check", linked, "--size", "tiny", "--scale", "2", "--patch", "8").output
 
 
@@ -261,11 +261,11 @@ def test_a_signal_ends_the_program_as_shells_expect(here, model, number, code):
 
 WHEN_AT_WORK = """
 from transformersr.upscale import batch, cli
-read = batch.read_picture_from
+read = batch.read_image_from
 def reading(*args):
     print("at work", flush=True)
     return read(*args)
-batch.read_picture_from = reading
+batch.read_image_from = reading
 cli.main()
 """
 
@@ -287,7 +287,7 @@ def png(size=(9, 8), **options):
 
 
 @pytest.mark.parametrize(("format", "expected"), [("png", "PNG"), ("webp", "WEBP"), ("jpg", "JPEG")])
-def test_a_picture_goes_from_standard_input_to_standard_output(here, model, format, expected):
+def test_an_image_goes_from_standard_input_to_standard_output(here, model, format, expected):
     done = run("upscale", "-", "-o", "-", "-m", model, "--format", format, input=png())
     assert (done.exit_code, done.stderr_bytes) == (0, b"")
     with Image.open(io.BytesIO(done.stdout_bytes)) as result:
@@ -308,7 +308,7 @@ def test_either_may_be_a_file(here, model):
 @pytest.mark.parametrize(
     ("arguments", "content", "words"),
     [
-        (["-", "-o", "-"], b"no picture", "<standard input>: not an image"),
+        (["-", "-o", "-"], b"no image", "<standard input>: not an image"),
         (["-", "-o", "-"], b"", "<standard input>: the file is empty"),
         (["-", "-o", "-"], png()[:45], "<standard input>: the image is truncated"),
         (["-", "a.png", "-o", "-"], png(), "name one image"),

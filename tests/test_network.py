@@ -79,7 +79,7 @@ def test_channel_attention_from_the_gram_matrix_is_attention_among_channels():
     assert torch.allclose(got, expected, atol=1e-5)
 
 
-def test_shifted_windows_see_the_picture_mirrored_beyond_its_edge():
+def test_shifted_windows_see_the_image_mirrored_beyond_its_edge():
     x = torch.randn(2, 8, 12, 5)
     mirrored = torch.cat([x[:, :2].flip(1), x, x[:, -2:].flip(1)], 1)
     mirrored = torch.cat([mirrored[:, :, :2].flip(2), mirrored, mirrored[:, :, -2:].flip(2)], 2)

@@ -18,7 +18,7 @@ from transformersr.upscale import engine
 from transformersr.upscale.engine import upscale
 from transformersr.upscale.upscaler import available_models
 
-from synthetic_images import drawing
+from synthetic_images import synthetic_image
 
 ROUNDING = 1e-5
 """What another order of the same additions may change, in values of [0, 1]: a four-hundredth of a step of 8 bits."""
@@ -43,7 +43,7 @@ def upscaler(name):
 
 @pytest.fixture(scope="module")
 def image():
-    return to_tensor(drawing(0, 48))[..., :37]
+    return to_tensor(synthetic_image(0, 48))[..., :37]
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_second_run_gives_the_same_bits(upscaler, image, expected):
     assert torch.equal(upscaler(image), expected)
 
 
-def test_how_a_picture_lies_in_memory_does_not_matter(upscaler, image, expected):
+def test_how_an_image_lies_in_memory_does_not_matter(upscaler, image, expected):
     assert torch.equal(upscaler(image.contiguous(memory_format=torch.channels_last)), expected)
 
 
@@ -95,10 +95,10 @@ def test_half_precision_is_as_close_as_said(name, upscaler, image, dtype, levels
 def test_a_precision_that_the_device_cannot_do_is_done_in_float32_and_said(upscaler, image, expected, monkeypatch, caplog):
     model = copy.deepcopy(upscaler.model).half()
 
-    def refuse(model, picture, band_rows, **options):
-        if picture.dtype == torch.float16:
+    def refuse(model, rows, band_rows, **options):
+        if rows.dtype == torch.float16:
             raise RuntimeError("\"slow_conv2d_cpu\" not implemented for 'Half'")
-        return stream(model, picture, band_rows, **options)
+        return stream(model, rows, band_rows, **options)
 
     monkeypatch.setattr(engine, "stream", refuse)
     assert 255 * difference(upscale(model, image), expected) < 0.1  # its tables have been in fp16
@@ -118,11 +118,11 @@ def extremes(side: int = 16) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_extreme_pictures_give_finite_ones_of_about_their_brightness(name, dtype):
-    upscaler, pictures = load(name, dtype), torch.stack(list(extremes().values()))
-    large = upscaler(pictures)
+def test_extreme_images_give_finite_ones_of_about_their_brightness(name, dtype):
+    upscaler, batch = load(name, dtype), torch.stack(list(extremes().values()))
+    large = upscaler(batch)
     assert large.isfinite().all()
-    shift = 255 * (large.mean((2, 3)) - pictures.mean((2, 3))).abs().amax(1)
+    shift = 255 * (large.mean((2, 3)) - batch.mean((2, 3))).abs().amax(1)
     for name, levels in zip(extremes(), shift.tolist(), strict=True):
         assert levels < (10 if name in ("checks", "noise") else 1), f"{name} came out {levels:.2f} levels of 255 off"
 
@@ -137,12 +137,12 @@ def test_values_that_are_no_numbers_are_black_and_said(upscaler, image, caplog):
 
 
 def test_transparency_outlives_one_value_that_is_no_number(upscaler, image):
-    picture = torch.cat([image, torch.ones_like(image[:, :1])], 1)
-    picture[:, 3, :24] = 0
-    expected = upscaler(picture)
-    picture[:, :, 0, 0] = float("nan")  # where nothing is seen anyway
-    assert torch.equal(upscaler(picture)[:, 3], expected[:, 3])
-    assert difference(upscaler(picture)[:, :, 30 * upscaler.scale :], expected[:, :, 30 * upscaler.scale :]) < 1 / 255
+    source = torch.cat([image, torch.ones_like(image[:, :1])], 1)
+    source[:, 3, :24] = 0
+    expected = upscaler(source)
+    source[:, :, 0, 0] = float("nan")  # where nothing is seen anyway
+    assert torch.equal(upscaler(source)[:, 3], expected[:, 3])
+    assert difference(upscaler(source)[:, :, 30 * upscaler.scale :], expected[:, :, 30 * upscaler.scale :]) < 1 / 255
 
 
 @pytest.mark.parametrize("peak", [255.0, 1e30])
@@ -173,5 +173,5 @@ def test_plain_areas_keep_their_colour(upscaler, name):
 
 def test_a_drawing_keeps_its_mean_colour(upscaler, name):
     """Half a level, one with lines that are sharper than the truth's."""
-    picture = to_tensor(drawing(1))
-    assert 255 * (upscaler(picture).mean((2, 3)) - picture.mean((2, 3))).abs().max() < 0.5 + MODELS[name] / 2
+    source = to_tensor(synthetic_image(1))
+    assert 255 * (upscaler(source).mean((2, 3)) - source.mean((2, 3))).abs().max() < 0.5 + MODELS[name] / 2

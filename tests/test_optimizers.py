@@ -32,22 +32,22 @@ def test_queries_keys_and_values_are_stepped_as_matrices_of_their_own():
 @pytest.mark.parametrize("name", ["muon", "adamw"])
 def test_an_optimizer_moves_every_parameter_about_as_far(name):
     torch.manual_seed(0)
-    net = TransformerSR(SMALL)
-    before = {key: parameter.detach().clone() for key, parameter in net.named_parameters()}
-    optimizer = make_optimizer(net, TrainConfig(optimizer=name, learning_rate=1e-2, weight_decay=0.0))
-    for parameter in net.parameters():
+    net_g = TransformerSR(SMALL)
+    before = {key: parameter.detach().clone() for key, parameter in net_g.named_parameters()}
+    optimizer = make_optimizer(net_g, TrainConfig(optimizer=name, learning_rate=1e-2, weight_decay=0.0))
+    for parameter in net_g.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizer.step()
-    for key, parameter in net.named_parameters():
+    for key, parameter in net_g.named_parameters():
         moved = (parameter - before[key]).square().mean().sqrt()
         assert 1e-3 < moved < 1.2e-2, key
 
 
 def test_a_saved_optimizer_goes_on_where_it_was():
-    def steps(net, optimizer, seeds):
+    def steps(net_g, optimizer, seeds):
         for seed in seeds:
             torch.manual_seed(seed)
-            for parameter in net.parameters():
+            for parameter in net_g.parameters():
                 parameter.grad = torch.randn_like(parameter)
             optimizer.step()
 

@@ -62,7 +62,7 @@ def test_the_wheel_has_all_of_the_package_and_nothing_else(unpacked):
     assert found - {Path(name) for name in NEEDED} == expected
 
 
-def test_the_wheel_upscales_a_picture(unpacked, tmp_path):
+def test_the_wheel_upscales_an_image(unpacked, tmp_path):
     Image.new("RGB", (8, 9), (10, 200, 30)).save(tmp_path / "girl.png")
     where = run(sys.executable, "-c", "import transformersr; print(transformersr.__file__)", cwd=tmp_path, PYTHONPATH=str(unpacked))
     assert Path(where) == unpacked / "transformersr" / "__init__.py"

@@ -17,21 +17,21 @@ from transformersr.training.results.validate import Scores, resize_with, to_tens
 import peers as peers_module
 import quality
 import showcase
-from foreign_pictures import read_manifest
+from foreign_images import read_manifest
 from gallery import gallery_row, liveliest_window
 from machine import command_line
 from peers import NETWORKS, PEERS, Ncnn, Peer, at_scale, load_ours, load_peers, upscale_padded
 from perceptual import Distance
-from quality import Entry, Figures, bold_best, choose_pictures, format_entries, format_time, mean_figures, parse_window
+from quality import Entry, Figures, bold_best, choose_images, format_entries, format_time, mean_figures, parse_window
 from random_models import V2, random_model
-from synthetic_images import drawing
+from synthetic_images import synthetic_image
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
     for index in range(3):
-        drawing(index, 128).save(folder / f"{index}.png")
+        synthetic_image(index, 128).save(folder / f"{index}.png")
     return folder
 
 
@@ -63,7 +63,7 @@ def test_tables_rank_and_mark_the_best():
     assert row["CPU s / LR MP"] == "8"
 
 
-def test_means_are_over_pictures_and_times_over_megapixels():
+def test_means_are_over_images_and_times_over_megapixels():
     one = entry("a", ("area", figures(30.0, float("nan"))), ("bicubic", figures(32.0, 0.3, seconds=4.0)))
     assert one.mean().scores.psnr_y == 31
     assert one.mean("bicubic").scores.psnr_y == 32
@@ -92,13 +92,13 @@ def test_borders_are_cut_off_where_they_were_put(swallows, size):
         image = image[..., 7:-7, 7:-7] if swallows else image
         return F.interpolate(image, scale_factor=2, mode="nearest")
 
-    lq = to_tensor(drawing(0, 32).crop((0, 0, *size)))
+    lq = to_tensor(synthetic_image(0, 32).crop((0, 0, *size)))
     assert (upscale_padded(double, network, 2, lq) == F.interpolate(lq, scale_factor=2, mode="nearest")).all()
 
 
 def test_networks_stand_in_for_other_scales(tmp_path):
     save_model(random_model(V2), tmp_path / "mine.safetensors")
-    lq = to_tensor(drawing(1, 40).crop((0, 0, 24, 20)))
+    lq = to_tensor(synthetic_image(1, 40).crop((0, 0, 24, 20)))
     twice = load_ours(str(tmp_path / "mine.safetensors"), 4)
     assert (twice.how, twice.ours, twice.name, twice.upscale(lq).shape) == ("x2 twice", True, "mine", (1, 3, 80, 96))
     halved = at_scale({4: lambda: Peer("a", 4, resize_with("bicubic", 4), 7)}, 2)
@@ -163,11 +163,11 @@ def test_a_run_writes_a_report_and_a_sheet(folder, tmp_path, monkeypatch):
         assert image.width == 5 * 52 - 4  # small, three upscalers, true
 
 
-def test_pictures_are_chosen_evenly(folder):
-    assert [path.name for path in choose_pictures(folder, ["*"], 2)] == ["0.png", "1.png"]
-    assert len(choose_pictures(folder, [], 0)) == 3
+def test_images_are_chosen_evenly(folder):
+    assert [path.name for path in choose_images(folder, ["*"], 2)] == ["0.png", "1.png"]
+    assert len(choose_images(folder, [], 0)) == 3
     with pytest.raises(ValueError, match="no images match"):
-        choose_pictures(folder, ["*.webp"], 0)
+        choose_images(folder, ["*.webp"], 0)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_windows_are_read_from_the_command_line():
 
 def test_the_gallery_shows_where_most_happens():
     image = Image.new("RGB", (96, 64), "white")
-    image.paste(drawing(0, 32), (64, 32))
+    image.paste(synthetic_image(0, 32), (64, 32))
     x, y = liveliest_window(image, 32)
     assert x > 32
     assert y > 0
@@ -203,7 +203,7 @@ def test_the_gallery_shows_where_most_happens():
     assert np.abs(np.asarray(row[0], np.int16) - np.asarray(row[1], np.int16)).mean() < 30  # the same place
 
 
-def test_every_foreign_picture_names_its_author_and_licence():
+def test_every_foreign_image_names_its_author_and_licence():
     rows = read_manifest()
     assert len({row["file"] for row in rows}) == len(rows) > 10
     for row in rows:
@@ -216,7 +216,7 @@ def test_every_foreign_picture_names_its_author_and_licence():
 
 
 def make_showcase(folder, monkeypatch, at: str) -> None:
-    drawing(0, 384).save(folder / "a.png")
+    synthetic_image(0, 384).save(folder / "a.png")
     save_model(random_model(V2), folder / "a.safetensors")
     options = ["--at", at, "--model", str(folder / "a.safetensors"), "--out", str(folder / "a.jpg")]
     monkeypatch.setattr("sys.argv", ["showcase.py", str(folder / "a.png"), *options])

@@ -23,7 +23,7 @@ from transformersr.training.results.validate import Pair, Scores, resize_with, t
 from transformersr.training.results.verdict import Baseline, answers, find_baseline, summary
 from transformersr.training.run_state import Progress
 
-from synthetic_images import drawing
+from synthetic_images import synthetic_image
 
 SCORES = asdict(Scores(psnr_y=0.0, ssim_y=0.9, psnr_rgb=28.0, edge_psnr=24.0, flat_psnr=42.0, shift_y=0.001, shift_x=0.0))
 SCORES |= {"psnr_y": 0.0, "shift_x": None, "sharpness": 0.9, "color_shift": 0.4}
@@ -62,7 +62,7 @@ def run(tmp_path):
     (run / "train.jsonl").write_text(lines(log) + '{"step": 70, "lo')
     (run / "validation.jsonl").write_text(lines(validations) + "{")
     for step in (20, 40, 60):
-        save_image(drawing(step), run / "strips" / f"{step:07d}.png")
+        save_image(synthetic_image(step), run / "strips" / f"{step:07d}.png")
     return run
 
 
@@ -216,7 +216,7 @@ def test_an_artists_questions_are_answered_in_words():
 
 
 def pair(size, scale=4):
-    gt = drawing(1, size)
+    gt = synthetic_image(1, size)
     return Pair("Zeichnung-ö.png", to_tensor(gt.resize((size // scale, size // scale))), to_tensor(gt))
 
 
@@ -235,7 +235,7 @@ def test_pixels_of_a_strip_are_whole_pixels_of_its_sheet(size, side):
     assert CELL % side == 0
 
 
-def test_a_strip_has_a_row_for_every_picture_and_figures_below():
+def test_a_strip_has_a_row_for_every_image_and_figures_below():
     watched = [pair(256), pair(96)]
     columns = {way: [resize_with(way, 4)(one.lq) for one in watched] for way in ("bicubic", "lanczos")}
     strip = draw_strip(watched, columns, 4)

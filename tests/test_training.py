@@ -15,7 +15,7 @@ from transformersr.training.results.metrics import color_shift, luma, psnr, shar
 from transformersr.training.results.validate import make_pair, mean_scores, resize_with, score_pair, to_tensor, validation_pairs
 from transformersr.training.schedule import learning_rate
 
-from synthetic_images import drawing
+from synthetic_images import synthetic_image
 
 # --- losses --------------------------------------------------------------------------------------
 
@@ -59,7 +59,7 @@ def test_the_colour_loss_sees_colours_and_not_detail():
 
 
 def test_metrics_of_known_cases():
-    image = to_tensor(drawing(0))
+    image = to_tensor(synthetic_image(0))
     assert psnr(image, image + 0.1) == pytest.approx(20, abs=1e-3)
     assert ssim(luma(image), luma(image)) == pytest.approx(1)
     assert luma(torch.ones(1, 3, 1, 1)).item() == pytest.approx(235 / 255)
@@ -78,7 +78,7 @@ def test_shift_finds_the_shift(by):
 
 
 def test_sharpness_and_colour_say_what_changed():
-    image = to_tensor(drawing(0))
+    image = to_tensor(synthetic_image(0))
     soft = torch.nn.functional.avg_pool2d(image, 3, 1, 1, count_include_pad=False)
     assert sharpness(image, image) == 1
     assert sharpness(soft, image) < 0.9
@@ -86,13 +86,13 @@ def test_sharpness_and_colour_say_what_changed():
     assert color_shift(image + 10 / 255, image) == pytest.approx(10, abs=1e-3)
 
 
-def test_shift_of_a_flat_picture_is_unknown():
+def test_shift_of_a_flat_image_is_unknown():
     assert np.isnan(shift(torch.zeros(1, 3, 96, 96), torch.zeros(1, 3, 96, 96), 4)).all()
 
 
 def test_evaluation_pairs_are_not_shifted(tmp_path):
     """Sizes that are no multiple of the scale are cut, never squeezed."""
-    drawing(3, 203).save(tmp_path / "odd.png")
+    synthetic_image(3, 203).save(tmp_path / "odd.png")
     for method in FILTERS:
         pair = make_pair(tmp_path / "odd.png", 4, method)
         assert pair.gt.shape[2:] == (200, 200)
@@ -174,8 +174,8 @@ def test_shipped_recipes_are_valid():
         load_recipe(path)
 
 
-def test_bad_validation_pictures_are_left_out(tmp_path, caplog):
-    drawing(0).save(tmp_path / "good.png")
+def test_bad_validation_images_are_left_out(tmp_path, caplog):
+    synthetic_image(0).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no")
     assert len(validation_pairs([tmp_path / "bad.png", tmp_path / "good.png"], 4, 0)) == 1
     assert "bad.png" in caplog.text

@@ -18,18 +18,17 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from transformersr.training.cli import check
-from transformersr.training.data import store as stores
-from transformersr.training.data import video_codec
-from transformersr.training.data.check import check_pictures, near_duplicates
+from transformersr.training.data import image_cache, video_codec
+from transformersr.training.data.check import check_images, near_duplicates
 from transformersr.training.data.dataset import CropDataset
 from transformersr.training.data.degradation import FILTERS, PRESETS, Degradation, degrade, downscale
-from transformersr.training.data.drawings import draw
-from transformersr.training.data.folders import find_pictures, split_pictures
-from transformersr.training.data.pictures import TrainingPicture, difference_hash
-from transformersr.training.data.store import Cache, Drawings, MappedPictures, read_pictures
+from transformersr.training.data.folders import find_images, split_images
+from transformersr.training.data.image_cache import Cache, MappedImages, Synthetic, read_images
+from transformersr.training.data.images import TrainingImage, dhash
+from transformersr.training.data.synthetic import draw
 from transformersr.training.results.validate import make_pair, validation_pairs
 
-from synthetic_images import drawing
+from synthetic_images import synthetic_image
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +36,12 @@ def paired(tmp_path_factory):
     """Six good pairs, and most of what can be wrong with one."""
     folder = tmp_path_factory.mktemp("pairs")
     for index in range(6):
-        save_pair(folder, f"deep/{index}", drawing(index), downscale(drawing(index), 4, "area"))
-    save_pair(folder, "wrong size", drawing(7), Image.new("RGB", (23, 24)))
-    save_pair(folder, "broken small", drawing(8), Image.new("RGB", (24, 24)))
+        save_pair(folder, f"deep/{index}", synthetic_image(index), downscale(synthetic_image(index), 4, "area"))
+    save_pair(folder, "wrong size", synthetic_image(7), Image.new("RGB", (23, 24)))
+    save_pair(folder, "broken small", synthetic_image(8), Image.new("RGB", (24, 24)))
     (folder / "lr" / "broken small.bmp").write_bytes(b"BM")
-    drawing(9).save(folder / "hr" / "without small.png")
-    drawing(10).save(folder / "lr" / "without sharp.png")
+    synthetic_image(9).save(folder / "hr" / "without small.png")
+    synthetic_image(10).save(folder / "lr" / "without sharp.png")
     return folder
 
 
@@ -53,9 +52,9 @@ def save_pair(folder, name, gt, lq):
         image.save(path)
 
 
-def crops_of(pictures, preset="author", **others):
+def crops_of(images, preset="author", **others):
     options = {"patch": 8, "scale": 4, "keep_flat": 0.15, "seed": 3, **others}
-    return CropDataset(pictures, preset=preset, **options)
+    return CropDataset(images, preset=preset, **options)
 
 
 def equal(one, other):
@@ -138,9 +137,9 @@ def test_validation_pairs_of_any_size_are_not_shifted(size, method, tmp_path):
 
 
 @pytest.mark.parametrize("side", [101, 102, 103])
-def test_crops_of_pictures_of_any_size_are_not_shifted(side):
+def test_crops_of_images_of_any_size_are_not_shifted(side):
     """Every small pixel is the mean of its sharp ones, up to the last whole one of the image."""
-    crops = crops_of([TrainingPicture("", np.asarray(drawing(2, side)))])
+    crops = crops_of([TrainingImage("", np.asarray(synthetic_image(2, side)))])
     crops.preset = Degradation(("area",))
     for index in range(20):
         lq, gt = crops[index]
@@ -156,40 +155,40 @@ def test_shrinking_wants_multiples():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_gives_the_same_picture_for_the_same_seed(preset):
-    one, other = (degrade(drawing(1), 4, PRESETS[preset], np.random.default_rng(5)) for _ in range(2))
+def test_every_preset_gives_the_same_image_for_the_same_seed(preset):
+    one, other = (degrade(synthetic_image(1), 4, PRESETS[preset], np.random.default_rng(5)) for _ in range(2))
     assert one.size == (24, 24)
     assert one.tobytes() == other.tobytes()
 
 
-def test_every_step_of_a_degradation_changes_the_picture():
-    plain = degrade(drawing(1), 4, Degradation(("area",)), np.random.default_rng(0))
+def test_every_step_of_a_degradation_changes_the_image():
+    plain = degrade(synthetic_image(1), 4, Degradation(("area",)), np.random.default_rng(0))
     for step in ("blur", "sharpen", "decoder", "noise", "codec", "again", "video"):
-        changed = degrade(drawing(1), 4, Degradation(("area",), **{step: 1.0}), np.random.default_rng(0))
+        changed = degrade(synthetic_image(1), 4, Degradation(("area",), **{step: 1.0}), np.random.default_rng(0))
         assert changed.tobytes() != plain.tobytes()
 
 
 def test_stills_of_videos_keep_size_and_place_and_get_worse():
-    still, picture = video_codec.video_still, drawing(1, 95)
-    results = [still(picture, strength) for strength in (0.0, 1.0)]
+    still, source = video_codec.video_still, synthetic_image(1, 95)
+    results = [still(source, strength) for strength in (0.0, 1.0)]
     assert {result.size for result in results} == {(95, 95)}
-    errors = [np.abs(np.asarray(result).astype(int) - np.asarray(picture)).mean() for result in results]
+    errors = [np.abs(np.asarray(result).astype(int) - np.asarray(source)).mean() for result in results]
     assert 0 < errors[0] < errors[1] < 30
-    assert still(picture, 1.0).tobytes() == results[1].tobytes()
+    assert still(source, 1.0).tobytes() == results[1].tobytes()
     assert np.abs(shifts(lambda image: still(image, 0.0), 120, 1, 4)).max() < 0.05
 
 
 def test_without_a_video_codec_the_preset_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ValueError, match=r"preset video needs PyAV.*pip install"):
-        crops_of([TrainingPicture("", np.asarray(drawing(0)))], "video")
+        crops_of([TrainingImage("", np.asarray(synthetic_image(0)))], "video")
 
 
 # --- crops ---------------------------------------------------------------------------------------
 
 
 def test_crops_depend_on_seed_and_number_alone_and_fit_together(folder):
-    crops = crops_of(read_pictures(find_pictures(folder), 32))
+    crops = crops_of(read_images(find_images(folder), 32))
     lq, gt = crops[17]
     assert (lq.shape, gt.shape) == ((3, 8, 8), (3, 32, 32))
     assert torch.equal(crops[17][0], lq)
@@ -198,12 +197,12 @@ def test_crops_depend_on_seed_and_number_alone_and_fit_together(folder):
     assert (box - lq).abs().mean() < 15  # the small crop is of the same place
 
 
-def test_small_crops_are_those_of_the_whole_picture_made_small():
+def test_small_crops_are_those_of_the_whole_image_made_small():
     """Filters see what lies around a crop, not its border."""
-    picture = TrainingPicture("", np.asarray(drawing(0)))
-    crops = crops_of([picture])
+    image = TrainingImage("", np.asarray(synthetic_image(0)))
+    crops = crops_of([image])
     crops.preset = Degradation(("bicubic",))
-    whole = np.asarray(downscale(drawing(0), 4, "bicubic"))
+    whole = np.asarray(downscale(synthetic_image(0), 4, "bicubic"))
     for index in range(10):
         place = crops.place(index)
         small, _ = crops._cut(place, np.random.default_rng(0))
@@ -215,7 +214,7 @@ def test_reduced_crops_are_larger_places_made_smaller():
     """On a ramp down and a ramp across, a crop's values say where in the image it lies and how much of it there is."""
     steps = np.arange(120) * SLOPE
     pixels = np.stack([np.repeat(steps[:, None], 120, 1), np.repeat(steps[None], 120, 0), np.zeros((120, 120))], 2).astype(np.uint8)
-    crops = crops_of([TrainingPicture("", pixels)], zoom_out_prob=1.0)
+    crops = crops_of([TrainingImage("", pixels)], zoom_out_prob=1.0)
     crops.preset = Degradation(("bicubic",))
     sides = set()
     for index in range(40):
@@ -235,24 +234,26 @@ def test_reduced_crops_are_larger_places_made_smaller():
     assert len(sides) > 10
 
 
-def test_reduced_crops_stay_out_of_pairs_and_of_pictures_without_room():
-    paired = crops_of([TrainingPicture("", np.asarray(drawing(0)), np.asarray(downscale(drawing(0), 4, "area")))], zoom_out_prob=1.0)
-    small = crops_of([TrainingPicture("", np.asarray(drawing(0))[:38])], zoom_out_prob=1.0)
+def test_reduced_crops_stay_out_of_pairs_and_of_images_without_room():
+    paired = crops_of(
+        [TrainingImage("", np.asarray(synthetic_image(0)), np.asarray(downscale(synthetic_image(0), 4, "area")))], zoom_out_prob=1.0
+    )
+    small = crops_of([TrainingImage("", np.asarray(synthetic_image(0))[:38])], zoom_out_prob=1.0)
     assert {crops.place(index).side for crops in (paired, small) for index in range(20)} == {32}
 
 
 def test_a_crop_says_where_it_is_from(folder):
-    crops = crops_of(read_pictures(find_pictures(folder), 32))
+    crops = crops_of(read_images(find_images(folder), 32))
     place, (_, gt) = crops.place(5), crops[5]
-    cut = place.picture.gt[place.y : place.y + 32, place.x : place.x + 32]
+    cut = place.image.gt[place.y : place.y + 32, place.x : place.x + 32]
     assert torch.equal(gt.flatten(1).sort().values, torch.from_numpy(cut.copy()).permute(2, 0, 1).flatten(1).sort().values)
-    assert str(place) == f"{place.picture.name} at {place.x}, {place.y}"
+    assert str(place) == f"{place.image.name} at {place.x}, {place.y}"
 
 
 def test_places_without_detail_are_mostly_passed_over():
-    picture = np.full((256, 256, 3), 200, np.uint8)
-    picture[:, :64] = np.asarray(drawing(0, 64)).repeat(4, axis=0)
-    crops = crops_of([TrainingPicture("", picture)])
+    image = np.full((256, 256, 3), 200, np.uint8)
+    image[:, :64] = np.asarray(synthetic_image(0, 64)).repeat(4, axis=0)
+    crops = crops_of([TrainingImage("", image)])
     detailed = sum(bool(crops[index][1].float().std() > 4) for index in range(60))
     assert 35 < detailed < 60  # of all places, about a third
 
@@ -261,25 +262,25 @@ def test_places_without_detail_are_mostly_passed_over():
 
 
 def test_a_split_keeps_what_it_is_told_and_else_goes_by_content(folder):
-    named = split_pictures(folder, validation=("[01].png",), exclude=("2.*",))
+    named = split_images(folder, validation=("[01].png",), exclude=("2.*",))
     assert [path.name for path in named.validation] == ["0.png", "1.png"]
     assert [path.name for path in named.train] == ["3.png", "4.png", "5.png"]
-    by_hash = split_pictures(folder)
+    by_hash = split_images(folder)
     assert len(by_hash.train) + len(by_hash.validation) == 6
-    assert by_hash == split_pictures(folder)
-    assert by_hash == split_pictures(folder, validation=("made/for/others/*",))
+    assert by_hash == split_images(folder)
+    assert by_hash == split_images(folder, validation=("made/for/others/*",))
 
 
-def test_bad_pictures_are_named_together_and_left_out(tmp_path, caplog):
-    drawing(0).save(tmp_path / "good.png")
-    drawing(1).convert("CMYK").save(tmp_path / "print.tif")
-    drawing(2).convert("RGBA").save(tmp_path / "clear.png")
+def test_bad_images_are_named_together_and_left_out(tmp_path, caplog):
+    synthetic_image(0).save(tmp_path / "good.png")
+    synthetic_image(1).convert("CMYK").save(tmp_path / "print.tif")
+    synthetic_image(2).convert("RGBA").save(tmp_path / "clear.png")
     Image.fromarray(np.full((64, 64), 40000, np.uint16)).save(tmp_path / "deep.png")
-    drawing(3).save(tmp_path / "moving.gif", save_all=True, append_images=[drawing(4)])
+    synthetic_image(3).save(tmp_path / "moving.gif", save_all=True, append_images=[synthetic_image(4)])
     Image.new("RGB", (5, 5)).save(tmp_path / "small.png")
     (tmp_path / "broken.png").write_bytes((tmp_path / "good.png").read_bytes()[:1000])
     (tmp_path / "virus.exe.png").write_bytes(b"MZ" + bytes(1000))
-    store = read_pictures(find_pictures(tmp_path), 32)
+    store = read_images(find_images(tmp_path), 32)
     assert len(store) == 5
     said = {finding.path.name: finding for finding in store.findings}
     assert {name for name, finding in said.items() if not finding.usable} == {"broken.png", "virus.exe.png", "small.png"}
@@ -288,72 +289,72 @@ def test_bad_pictures_are_named_together_and_left_out(tmp_path, caplog):
     assert all(str(finding) in caplog.text for finding in store.findings)
 
 
-def test_a_folder_without_usable_pictures_is_an_error(tmp_path):
+def test_a_folder_without_usable_images_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no images"):
-        find_pictures(tmp_path / "empty")
+        find_images(tmp_path / "empty")
     Image.new("RGB", (5, 5)).save(tmp_path / "small.png")
-    for drawings in (Drawings(), Drawings(1, 64)):
+    for synthetic in (Synthetic(), Synthetic(1, 64)):
         for cache in (None, Cache(tmp_path / "cache", shared=True)):
             with pytest.raises(ValueError, match="none of 1 images"):
-                read_pictures(find_pictures(tmp_path), 32, drawings=drawings, cache=cache)
+                read_images(find_images(tmp_path), 32, synthetic=synthetic, cache=cache)
 
 
 def test_pairs_that_do_not_fit_are_named_together_and_the_others_used(paired):
-    split = split_pictures(paired, validation=("hr/deep/[01].png",))
+    split = split_images(paired, validation=("hr/deep/[01].png",))
     assert not {path for path in split.train if path.parts[-2] == "lr" and path.name != "without sharp.png"}
-    store = read_pictures(split.train, 32, 4, split.partners)
+    store = read_images(split.train, 32, 4, split.partners)
     bad = {finding.path.name: finding.text for finding in store.findings}
     assert set(bad) == {"wrong size.png", "broken small.png", "without small.png", "without sharp.png"}
     assert "96x96 is not exactly 4 times 23x24" in bad["wrong size.png"]
     assert len(store) == 4
-    report = check_pictures(paired, 32, 4, ("hr/deep/[01].png",))
+    report = check_images(paired, 32, 4, ("hr/deep/[01].png",))
     assert (len(report.train), len(report.validation), report.findings) == (4, 2, list(store.findings))
 
 
 def test_crops_of_pairs_are_cut_from_both_and_not_degraded(paired):
-    split = split_pictures(paired, validation=("hr/deep/0.png",))
-    crops = crops_of(read_pictures(split.train, 32, 4, split.partners), "scan")
+    split = split_images(paired, validation=("hr/deep/0.png",))
+    crops = crops_of(read_images(split.train, 32, 4, split.partners), "scan")
     for index in range(12):
         lq, gt = crops[index]
         assert (torch.nn.functional.avg_pool2d(gt.float(), 4) - lq).abs().max() <= 1  # rounded along rows, then columns
 
 
-def test_validation_takes_the_small_picture_of_a_pair(paired):
-    split = split_pictures(paired, validation=("hr/deep/[01].png",))
+def test_validation_takes_the_small_image_of_a_pair(paired):
+    split = split_images(paired, validation=("hr/deep/[01].png",))
     for crop, side in ((0, 96), (70, 68)):
         for pair in validation_pairs(split.validation, 4, crop, split.partners):
             assert pair.gt.shape[2:] == (side, side)
             assert (torch.nn.functional.avg_pool2d(pair.gt, 4) - pair.lq).abs().max() <= 1.01 / 255
 
 
-def test_large_pictures_are_made_smaller_if_asked_to(folder):
-    store = read_pictures(find_pictures(folder), 32, max_pixels=70 * 70)
-    assert {picture.gt.shape for picture in store} == {(70, 70, 3)}
+def test_large_images_are_made_smaller_if_asked_to(folder):
+    store = read_images(find_images(folder), 32, max_pixels=70 * 70)
+    assert {image.gt.shape for image in store} == {(70, 70, 3)}
 
 
-def test_pictures_that_look_the_same_are_named_and_never_on_both_sides(tmp_path):
+def test_images_that_look_the_same_are_named_and_never_on_both_sides(tmp_path):
     (tmp_path / "held").mkdir()
     for name in ("one.png", "two.jpg", "held/three.webp"):
-        drawing(1).resize((90, 90)).save(tmp_path / name)
+        synthetic_image(1).resize((90, 90)).save(tmp_path / name)
     for seed in range(2, 12):
-        drawing(seed).save(tmp_path / f"{seed}.png")
-    report = check_pictures(tmp_path, 32, validation=("held/*",))
+        synthetic_image(seed).save(tmp_path / f"{seed}.png")
+    report = check_images(tmp_path, 32, validation=("held/*",))
     findings = report.findings
     assert len(report.train) + len(report.validation) == 11
     assert {finding.path.name: finding.usable for finding in findings} == {"one.png": False, "two.jpg": False}
     assert all("looks the same as" in finding.text and "measured on" in finding.text for finding in findings)
-    assert {path.name for path in split_pictures(tmp_path).validation} < {f"{seed}.png" for seed in range(2, 12)}  # chosen among the others
+    assert {path.name for path in split_images(tmp_path).validation} < {f"{seed}.png" for seed in range(2, 12)}  # chosen among the others
     assert near_duplicates({tmp_path: 0, tmp_path / "flat": 0}) == []
-    assert difference_hash(np.zeros((9, 9, 3), np.uint8)) == 0
+    assert dhash(np.zeros((9, 9, 3), np.uint8)) == 0
 
 
 def test_the_same_file_again_is_left_out_and_named(tmp_path):
     for seed in range(6):
-        drawing(seed).save(tmp_path / f"{seed}.png")
+        synthetic_image(seed).save(tmp_path / f"{seed}.png")
     for name in ("copy.png", "again.png"):
         (tmp_path / name).write_bytes((tmp_path / "3.png").read_bytes())
-    split = split_pictures(tmp_path)
+    split = split_images(tmp_path)
     assert {path.name for path in [*split.train, *split.validation]} == {*(f"{seed}.png" for seed in (0, 1, 2, 4, 5)), "3.png"}
     assert [(path.name, "3.png" in reason) for path, reason in split.left_out] == [("again.png", True), ("copy.png", True)]
 
@@ -368,12 +369,12 @@ def test_folders_of_pairs_are_known_by_their_usual_names(tmp_path, sharp, small,
     for folder in (sharp, small):
         (tmp_path / folder).mkdir(parents=True)
     for seed in range(4):
-        drawing(seed, 96).save(tmp_path / sharp / f"{seed:04}.png")
-        drawing(seed, 96).resize((24, 24)).save(tmp_path / small / f"{seed:04}{ending}.png")
-    split = split_pictures(tmp_path, scale=4)
+        synthetic_image(seed, 96).save(tmp_path / sharp / f"{seed:04}.png")
+        synthetic_image(seed, 96).resize((24, 24)).save(tmp_path / small / f"{seed:04}{ending}.png")
+    split = split_images(tmp_path, scale=4)
     assert len(split.train) + len(split.validation) == 4
     assert {one.stem: two.stem for one, two in split.partners.items()} == {f"{seed:04}": f"{seed:04}{ending}" for seed in range(4)}
-    report = check_pictures(tmp_path, 64, 4)
+    report = check_images(tmp_path, 64, 4)
     assert (len(report.train) + len(report.validation), report.findings) == (4, [])
 
 
@@ -382,10 +383,10 @@ def test_of_several_scales_the_one_of_the_network_counts(tmp_path, other):
     for folder in ("HR", "LR/X4", f"LR/X{other}"):
         (tmp_path / folder).mkdir(parents=True)
     for seed in range(4):
-        drawing(seed, 96).save(tmp_path / "HR" / f"{seed}.png")
+        synthetic_image(seed, 96).save(tmp_path / "HR" / f"{seed}.png")
         for scale in (4, other):
-            drawing(seed, 96).resize((96 // scale, 96 // scale)).save(tmp_path / "LR" / f"X{scale}" / f"{seed}x{scale}.png")
-    report = check_pictures(tmp_path, 64, 4)
+            synthetic_image(seed, 96).resize((96 // scale, 96 // scale)).save(tmp_path / "LR" / f"X{scale}" / f"{seed}x{scale}.png")
+    report = check_images(tmp_path, 64, 4)
     findings = report.findings
     assert len(report.train) + len(report.validation) == 4
     assert {finding.path.stem for finding in findings} == {f"{seed}x{other}" for seed in range(4)}
@@ -399,8 +400,8 @@ def test_small_versions_under_any_name_are_not_trained_on_as_sharp_ones(tmp_path
         for pattern, side in ((sharp, 96), (small, 24)):
             path = tmp_path / pattern.format(seed)
             path.parent.mkdir(exist_ok=True)
-            drawing(seed, 96).resize((side, side), Image.Resampling.BICUBIC).save(path)
-    split = split_pictures(tmp_path, scale=scale)
+            synthetic_image(seed, 96).resize((side, side), Image.Resampling.BICUBIC).save(path)
+    split = split_images(tmp_path, scale=scale)
     names = {path.relative_to(tmp_path).as_posix() for path in [*split.train, *split.validation]}
     assert names == {sharp.format(seed) for seed in range(5)}
     if scale == 4:
@@ -410,19 +411,19 @@ def test_small_versions_under_any_name_are_not_trained_on_as_sharp_ones(tmp_path
         assert "expected 1 / 2 of its size" in split.left_out[0][1]
 
 
-def test_pictures_of_one_name_and_different_content_are_not_pairs(tmp_path):
+def test_images_of_one_name_and_different_content_are_not_pairs(tmp_path):
     """Frames of two videos of different size are numbered alike."""
     for folder, side, first in (("one", 96, 0), ("two", 48, 10)):
         (tmp_path / folder).mkdir()
         for seed in range(5):
-            drawing(first + seed, side).save(tmp_path / folder / f"{seed}.png")
-    split = split_pictures(tmp_path, scale=2)
+            synthetic_image(first + seed, side).save(tmp_path / folder / f"{seed}.png")
+    split = split_images(tmp_path, scale=2)
     assert (len(split.train) + len(split.validation), split.partners, split.left_out) == (10, {}, [])
 
 
 def test_check_says_sizes_what_a_run_would_do_and_the_next_command(tmp_path):
     for index in range(2):
-        drawing(index, 160 + 32 * index).save(tmp_path / f"{index}.png")
+        synthetic_image(index, 160 + 32 * index).save(tmp_path / f"{index}.png")
     result = CliRunner().invoke(check, [str(tmp_path), "--device", "cpu", "--minutes", "20"], catch_exceptions=False)
     for text in (
         "2 images can be used: 1 to train on, 1 kept aside",
@@ -438,39 +439,39 @@ def test_check_says_sizes_what_a_run_would_do_and_the_next_command(tmp_path):
 
 
 def test_drawings_are_mixed_in_and_have_their_share_of_the_crops(folder):
-    store = read_pictures(find_pictures(folder), 32, drawings=Drawings(2, 80, seed=5))
-    drawn = [picture for picture in store if picture.drawn]
-    assert [picture.name for picture in drawn] == ["drawing 5-0", "drawing 5-1"]
-    assert np.array_equal(drawn[1].gt, draw(np.random.default_rng([5, 1]), 80))
+    store = read_images(find_images(folder), 32, synthetic=Synthetic(2, 80, seed=5))
+    generated = [image for image in store if image.synthetic]
+    assert [image.name for image in generated] == ["synthetic 5-0", "synthetic 5-1"]
+    assert np.array_equal(generated[1].gt, draw(np.random.default_rng([5, 1]), 80))
     crops = crops_of(store, synthetic_share=0.5, keep_flat=1.0)
-    assert 35 < sum(crops.place(index).picture.drawn for index in range(100)) < 65
+    assert 35 < sum(crops.place(index).image.synthetic for index in range(100)) < 65
 
 
 # --- where images are kept ---------------------------------------------------------------------
 
 
-def test_a_file_gives_the_same_pictures_as_memory_and_is_made_once(paired, tmp_path, monkeypatch):
-    split = split_pictures(paired, validation=("hr/deep/0.png",))
-    options = {"smallest": 32, "scale": 4, "partners": split.partners, "drawings": Drawings(1, 64)}
-    memory = read_pictures(split.train, **options)
-    kept = read_pictures(split.train, **options, cache=Cache(tmp_path / "cache"))
-    monkeypatch.setattr(stores, "in_order", lambda *_: None)  # nothing is read again
-    again = read_pictures(split.train, **options, cache=Cache(tmp_path / "cache"))
+def test_a_file_gives_the_same_images_as_memory_and_is_made_once(paired, tmp_path, monkeypatch):
+    split = split_images(paired, validation=("hr/deep/0.png",))
+    options = {"smallest": 32, "scale": 4, "partners": split.partners, "synthetic": Synthetic(1, 64)}
+    memory = read_images(split.train, **options)
+    kept = read_images(split.train, **options, cache=Cache(tmp_path / "cache"))
+    monkeypatch.setattr(image_cache, "in_order", lambda *_: None)  # nothing is read again
+    again = read_images(split.train, **options, cache=Cache(tmp_path / "cache"))
     for store in (kept, again):
-        assert isinstance(store.pictures, MappedPictures)
-        assert (store.findings, store.looks) == (memory.findings, memory.looks)
-        assert [picture.name for picture in store] == [picture.name for picture in memory]
+        assert isinstance(store.images, MappedImages)
+        assert (store.findings, store.hashes) == (memory.findings, memory.hashes)
+        assert [image.name for image in store] == [image.name for image in memory]
         for one, other in zip(store, memory, strict=True):
             assert np.array_equal(one.gt, other.gt)
             assert np.array_equal(one.lq, other.lq)
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".json", ".rgb"}
 
 
-def test_pictures_within_the_budget_stay_in_memory(folder, tmp_path):
-    paths = find_pictures(folder)
-    assert isinstance(read_pictures(paths, 32, cache=Cache(tmp_path)).pictures, list)
-    assert isinstance(read_pictures(paths, 32, cache=Cache(tmp_path, budget=6 * 96 * 96 * 3 - 1)).pictures, MappedPictures)
-    assert isinstance(read_pictures(paths, 32, cache=Cache(tmp_path, shared=True)).pictures, MappedPictures)
+def test_images_within_the_budget_stay_in_memory(folder, tmp_path):
+    paths = find_images(folder)
+    assert isinstance(read_images(paths, 32, cache=Cache(tmp_path)).images, list)
+    assert isinstance(read_images(paths, 32, cache=Cache(tmp_path, budget=6 * 96 * 96 * 3 - 1)).images, MappedImages)
+    assert isinstance(read_images(paths, 32, cache=Cache(tmp_path, shared=True)).images, MappedImages)
 
 
 @pytest.mark.parametrize("harm", ["cut", "changed", "index", "touched", "settings"])
@@ -478,7 +479,7 @@ def test_a_file_that_no_longer_fits_is_made_anew(folder, tmp_path, harm):
     data = tmp_path / "data"
     shutil.copytree(folder, data)
     cache, smallest = Cache(tmp_path / "cache", shared=True), 32
-    before = read_pictures(find_pictures(data), smallest, cache=cache)[0].gt.copy()
+    before = read_images(find_images(data), smallest, cache=cache)[0].gt.copy()
     file = next((tmp_path / "cache").glob("*.rgb"))
     if harm == "cut":
         file.write_bytes(file.read_bytes()[:-1])
@@ -490,7 +491,7 @@ def test_a_file_that_no_longer_fits_is_made_anew(folder, tmp_path, harm):
         os.utime(data / "3.png", (0, 0))
     else:
         smallest = 33
-    after = read_pictures(find_pictures(data), smallest, cache=cache)
+    after = read_images(find_images(data), smallest, cache=cache)
     assert np.array_equal(after[0].gt, before)
     files = list((tmp_path / "cache").glob("*.rgb"))
     assert [path.stat().st_size for path in files] == [6 * 96 * 96 * 3]
@@ -498,13 +499,13 @@ def test_a_file_that_no_longer_fits_is_made_anew(folder, tmp_path, harm):
 
 
 def test_a_full_disk_is_said_before_anything_is_read(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(stores.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(ValueError, match="max_pixels"):
-        read_pictures(find_pictures(folder), 32, cache=Cache(tmp_path, shared=True))
+        read_images(find_images(folder), 32, cache=Cache(tmp_path, shared=True))
 
 
 def test_what_is_sent_to_a_worker_is_a_path(folder, tmp_path):
-    store = read_pictures(find_pictures(folder), 32, cache=Cache(tmp_path, shared=True))
+    store = read_images(find_images(folder), 32, cache=Cache(tmp_path, shared=True))
     sent = pickle.dumps(crops_of(store))
     assert len(sent) < 4000
     assert equal(pickle.loads(sent)[9], crops_of(store)[9])
@@ -513,7 +514,7 @@ def test_what_is_sent_to_a_worker_is_a_path(folder, tmp_path):
 @pytest.mark.parametrize("method", sorted({"fork", "spawn"} & set(multiprocessing.get_all_start_methods())))
 def test_crops_are_the_same_with_workers_of_every_kind(folder, tmp_path, method):
     workers = 2 if method == "fork" else 1  # a spawned one takes seconds to start
-    store = read_pictures(find_pictures(folder), 32, cache=Cache(tmp_path, shared=True), workers=2 if method == "fork" else 0)
+    store = read_images(find_images(folder), 32, cache=Cache(tmp_path, shared=True), workers=2 if method == "fork" else 0)
     crops = crops_of(store, "web")
     loader = DataLoader(crops, batch_sampler=[range(4), range(4, 8)], num_workers=workers, multiprocessing_context=method)
     for place, (lq, gt) in enumerate(loader):
@@ -522,7 +523,7 @@ def test_crops_are_the_same_with_workers_of_every_kind(folder, tmp_path, method)
 
 
 def test_spawned_workers_always_get_a_file(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(stores, "in_order", lambda function, arguments, workers: map(function, arguments))
-    for method, kind in {"fork": list, "spawn": MappedPictures}.items():
-        monkeypatch.setattr(stores.multiprocessing, "get_start_method", lambda allow_none, method=method: method)
-        assert isinstance(read_pictures(find_pictures(folder), 32, cache=Cache(tmp_path), workers=2).pictures, kind)
+    monkeypatch.setattr(image_cache, "in_order", lambda function, arguments, workers: map(function, arguments))
+    for method, kind in {"fork": list, "spawn": MappedImages}.items():
+        monkeypatch.setattr(image_cache.multiprocessing, "get_start_method", lambda allow_none, method=method: method)
+        assert isinstance(read_images(find_images(folder), 32, cache=Cache(tmp_path), workers=2).images, kind)

@@ -24,7 +24,7 @@ from transformersr.training import losses, networks, steps
 from transformersr.training import train as training
 from transformersr.training.cli import main
 from transformersr.training.config import from_values, load_recipe
-from transformersr.training.data.folders import find_pictures, split_pictures
+from transformersr.training.data.folders import find_images, split_images
 from transformersr.training.results import monitor as monitoring
 from transformersr.training.results.export import find_weights
 from transformersr.training.results.validate import make_pair, resize_with, score_pair
@@ -110,7 +110,7 @@ def test_figures_and_strips_go_to_tensorboard(folder, tmp_path):
 def test_the_debug_recipe_learns(folder, tmp_path):
     """Its sixty small steps bring the network above bicubic on the images it sees."""
     model = load_model(train(load_recipe("debug", trackers=[], preset="author"), folder, tmp_path / "run"))
-    pair = make_pair(find_pictures(folder)[0], 2, "bicubic")
+    pair = make_pair(find_images(folder)[0], 2, "bicubic")
     with torch.inference_mode():
         ours = score_pair(pair, model(pair.lq), 2)
     assert ours.psnr_y > score_pair(pair, resize_with("bicubic", 2)(pair.lq), 2).psnr_y
@@ -118,11 +118,11 @@ def test_the_debug_recipe_learns(folder, tmp_path):
 
 def test_another_scale_starts_from_the_same_body(folder, tmp_path):
     x4 = train(from_values({**SETTINGS, "steps": 1}), folder, tmp_path / "x4")
-    net = networks.initial_network(from_values({**SETTINGS, "scale": 2, "init": str(x4)}))
+    net_g = networks.initial_network(from_values({**SETTINGS, "scale": 2, "init": str(x4)}))
     given = load_model(x4)
-    assert net.config.scale == 2
+    assert net_g.config.scale == 2
     assert all(
-        torch.equal(tensor, other) for tensor, other in zip(net.body.state_dict().values(), given.body.state_dict().values(), strict=True)
+        torch.equal(tensor, other) for tensor, other in zip(net_g.body.state_dict().values(), given.body.state_dict().values(), strict=True)
     )
     with pytest.raises(ValueError, match="init"):
         networks.initial_network(from_values({**SETTINGS, "size": "base", "init": str(x4)}))
@@ -133,7 +133,7 @@ def test_a_run_inside_its_data_does_not_learn_from_its_own_strips(folder, tmp_pa
     shutil.copytree(folder, data)
     train(from_values({**SETTINGS, "steps": 1}), data, data / "run")
     assert (data / "run" / "strips").is_dir()
-    split = split_pictures(data, without=data / "run")
+    split = split_images(data, without=data / "run")
     assert len(split.train) + len(split.validation) == 6
 
 
@@ -186,7 +186,7 @@ def test_checkpointing_keeps_less():
 
 def test_bf16_trains(folder, tmp_path):
     train(from_values({**SETTINGS, "steps": 3, "precision": "bf16"}), folder, tmp_path / "run")
-    assert all(tensor.dtype != torch.bfloat16 for tensor in state(tmp_path / "run")["net"].values())
+    assert all(tensor.dtype != torch.bfloat16 for tensor in state(tmp_path / "run")["net_g"].values())
 
 
 @pytest.mark.skipif(not hasattr(torch.cpu, "set_device"), reason="accelerate's processes on CPUs need a PyTorch after 2.1")
@@ -293,23 +293,23 @@ def test_a_step_that_is_not_finite_is_left_out_and_its_crops_named(folder, tmp_p
     saved = state(tmp_path / "run")
     assert saved["progress"]["skipped"] == 1
     assert not saved["progress"]["rolled_back"]
-    assert all(tensor.isfinite().all() for tensor in saved["net"].values())
+    assert all(tensor.isfinite().all() for tensor in saved["net_g"].values())
     assert "step 2 is skipped" in caplog.text
     assert ".png" in caplog.text
 
 
 def test_ten_in_a_row_go_back_to_the_last_good_state_at_half_the_rate_once(folder, tmp_path, monkeypatch):
     train(from_values({**SETTINGS, "steps": 3}), folder, tmp_path / "run")
-    good = state(tmp_path / "run")["net"]
+    good = state(tmp_path / "run")["net_g"]
     broken_at(monkeypatch, *range(10))
     train(from_values({**SETTINGS, "steps": 13}), folder, tmp_path / "run", resume=True)
     saved = state(tmp_path / "run")
     assert saved["progress"]["rolled_back"]
-    assert all(torch.equal(good[name], saved["net"][name]) for name in good)
+    assert all(torch.equal(good[name], saved["net_g"][name]) for name in good)
     broken_at(monkeypatch, *range(10))
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         train(from_values({**SETTINGS, "steps": 50}), folder, tmp_path / "run", resume=True)
-    kept = state(tmp_path / "run")["net"]
+    kept = state(tmp_path / "run")["net_g"]
     assert all(torch.equal(good[name], kept[name]) for name in good)
 
 

@@ -17,19 +17,19 @@ from PIL import Image
 
 from transformersr.arch import save_model
 from transformersr.upscale import image_io
-from transformersr.upscale.image_io import Picture, PictureError, check_target, format_of, read_picture, write_picture
+from transformersr.upscale.image_io import ImageData, ImageError, check_target, format_of, read_image, write_image
 from transformersr.upscale.messages import one_line
 from transformersr.upscale.metadata import Carried
 from transformersr.upscale.upscaler import Upscaler
 
 from random_models import V2, random_model
-from synthetic_images import drawing
+from synthetic_images import synthetic_image
 from untrusted_files import FEW, read_or_refused, refused
 
 
 def encoded(format: str, size: tuple[int, int] = (40, 30), **options) -> bytes:
     file = io.BytesIO()
-    drawing(1, max(size)).crop((0, 0, *size)).save(file, format=format, **options)
+    synthetic_image(1, max(size)).crop((0, 0, *size)).save(file, format=format, **options)
     return file.getvalue()
 
 
@@ -42,37 +42,37 @@ MODES = {"MSP": "1", "XBM": "1", "SPIDER": "F", "BLP": "P"}
 
 def any_format(format: str) -> bytes:
     file = io.BytesIO()
-    drawing(1, 40).convert(MODES.get(format, "RGB")).save(file, format=format)
+    synthetic_image(1, 40).convert(MODES.get(format, "RGB")).save(file, format=format)
     return file.getvalue()
 
 
 @pytest.mark.parametrize("format", WRITABLE)
-def test_a_format_is_told_by_its_content_and_half_a_picture_is_none(tmp_path, format):
+def test_a_format_is_told_by_its_content_and_half_an_image_is_none(tmp_path, format):
     whole = any_format(format)
     path = tmp_path / "image.jpg"
     path.write_bytes(whole)
-    assert read_picture(path).color.shape[2] == 3
+    assert read_image(path).color.shape[2] == 3
     for length in {*range(1, len(whole), 1024), len(whole) // 2}:
         path.write_bytes(whole[:length])
-        read_or_refused(path, PictureError, read_picture)
+        read_or_refused(path, ImageError, read_image)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20000)])
-def test_pictures_of_any_shape_are_enlarged(tmp_path, size):
+def test_images_of_any_shape_are_enlarged(tmp_path, size):
     Image.new("RGB", size, "red").save(tmp_path / "a.png")
-    upscaled = Upscaler(random_model(V2)).upscale_picture(read_picture(tmp_path / "a.png"))
+    upscaled = Upscaler(random_model(V2)).upscale_image(read_image(tmp_path / "a.png"))
     assert upscaled.color.shape == (2 * size[1], 2 * size[0], 3)
 
 
 PROGRAM = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(ran) (w) file closefile\nshowpage\n%%EOF\n"
 
 
-def test_a_picture_that_is_a_program_is_not_run(tmp_path, monkeypatch):
+def test_an_image_that_is_a_program_is_not_run(tmp_path, monkeypatch):
     """Pillow gives PostScript to Ghostscript, whatever the file is called."""
     monkeypatch.setattr(subprocess, "check_call", lambda *args, **options: pytest.fail("a program is run"))
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: pytest.fail("a program is run"))
     (tmp_path / "cute.png").write_bytes(PROGRAM)
-    assert "programs, and none is run; save the image as PNG" in refused(tmp_path / "cute.png", PictureError, read_picture)
+    assert "programs, and none is run; save the image as PNG" in refused(tmp_path / "cute.png", ImageError, read_image)
 
 
 def png(width: int, height: int, data: bytes = b"") -> bytes:
@@ -100,22 +100,22 @@ def test_bombs_are_refused_before_they_go_off(tmp_path, monkeypatch, bomb):
     monkeypatch.setattr(image_io, "free_memory", lambda device: 2**30)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     (tmp_path / f"a.{bomb}").write_bytes(BOMBS[bomb])
-    refused(tmp_path / f"a.{bomb}", PictureError, read_picture)
+    refused(tmp_path / f"a.{bomb}", ImageError, read_image)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 2**10
 
 
-def test_an_enlarged_picture_can_be_read_again(tmp_path, monkeypatch):
+def test_an_enlarged_image_can_be_read_again(tmp_path, monkeypatch):
     """Pillow refuses what is larger than 179 megapixels, which four times 3400x3400 is."""
     (tmp_path / "a.png").write_bytes(png(13600, 13600))
     monkeypatch.setattr(image_io, "free_memory", lambda device: 2**33)
-    assert "cannot be read whole" in refused(tmp_path / "a.png", PictureError, read_picture)  # as far as the pixels that it has not got
+    assert "cannot be read whole" in refused(tmp_path / "a.png", ImageError, read_image)  # as far as the pixels that it has not got
     monkeypatch.setattr(image_io, "free_memory", lambda device: 2**31)
-    assert "13600x13600 pixels need 2.8 GiB of memory, and 2.0 are free" in refused(tmp_path / "a.png", PictureError, read_picture)
+    assert "13600x13600 pixels need 2.8 GiB of memory, and 2.0 are free" in refused(tmp_path / "a.png", ImageError, read_image)
 
 
 def test_a_size_that_a_format_cannot_have_is_known_before_the_work(tmp_path):
     for file, side in (("a.webp", 16384), ("a.jpg", 65501)):
-        with pytest.raises(PictureError, match=rf"{file}: .* write it as png"):
+        with pytest.raises(ImageError, match=rf"{file}: .* write it as png"):
             check_target(file, format_of(tmp_path / file), 1, side)
         check_target(file, format_of(tmp_path / file), 1, side - 1)
         check_target("a.png", "PNG", 1, side)
@@ -154,7 +154,7 @@ def test_small_files_that_unfold_are_refused(tmp_path, file):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     content, words = UNFOLDING[file]
     (tmp_path / file).write_bytes(content)
-    assert words in refused(tmp_path / file, PictureError, read_picture)
+    assert words in refused(tmp_path / file, ImageError, read_image)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 2**10
 
 
@@ -162,10 +162,10 @@ def test_text_and_profiles_do_not_unfold_into_results(tmp_path, caplog):
     """A text of 4 million equal letters is 4 KB in a PNG."""
     carried = Carried(text={"parameters": "a" * 2**22}, icc_profile=(bytes(16) + b"RGB ").ljust(2**24 + 2**23, b"a"))
     for suffix in ("png", "jpg", "webp", "tif"):
-        write_picture(Picture(np.zeros((2, 2, 3), np.float32), None, carried), tmp_path / f"a.{suffix}")
-        again = read_picture(tmp_path / f"a.{suffix}").carried
+        write_image(ImageData(np.zeros((2, 2, 3), np.float32), None, carried), tmp_path / f"a.{suffix}")
+        again = read_image(tmp_path / f"a.{suffix}").carried
         assert again.icc_profile == (None if suffix == "jpg" else carried.icc_profile)
-    assert read_picture(tmp_path / "a.png").carried.text == carried.text
+    assert read_image(tmp_path / "a.png").carried.text == carried.text
     assert (tmp_path / "a.png").stat().st_size < 2**16
     assert "the ICC profile of 25165824 bytes is not written: JPEG takes up to 16707345" in caplog.text
 
@@ -173,10 +173,10 @@ def test_text_and_profiles_do_not_unfold_into_results(tmp_path, caplog):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX only")
 def test_pipes_and_broken_links_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    assert "expected a file" in refused(tmp_path / "pipe.png", PictureError, read_picture)
+    assert "expected a file" in refused(tmp_path / "pipe.png", ImageError, read_image)
     (tmp_path / "circle.png").symlink_to("circle.png")
     with pytest.raises(OSError, match=r"circle\.png"):
-        read_picture(tmp_path / "circle.png")
+        read_image(tmp_path / "circle.png")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file systems that take any name")
@@ -184,10 +184,10 @@ def test_pipes_and_broken_links_are_not_waited_for(tmp_path):
 def test_strange_names_are_read_and_told_in_one_line(tmp_path, file):
     path = tmp_path / os.fsdecode(file)
     path.write_bytes(encoded("PNG"))
-    assert read_picture(path).color.shape == (30, 40, 3)
+    assert read_image(path).color.shape == (30, 40, 3)
     path.write_bytes(b"nothing")
-    with pytest.raises(PictureError) as caught:
-        read_picture(path)
+    with pytest.raises(ImageError) as caught:
+        read_image(path)
     assert one_line(str(caught.value)).isprintable()
 
 
@@ -214,9 +214,9 @@ SEEDS = [
 
 @FEW
 @given(seed=st.sampled_from(SEEDS), changes=st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=8)), min_size=1, max_size=5))
-def test_a_changed_picture_is_refused_or_read(tmp_path, seed, changes):
+def test_a_changed_image_is_refused_or_read(tmp_path, seed, changes):
     data = bytearray(seed)
     for start, piece in changes:
         data[start : start + len(piece)] = piece
     (tmp_path / "a.png").write_bytes(data)
-    read_or_refused(tmp_path / "a.png", PictureError, read_picture)
+    read_or_refused(tmp_path / "a.png", ImageError, read_image)

@@ -37,7 +37,7 @@ def run(monkeypatch):
     """A run with a network that takes no time, after a step."""
     monkeypatch.setitem(VARIANTS, "tiny", dataclasses.replace(V2, blocks="RWC"))
     state = RunState.start(TINY_RUN, torch.device("cpu"))
-    for parameter in state.net.parameters():
+    for parameter in state.net_g.parameters():
         parameter.grad = torch.ones_like(parameter)
     state.optimizer.step()
     return state
@@ -107,7 +107,7 @@ CHANGES = {
     "not a number": lambda content: content["progress"].update(seconds=float("nan")),
     "unknown": lambda content: content["progress"].update(more=1),
     "no weights": lambda content: content.pop("ema"),
-    "numbered weights": lambda content: content.update(net={0: torch.zeros(1)}),
+    "numbered weights": lambda content: content.update(net_g={0: torch.zeros(1)}),
     "a list": lambda content: content.update(optimizer=[1, 2]),
     "another shape": lambda content: content["optimizer"]["state"][0].update(exp_avg=torch.zeros(3)),
     "no tensor": lambda content: content["optimizer"]["state"][0].update(exp_avg=7),

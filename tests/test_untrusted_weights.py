@@ -23,7 +23,7 @@ from safetensors.torch import save
 
 from transformersr.arch import CheckpointError, load_model, save_model
 from transformersr.arch.checkpoint import describe
-from transformersr.upscale.image_io import PictureError, read_picture
+from transformersr.upscale.image_io import ImageError, read_image
 from transformersr.upscale.messages import one_line
 from transformersr.upscale.models import list_models
 
@@ -252,4 +252,4 @@ def test_random_bytes_are_no_file_of_any_kind(tmp_path):
         for length in (1, 10, 1000):
             (tmp_path / "a.pt").write_bytes(start + rng.randbytes(length))
             refused(tmp_path / "a.pt")
-            refused(tmp_path / "a.pt", PictureError, read_picture)
+            refused(tmp_path / "a.pt", ImageError, read_image)

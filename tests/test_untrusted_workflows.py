@@ -21,19 +21,19 @@ def node(tmp_path, monkeypatch):
     return comfyui_standin.install(monkeypatch, tmp_path).TransformerSRUpscale()
 
 
-PICTURES = torch.full((1, 4, 4, 3), 0.5)
+IMAGES = torch.full((1, 4, 4, 3), 0.5)
 INPUTS = [
     ({"model_name": "../secret.pt"}, "no TransformerSR model of this name"),
     ({"model_name": "/etc/passwd"}, "no TransformerSR model of this name"),
     ({"model_name": "..\\secret.pt"}, "no TransformerSR model of this name"),
     ({"model_name": "a\n" * 9999}, "no TransformerSR model of this name"),
     ({"model_name": None}, "no TransformerSR model of this name"),
-    ({"image": PICTURES[0]}, "of shape"),
+    ({"image": IMAGES[0]}, "of shape"),
     ({"image": None}, "NoneType"),
-    ({"image": PICTURES[..., :2]}, "c = 1, 3 or 4"),
-    ({"image": PICTURES[:0]}, "at least 1x1"),
-    ({"image": PICTURES[:, :0]}, "at least 1x1"),
-    ({"image": (255 * PICTURES).byte()}, "a float type"),
+    ({"image": IMAGES[..., :2]}, "c = 1, 3 or 4"),
+    ({"image": IMAGES[:0]}, "at least 1x1"),
+    ({"image": IMAGES[:, :0]}, "at least 1x1"),
+    ({"image": (255 * IMAGES).byte()}, "a float type"),
     ({"size_by": "factor", "factor": float("nan")}, "factor is nan"),
     ({"size_by": "factor", "factor": -1.0}, "above 0"),
     ({"size_by": "factor", "factor": 1e300}, "below 1000"),
@@ -52,7 +52,7 @@ INPUTS = [
 def test_invalid_inputs_are_refused_in_one_sentence(node):
     for changed, words in INPUTS:
         with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:
-            node.upscale(**{"image": PICTURES, "model_name": "mine.safetensors", **changed})
+            node.upscale(**{"image": IMAGES, "model_name": "mine.safetensors", **changed})
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 600
     assert "no TransformerSR model" in node.VALIDATE_INPUTS("../secret.pt")
@@ -60,4 +60,4 @@ def test_invalid_inputs_are_refused_in_one_sentence(node):
 
 def test_nan_in_an_image_does_not_spread(node):
     for value in (float("nan"), float("inf"), -1e30):
-        assert node.upscale(PICTURES * value, "mine.safetensors")["result"][0].isfinite().all()
+        assert node.upscale(IMAGES * value, "mine.safetensors")["result"][0].isfinite().all()

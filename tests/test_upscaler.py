@@ -15,7 +15,7 @@ from transformersr.training.results.validate import to_tensor
 from transformersr.upscale.upscaler import available_models, find_device, find_dtype, find_model, parse_bytes
 
 from random_models import V2, random_model
-from synthetic_images import drawing
+from synthetic_images import synthetic_image
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_tensors_keep_layout_and_dtype(upscaler, channels, dtype):
     assert result.dtype == dtype
 
 
-def test_uint8_and_single_pictures_are_tensors_too_and_arrays_may_be_batches(upscaler):
+def test_uint8_and_single_images_are_tensors_too_and_arrays_may_be_batches(upscaler):
     images = torch.randint(0, 256, (2, 3, 7, 13), dtype=torch.uint8)
     large = upscaler(images)
     assert large.dtype == torch.uint8
@@ -59,7 +59,7 @@ def test_uint8_and_single_pictures_are_tensors_too_and_arrays_may_be_batches(ups
     assert np.array_equal(upscaler(array), large.permute(0, 2, 3, 1).numpy())
 
 
-def test_what_it_is_can_be_seen_and_what_is_no_picture_is_refused_with_advice(upscaler):
+def test_what_it_is_can_be_seen_and_what_is_no_image_is_refused_with_advice(upscaler):
     assert repr(upscaler) == "Upscaler(scale=2, device='cpu', dtype=torch.float32, memory=None)"
     with pytest.raises(TypeError, match=r"is a str.*PIL\.Image\.open"):
         upscaler("image.png")
@@ -169,7 +169,7 @@ def test_the_default_model_comes_with_the_package():
 @pytest.mark.parametrize("method", ["bicubic", "bilinear", "area"])
 def test_the_default_model_beats_bicubic_and_does_not_shift(method):
     upscaler = Upscaler.from_pretrained(device="cpu")
-    gt = drawing(3, 256)
+    gt = synthetic_image(3, 256)
     small = downscale(gt, 4, method)
     ours, bicubic = (to_tensor(image) for image in (upscaler(small), small.resize(gt.size, Image.Resampling.BICUBIC)))
     assert psnr(ours, to_tensor(gt)) > psnr(bicubic, to_tensor(gt)) + 1

@@ -14,7 +14,7 @@ from transformersr.upscale import image_io, video, video_read
 from transformersr.upscale.cli import main
 
 from random_models import V2, random_model
-from synthetic_images import drawing
+from synthetic_images import synthetic_image
 
 av = pytest.importorskip("av")
 
@@ -41,7 +41,7 @@ def make_video(path, pixels="yuv420p", turn=0, sound=True, **tags):
         tone = out.add_stream("aac", rate=16000, layout="mono") if sound else None
         out.metadata["title"] = "Tiny"
         for index in range(FRAMES):
-            rgb = np.roll(np.asarray(drawing(1, 48))[:32], index, axis=1)
+            rgb = np.roll(np.asarray(synthetic_image(1, 48))[:32], index, axis=1)
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24").reformat(
                 format=pixels, dst_colorspace=int(tags.get("colorspace", 5)), dst_color_range=int(tags.get("color_range", 1))
             )
@@ -65,9 +65,9 @@ def read_video(path):
         context = stream.codec_context
         said = {name: int(getattr(context, name)) for name in ("color_range", "color_primaries", "color_trc", "colorspace")}
         said |= {"rate": stream.average_rate, "pixels": context.pix_fmt, "title": clip.metadata.get("title")}
-        look = video.first_look(video.VideoSource(path, clip))
+        like = video.frame_format(video.VideoSource(path, clip))
     with av.open(str(path)) as clip:
-        frames = [(frame.time, video._to_rgb(frame, look)) for frame in clip.decode(video=0)]
+        frames = [(frame.time, video._to_rgb(frame, like)) for frame in clip.decode(video=0)]
     with av.open(str(path)) as clip:
         sound = (
             [(float(packet.pts * packet.time_base), bytes(packet)) for packet in clip.demux(audio=0) if packet.size]
@@ -121,10 +121,10 @@ def test_a_video_that_a_player_turns_stands_upright(tmp_path, upscaler):
     assert np.abs(large[0, ::-1, ::-1].astype(int) - wanted).mean() > 12
 
 
-def test_the_command_takes_videos_beside_pictures_and_names_what_is_none(tmp_path):
+def test_the_command_takes_videos_beside_images_and_names_what_is_none(tmp_path):
     save_model(random_model(V2), tmp_path / "model.safetensors")
     make_video(tmp_path / "video.mkv")
-    drawing(0, 16).save(tmp_path / "still.png")
+    synthetic_image(0, 16).save(tmp_path / "still.png")
     (tmp_path / "broken.mp4").write_bytes(b"no clip")
     names = [str(tmp_path / name) for name in ("video.mkv", "still.png", "broken.mp4")]
     command = ["upscale", *names, "-m", str(tmp_path / "model.safetensors"), "--device", "cpu"]

@@ -13,7 +13,7 @@ from transformersr import Upscaler
 from transformersr.upscale import video, video_read
 
 from random_models import V2, random_model
-from synthetic_images import drawing
+from synthetic_images import synthetic_image
 
 av = pytest.importorskip("av")
 
@@ -33,7 +33,7 @@ def make_video(path, codec="libx264", pixels="yuv420p", frames=10, times=None, o
         if sound and "wma" in sound:
             tone.bit_rate = 32000
         for index in range(frames):
-            pixels_ = np.roll(np.asarray(drawing(1, 32)), index, axis=1) if rgba is None else rgba
+            pixels_ = np.roll(np.asarray(synthetic_image(1, 32)), index, axis=1) if rgba is None else rgba
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_), format="rgb24" if rgba is None else "rgba")
             frame = frame.reformat(format=pixels)
             frame.pts, frame.time_base = index if times is None else times[index], Fraction(1, rate)

@@ -42,7 +42,7 @@ NAME, MINE = "TransformerSR x4-tiny", "TransformerSR mine.safetensors"
 needs_forge = pytest.mark.skipif(FORGE is None, reason="TRANSFORMERSR_FORGE does not name the folder of a Forge")
 
 
-def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
+def noise_image(width: int, height: int, mode: str = "RGB") -> Image.Image:
     """Noise, the same each time."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)).convert(mode)
 
@@ -281,7 +281,7 @@ found["package"] = sys.modules["transformersr"].__file__
 
 import spandrel
 with_architectures = hasattr(spandrel, "Architecture")  # not those of early 2024
-image = Image.open(os.environ["PICTURE"])
+image = Image.open(os.environ["IMAGE"])
 tiny = next(entry for entry in shared.sd_upscalers if entry.name == "TransformerSR x4-tiny")
 upscale = tiny.scaler.upscale
 found["spandrel"] = modelloader.load_spandrel_model(tiny.data_path, device=shared.device).scale if with_architectures else 4
@@ -325,8 +325,8 @@ os._exit(0)
 def inside(data, tmp_path_factory) -> dict:
     """What the host's own functions did with our upscalers, in one process."""
     folder = tmp_path_factory.mktemp("result")
-    picture(38, 26).save(folder / "image.png")
-    environment = os.environ | {"RESULT": str(folder / "result"), "PICTURE": str(folder / "image.png"), "HF_HUB_OFFLINE": "1"}
+    noise_image(38, 26).save(folder / "image.png")
+    environment = os.environ | {"RESULT": str(folder / "result"), "IMAGE": str(folder / "image.png"), "HF_HUB_OFFLINE": "1"}
     command = [PYTHON, "-c", INSIDE, *ARGUMENTS, str(data), "--transformersr-models-path", str(data / "elsewhere")]
     done = subprocess.run(command, cwd=FORGE, env=environment, capture_output=True, text=True, timeout=600)
     assert (folder / "result").is_file(), done.stdout[-2000:] + done.stderr[-4000:]
@@ -385,7 +385,7 @@ def test_interruption_ends_it_within_a_band_and_is_no_error(inside):
 
 
 @needs_forge
-def test_damaged_weights_give_the_picture_and_a_reason_and_stay_where_they_are(inside):
+def test_damaged_weights_give_the_image_and_a_reason_and_stay_where_they_are(inside):
     assert [*map(tuple, inside["broken"])] == [
         ("TransformerSR transformersr broken.pth", True, True),
         ("TransformerSR transformersr broken.safetensors", True, True),
@@ -451,13 +451,13 @@ def test_server_lists_and_enlarges_to_the_size_asked_for_and_starts_a_second_tim
     with served(data, tmp_path / "first.log") as address:
         listed = [one["name"] for one in ask(f"{address}/upscalers")]
         assert listed.count(NAME) == 1
-        image = picture(33, 21)
+        image = noise_image(33, 21)
         assert extra(address, image, resize_mode=0, upscaling_resize=3).size == (99, 63)
         assert extra(address, image, resize_mode=0, upscaling_resize=1.5).size == (49, 31)
         size = {"upscaling_resize_w": 67, "upscaling_resize_h": 71}
         assert extra(address, image, resize_mode=1, upscaling_crop=True, **size).size == (67, 71)
-        transparent = extra(address, picture(33, 21, "RGBA"), resize_mode=0, upscaling_resize=2)
-        hosts = extra(address, picture(33, 21, "RGBA"), resize_mode=0, upscaling_resize=2, upscaler_1="Lanczos").mode
+        transparent = extra(address, noise_image(33, 21, "RGBA"), resize_mode=0, upscaling_resize=2)
+        hosts = extra(address, noise_image(33, 21, "RGBA"), resize_mode=0, upscaling_resize=2, upscaler_1="Lanczos").mode
         assert (transparent.mode, transparent.size) == (hosts, (66, 42))  # AUTOMATIC1111 takes transparency away beforehand
         broken = "TransformerSR transformersr broken.pth"
         unchanged = extra(address, image, upscaler_1=broken, resize_mode=0, upscaling_resize=2)

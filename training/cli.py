@@ -74,12 +74,12 @@ def train(data, out, recipe, resume, host, **settings) -> None:
     is_first = os.environ.get("RANK", "0") == "0"  # of several processes, the first one speaks for all
     if is_first:
         click.echo(f"starting with the images in {data}", err=True)  # the imports below take seconds
-    from .data.folders import find_pictures
+    from .data.folders import find_images
     from .results.export import find_weights, install_weights, model_folder, model_name
     from .train import train as run
 
     config = read_settings(recipe, settings)
-    find_pictures(data, without=out)  # before a folder is made for a run that cannot be
+    find_images(data, without=out)  # before a folder is made for a run that cannot be
     folder = model_folder(host) if host else None
     if not is_first:
         logging.getLogger().setLevel(logging.WARNING)
@@ -114,13 +114,13 @@ def find_run(resume: Path | None, data: Path | None, out: Path | None, recipe: s
 @click.option("--recipe", help="TOML file of settings, or the name of one that comes with it; options given here win.")
 def check(data, recipe, **settings) -> None:
     """Name the images in the folder DATA that training would leave out or change, and say what a run would do with the others."""
-    from .data.check import check_pictures
+    from .data.check import check_images
     from .plan import fill_in
     from .results.advice import shell
 
     config, choices = fill_in(read_settings(recipe, settings))
     options = config.scale, config.validation, config.exclude, config.max_pixels
-    report = check_pictures(data, config.patch * config.scale, *options)
+    report = check_images(data, config.patch * config.scale, *options)
     for finding in sorted(report.findings, key=lambda one: (one.usable, one.path)):
         click.echo(f"{'note' if finding.usable else 'LEFT OUT'}: {finding.path}: {finding.text}")
     for line in (*report.summary(config.patch * config.scale, config.scale), *choices):
@@ -161,19 +161,19 @@ def preview(data, out, recipe, **settings) -> None:
 def draw(out, count, size, seed, fonts) -> None:
     """Draw synthetic anime-like images into the folder OUT, free of any licence, to train on beside others or alone.
 
-    Drawings that are there already are kept, so a larger --count adds to them.
+    Images that are there already are kept, so a larger --count adds to them.
     """
     import numpy as np
     from PIL import Image
     from tqdm import trange
 
-    from .data.drawings import draw as draw_picture
+    from .data.synthetic import draw as draw_image
     from .results.strips import save_image
 
-    for index in trange(count, unit="drawing", disable=None):
-        path = out / f"drawing-{seed}-{index:05d}.png"
+    for index in trange(count, unit="image", disable=None):
+        path = out / f"synthetic-{seed}-{index:05d}.png"
         if not path.exists():
-            save_image(Image.fromarray(draw_picture(np.random.default_rng([seed, index]), size, fonts)), path)
+            save_image(Image.fromarray(draw_image(np.random.default_rng([seed, index]), size, fonts)), path)
     click.echo(out)
 
 

@@ -15,22 +15,22 @@ from .config import TrainConfig
 
 def initial_network(config: TrainConfig) -> TransformerSR:
     """A new network, or the one in `config.init`; a different scale there keeps everything but the last layer."""
-    net = TransformerSR(config.network())
+    net_g = TransformerSR(config.network())
     if config.init != "none":
         given = load_model(find_model(config.init))
-        if dataclasses.replace(given.config, scale=config.scale) != net.config:
-            raise ValueError(f"init: {config.init} holds {given.config}; expected {net.config} at any scale")
-        shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
+        if dataclasses.replace(given.config, scale=config.scale) != net_g.config:
+            raise ValueError(f"init: {config.init} holds {given.config}; expected {net_g.config} at any scale")
+        shapes = {name: tensor.shape for name, tensor in net_g.state_dict().items()}
         weights = {name: tensor for name, tensor in given.state_dict().items() if name != "architecture" and tensor.shape == shapes[name]}
-        net.load_state_dict(weights, strict=False)
-    return net
+        net_g.load_state_dict(weights, strict=False)
+    return net_g
 
 
 @torch.no_grad()
-def update_average(ema: nn.Module, net: nn.Module, decay: float, step: int) -> None:
+def update_average(ema: nn.Module, net_g: nn.Module, decay: float, step: int) -> None:
     """Move the averaged weights towards the current ones; the first steps weigh more, so that the start is forgotten."""
     weight = 1 - min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), weight)
+    torch._foreach_lerp_(list(ema.parameters()), list(net_g.parameters()), weight)
 
 
 def saved_bytes(forward: Callable[[Tensor], Tensor], image: Tensor) -> int:

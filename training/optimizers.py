@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from .config import TrainConfig
 
 
-def make_optimizer(net: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+def make_optimizer(net_g: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     """The optimiser of a run, `config.optimizer`. Norms, biases, temperatures and position tables do not decay."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
-    for name, parameter in net.named_parameters():
+    for name, parameter in net_g.named_parameters():
         if parameter.ndim < 2 or "position_bias" in name:
             free.append(parameter)
         elif parameter.ndim == 2 or name.startswith("body."):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from .config import TrainConfig
 from .data.dataset import training_crops
-from .data.folders import split_pictures
-from .data.store import find_training_pictures
+from .data.folders import split_images
+from .data.image_cache import find_training_images
 from .plan import fill_in
 from .results.strips import contact_sheet, save_image, to_image
 
@@ -16,10 +16,10 @@ from .results.strips import contact_sheet, save_image, to_image
 def draw_crops(config: TrainConfig, data: str | Path, path: Path, count: int = 16) -> None:
     """Write a sheet of crops as a run has them, what the network gets beside what it is to make of it, from a few of the images."""
     config, _ = fill_in(config)
-    files = split_pictures(data, config.validation, config.exclude)
+    files = split_images(data, config.validation, config.exclude)
     few = files.train[:: -(-len(files.train) // (2 * count))]
     fewer = dataclasses.replace(config, synthetic=min(config.synthetic, count))
-    crops = training_crops(config, find_training_pictures(fewer, dataclasses.replace(files, train=few)))
+    crops = training_crops(config, find_training_images(fewer, dataclasses.replace(files, train=few)))
     pairs = [[to_image(images[None] / 255) for images in crops[index]] for index in range(count)]
     rows = [[*left, *right] for left, right in zip(pairs[::2], pairs[1::2], strict=True)]
     save_image(contact_sheet(rows, ["given", "wanted"] * 2, cell=256), path)

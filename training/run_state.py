@@ -55,7 +55,7 @@ class Progress:
 class RunState:
     """All that a run changes as it goes."""
 
-    net: TransformerSR
+    net_g: TransformerSR
     ema: TransformerSR
     """Moving average of the network's weights: what is validated and shipped."""
     optimizer: torch.optim.Optimizer
@@ -79,15 +79,15 @@ class RunState:
         return run
 
     @classmethod
-    def _around(cls, net: TransformerSR, config: TrainConfig, device: torch.device, scaler: Any) -> RunState:
+    def _around(cls, net_g: TransformerSR, config: TrainConfig, device: torch.device, scaler: Any) -> RunState:
         layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        net = net.to(device, memory_format=layout).train()  # type: ignore[call-overload]
-        ema = copy.deepcopy(net).eval().requires_grad_(False)
+        net_g = net_g.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+        ema = copy.deepcopy(net_g).eval().requires_grad_(False)
         net_d = optimizer_d = None
         if config.gan_weight:
             net_d = UNetDiscriminator(config.gan_width).to(device, memory_format=layout).train()  # type: ignore[call-overload]
             optimizer_d = torch.optim.AdamW(net_d.parameters(), lr=config.gan_rate, betas=(0.9, 0.99), weight_decay=0.0)
-        return cls(net, ema, make_optimizer(net, config), net_d, optimizer_d, Progress(), scaler)
+        return cls(net_g, ema, make_optimizer(net_g, config), net_d, optimizer_d, Progress(), scaler)
 
     def save(self, path: Path) -> None:
         """Write the state; the file appears whole or not at all. Raises OSError."""
@@ -114,7 +114,7 @@ class RunState:
             part.load_state_dict(_with_settings(saved[name], part) if isinstance(part, torch.optim.Optimizer) else saved[name])
 
     def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | Any]:
-        names = ("net", "ema", "optimizer", "net_d", "optimizer_d", "scaler")
+        names = ("net_g", "ema", "optimizer", "net_d", "optimizer_d", "scaler")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 

@@ -32,16 +32,16 @@ STRONG, STRONG_STEPS = 0.95, 1000
 class Networks:
     """The networks of a run as its steps call them: in mixed precision, compiled, one of several processes."""
 
-    forward: nn.Module
+    net_g: nn.Module
     optimizer: Any
     net_d: nn.Module | None
 
     @classmethod
     def prepare(cls, run: RunState, config: TrainConfig, accelerator: Accelerator) -> Networks:
         """Hand networks and optimiser to accelerate. The discriminator's optimiser stays outside: it works in float32, without a scaler."""
-        run.net.gradient_checkpointing = config.gradient_checkpointing
-        forward, optimizer = accelerator.prepare(torch.compile(run.net) if config.compile else run.net, run.optimizer)
-        return cls(forward, optimizer, accelerator.prepare_model(run.net_d) if run.net_d else None)
+        run.net_g.gradient_checkpointing = config.gradient_checkpointing
+        net_g, optimizer = accelerator.prepare(torch.compile(run.net_g) if config.compile else run.net_g, run.optimizer)
+        return cls(net_g, optimizer, accelerator.prepare_model(run.net_d) if run.net_d else None)
 
 
 def add_gradients(
@@ -73,10 +73,10 @@ def _add_gradients(
         share = len(piece[0]) / len(lq)
         with ExitStack() as local:
             if index + 1 < len(pieces):  # processes exchange gradients once a step
-                local.enter_context(accelerator.no_sync(nets.forward))
+                local.enter_context(accelerator.no_sync(nets.net_g))
                 if nets.net_d is not None:
                     local.enter_context(accelerator.no_sync(nets.net_d))
-            sr = nets.forward(piece[0])
+            sr = nets.net_g(piece[0])
             terms = losses(sr, piece[1], run, done)
             accelerator.backward(sum(terms.values()) * share)
             if nets.net_d is not None:

@@ -24,8 +24,8 @@ from ..upscale.memory import keep_freed_memory
 from ..upscale.processes import check_cpu_processes
 from .config import TrainConfig
 from .data.dataset import CropDataset, training_crops
-from .data.folders import split_pictures
-from .data.store import Cache, find_training_pictures
+from .data.folders import split_images
+from .data.image_cache import Cache, find_training_images
 from .losses import Losses
 from .networks import update_average
 from .plan import choose_micro_batch, choose_precision, choose_workers, device_kind, fill_in
@@ -66,7 +66,7 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     if accelerator.device.type == "cpu":
         keep_freed_memory()
 
-    files = split_pictures(data, config.validation, config.exclude, out, config.scale)  # the strips of a run are no images to learn from
+    files = split_images(data, config.validation, config.exclude, out, config.scale)  # the strips of a run are no images to learn from
     files.tell()
     logger.info("reading %d images to train on and %d to measure on from %s", len(files.train), len(files.validation), data)
     if accelerator.is_main_process and not state_file.exists():
@@ -74,18 +74,18 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     workers = choose_workers(config, accelerator.device, accelerator.num_processes)
     cache = Cache(out / "cache", int(config.memory_gb * 2**30), shared=accelerator.num_processes > 1)
     with accelerator.main_process_first():  # one writes the cache, the others find it
-        pictures = find_training_pictures(config, files, cache, workers)
-    crops = training_crops(config, pictures)
+        images = find_training_images(config, files, cache, workers)
+    crops = training_crops(config, images)
     given = config, accelerator.device, accelerator.scaler
     run = RunState.resume(state_file, *given) if state_file.exists() else RunState.start(*given)
     nets = Networks.prepare(run, config, accelerator)
     losses = Losses(config).to(accelerator.device)
     progress = run.progress
-    micro_batch, why = choose_micro_batch(config, run.net, accelerator.device, accelerator.num_processes)
+    micro_batch, why = choose_micro_batch(config, run.net_g, accelerator.device, accelerator.num_processes)
     progress.micro_batch = config.micro_batch or progress.micro_batch or micro_batch
     accelerator.init_trackers("transformersr")
     monitor = open_monitor(out, config, data, files, workers, accelerator)
-    monitor.begin(run, pictures, precision, (*choices, f"workers: {workers}", why))
+    monitor.begin(run, images, precision, (*choices, f"workers: {workers}", why))
     accelerator.wait_for_everyone()
 
     begun, saved = time.monotonic() - progress.seconds, progress.seconds
@@ -97,12 +97,12 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
                 break
             rate = learning_rate(config, progress.step, done) * (0.5 if progress.rolled_back else 1.0)
             set_rate(run.optimizer, rate)
-            lq, gt = (images.to(accelerator.device, non_blocking=True).float() / 255 for images in (lq, gt))
+            lq, gt = (batch.to(accelerator.device, non_blocking=True).float() / 255 for batch in (lq, gt))
             figures = add_gradients(accelerator, run, nets, losses, lq, gt, done)
-            norm = accelerator.clip_grad_norm_(run.net.parameters(), config.clip_norm)
+            norm = accelerator.clip_grad_norm_(run.net_g.parameters(), config.clip_norm)
             if optimizer_step(run, nets, norm):
                 climb_ramp(run, config)
-                update_average(run.ema, run.net, config.ema_decay, progress.step + 1)
+                update_average(run.ema, run.net_g, config.ema_decay, progress.step + 1)
             elif skipped_too_many(run, [crops.place(index) for index in crop_numbers(config, progress.step, accelerator)]):
                 run.roll_back(state_file)  # weights alone: time, rates and crops go on
             progress.step += 1

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from .image_io import Picture, convert_frame, open_image, own_settings, refusing_damage, to_image
+from .image_io import ImageData, convert_frame, open_image, own_settings, refusing_damage, to_image
 from .metadata import save_options
 
 ANIMATED = ("GIF", "PNG", "WEBP", "AVIF", "FLI")
@@ -37,7 +37,7 @@ class Animation:
 
 
 def read_animation(file: BinaryIO, name: str | Path) -> Animation | None:
-    """What an open image is as an animation, or None where it is a still. Raises as `image_io.read_picture`."""
+    """What an open image is as an animation, or None where it is a still. Raises as `image_io.read_image`."""
     with refusing_damage(name, file), own_settings():
         image = open_image(file, name)
         if image.format not in ANIMATED or not getattr(image, "is_animated", False):
@@ -54,7 +54,7 @@ def read_animation(file: BinaryIO, name: str | Path) -> Animation | None:
         return Animation(durations, plays, first, transparent)
 
 
-def read_frames(file: BinaryIO, name: str | Path, animation: Animation) -> Iterator[Picture]:
+def read_frames(file: BinaryIO, name: str | Path, animation: Animation) -> Iterator[ImageData]:
     """The frames of an open animated image as they are shown, one at a time."""
     with refusing_damage(name, file), own_settings():
         image = open_image(file, name)
@@ -77,10 +77,10 @@ def _shown(image: Image.Image, first: int) -> Iterator[None]:
         yield
 
 
-def write_frames(frames: Iterable[Picture], animation: Animation, file: BinaryIO, format: str, quality: int) -> None:
-    """Write an animated image; `format` is one of `WRITTEN`, `quality` that of `image_io.write_picture`."""
-    pictures = iter(frames)
-    first = next(pictures)
+def write_frames(frames: Iterable[ImageData], animation: Animation, file: BinaryIO, format: str, quality: int) -> None:
+    """Write an animated image; `format` is one of `WRITTEN`, `quality` that of `image_io.write_image`."""
+    images = iter(frames)
+    first = next(images)
     options: dict[str, Any] = {"save_all": True, "duration": [round(duration) for duration in animation.durations]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged metadata, at length
@@ -92,19 +92,19 @@ def write_frames(frames: Iterable[Picture], animation: Animation, file: BinaryIO
         else:
             options["loop"] = animation.plays
             make = _frame
-        rest = [make(picture, animation.transparent) for picture in pictures]  # Pillow goes over them twice
+        rest = [make(image, animation.transparent) for image in images]  # Pillow goes over them twice
         make(first, animation.transparent).save(file, format=format, append_images=rest, **options)
 
 
-def _frame(picture: Picture, transparent: bool) -> Image.Image:
-    return to_image(picture).convert("RGBA" if transparent else "RGB")
+def _frame(image: ImageData, transparent: bool) -> Image.Image:
+    return to_image(image).convert("RGBA" if transparent else "RGB")
 
 
-def _gif_frame(picture: Picture, transparent: bool) -> Image.Image:
+def _gif_frame(image: ImageData, transparent: bool) -> Image.Image:
     """With a palette of its own; a pixel is transparent or not."""
     if not transparent:
-        return _frame(picture, False).quantize(GIF_COLORS + 1)
-    rgba = _frame(picture, True)
+        return _frame(image, False).quantize(GIF_COLORS + 1)
+    rgba = _frame(image, True)
     clear = np.asarray(rgba)[..., 3] < 128
     indices = rgba.convert("RGB").quantize(GIF_COLORS)
     numbers = np.where(clear, GIF_COLORS, np.asarray(indices)).astype(np.uint8)

@@ -22,13 +22,13 @@ from .animation import WRITTEN, read_animation, read_frames, write_frames
 from .files import FOREIGN, VIDEOS, expand, foreign_format, image_suffixes, search
 from .image_io import (
     FORMATS,
-    PictureError,
+    ImageError,
     Unnumbered,
     check_target,
     format_of,
     open_file,
-    read_picture_from,
-    write_picture_to,
+    read_image_from,
+    write_image_to,
 )
 from .memory import is_out_of_memory
 from .messages import one_line
@@ -241,7 +241,7 @@ def run_jobs(
                 raise FileExistsError(f"{job.target} exists; leave finished images out with --resume, or replace them with --overwrite")
             if not (resume and job.target.exists()):
                 job.target.parent.mkdir(parents=True, exist_ok=True)
-                upscale = upscale_video if is_video(job.source) else functools.partial(_enlarge_picture, format=format)
+                upscale = upscale_video if is_video(job.source) else functools.partial(_upscale_image, format=format)
                 progress = functools.partial(on_progress, index)
                 upscale(job.source, job.target, upscaler, factor=factor, size=size, quality=quality, on_progress=progress)
         except (ValueError, OSError, FloatingPointError, MemoryError, RuntimeError) as error:
@@ -253,7 +253,7 @@ def run_jobs(
     return failures
 
 
-def _enlarge_picture(
+def _upscale_image(
     source: Path,
     target: Path,
     upscaler: Upscaler,
@@ -268,14 +268,14 @@ def _enlarge_picture(
         animation = read_animation(file, source)
         written = "GIF" if suffix == "gif" else "PNG" if suffix == "apng" else format_of(target, suffix)
         if animation is None and f".{suffix}" in ANIMATED_SUFFIXES:
-            raise PictureError(f"{source}: a still, and .{suffix} files are written for animated images alone; expected png, webp or jpg")
+            raise ImageError(f"{source}: a still, and .{suffix} files are written for animated images alone; expected png, webp or jpg")
         if animation is None or written not in WRITTEN:
-            picture = read_picture_from(file, source)
-            height, width = picture.color.shape[:2]
+            image = read_image_from(file, source)
+            height, width = image.color.shape[:2]
             check_target(target, written, *target_size(height, width, upscaler.scale, **options))  # before the work
-            large = upscaler.upscale_picture(picture, **options, on_progress=lambda done, total: on_progress(done / total))
+            large = upscaler.upscale_image(image, **options, on_progress=lambda done, total: on_progress(done / total))
             with _open_target(target) as out:
-                write_picture_to(large, out, target, written, quality)
+                write_image_to(large, out, target, written, quality)
             return
         count = len(animation.durations)
 
@@ -283,7 +283,7 @@ def _enlarge_picture(
             for index, frame in enumerate(read_frames(file, source, animation)):
                 height, width = frame.color.shape[:2]
                 check_target(target, written, *target_size(height, width, upscaler.scale, **options))
-                yield upscaler.upscale_picture(frame, **options)
+                yield upscaler.upscale_image(frame, **options)
                 on_progress((index + 1) / count)
 
         with _open_target(target) as out:

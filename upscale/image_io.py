@@ -105,12 +105,12 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_new_lock)  # another thread of the parent may hold the old one, and is not in the child
 
 
-class PictureError(ValueError):
+class ImageError(ValueError):
     """An image that cannot be read or written as asked. The message names it and says why."""
 
 
 @dataclass
-class Picture:
+class ImageData:
     """Float32 in [0, 1]: colour `(h, w, 3)`, sRGB-encoded unless a profile says otherwise and not premultiplied, and alpha `(h, w)`.
 
     Alpha is None where the image has no transparency. A grey image has three equal channels.
@@ -124,27 +124,27 @@ class Picture:
 # --- reading -------------------------------------------------------------------------------------
 
 
-def read_picture(path: str | Path) -> Picture:
+def read_image(path: str | Path) -> ImageData:
     """Read an image upright and with all its bits; of several frames or pages the first.
 
-    Raises PictureError for a file that is not a whole image or too large for this machine, and OSError for one that cannot be opened.
+    Raises ImageError for a file that is not a whole image or too large for this machine, and OSError for one that cannot be opened.
     """
     with open_file(path) as file:
-        return read_picture_from(file, path)
+        return read_image_from(file, path)
 
 
 @contextmanager
 def open_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A file of an image, open. Raises PictureError for a pipe or a device, which is not waited for, and OSError."""
+    """A file of an image, open. Raises ImageError for a pipe or a device, which is not waited for, and OSError."""
     path = Path(path)
     if path.exists() and not path.is_dir() and not path.is_file():
-        raise PictureError(f"{path}: a pipe or a device; expected a file")
+        raise ImageError(f"{path}: a pipe or a device; expected a file")
     with path.open("rb") as file:
         yield file
 
 
-def read_picture_from(file: BinaryIO, name: str | Path) -> Picture:
-    """Read an image as `read_picture` does, from an open file; `name` is for messages."""
+def read_image_from(file: BinaryIO, name: str | Path) -> ImageData:
+    """Read an image as `read_image` does, from an open file; `name` is for messages."""
     with refusing_damage(name, file):
         with own_settings():
             decoded = _decode(open_image(file, name), name, file)
@@ -155,19 +155,19 @@ def open_image(file: BinaryIO, name: str | Path) -> Image.Image:
     """Pillow's image of an open file, its pixels not yet read; one that nobody should read is refused."""
     file.seek(0)
     if not file.read(1):
-        raise PictureError(f"{name}: the file is empty")
+        raise ImageError(f"{name}: the file is empty")
     file.seek(0)
     image = Image.open(file)
     _check_readable(image, name)
     return image
 
 
-def convert_frame(image: Image.Image, name: str | Path) -> Picture:
+def convert_frame(image: Image.Image, name: str | Path) -> ImageData:
     """The current frame of an open animated image."""
     return _convert(_decode(image, name, in_animation=True))
 
 
-def from_pil(image: Image.Image) -> Picture:
+def from_pil(image: Image.Image) -> ImageData:
     """Convert a PIL image of any mode, upright, at its current frame. PIL images have 16 bits in grey only."""
     name = getattr(image, "filename", "") or "the image"
     with refusing_damage(name):
@@ -201,18 +201,18 @@ def refusing_damage(name: str | Path, file: BinaryIO | None = None) -> Iterator[
     """Turn Pillow's many errors into ours. Of an open `file` that Pillow does not know, the message says what it is, if we do."""
     try:
         yield
-    except PictureError:
+    except ImageError:
         raise
     except (Image.DecompressionBombError, MemoryError) as error:
-        raise PictureError(f"{name}: too large for the memory that is free; free some, or cut the image into parts") from error
+        raise ImageError(f"{name}: too large for the memory that is free; free some, or cut the image into parts") from error
     except UnidentifiedImageError as error:
         if kind := _foreign_content(file):
-            raise PictureError(f"{name}: this is {kind}, which is not read here; save it as PNG first") from error
+            raise ImageError(f"{name}: this is {kind}, which is not read here; save it as PNG first") from error
         expected = "expected PNG, JPEG, WebP, TIFF, BMP, GIF or another format that Pillow reads"
-        raise PictureError(f"{name}: not an image, or damaged at its beginning; {expected}") from error
+        raise ImageError(f"{name}: not an image, or damaged at its beginning; {expected}") from error
     except Exception as error:  # its readers of fifty formats raise anything there is
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise PictureError(f"{name}: the image is truncated or damaged and cannot be read whole ({reason}); get it again") from error
+        raise ImageError(f"{name}: the image is truncated or damaged and cannot be read whole ({reason}); get it again") from error
 
 
 def _foreign_content(file: BinaryIO | None) -> str | None:
@@ -233,13 +233,13 @@ def most_pixels() -> int:
 def _check_readable(image: Image.Image, name: str | Path) -> None:
     """Refuse, before its pixels are decoded, what is no image but a program, or too large."""
     if image.format in PROGRAMS:
-        raise PictureError(f"{name}: {image.format} files are programs, and none is run; save the image as PNG")
+        raise ImageError(f"{name}: {image.format} files are programs, and none is run; save the image as PNG")
     check_pixels(name, image.width, image.height)
     tags: Any = getattr(image, "tag_v2", None)
     if image.format == "TIFF" and tags:
         width, height = (tags.get(tag, 0) for tag in (322, 323))
         if width * height > max(TILE_PIXELS, 2 * image.width * image.height):
-            raise PictureError(f"{name}: its tiles of {width}x{height} pixels are larger than the image; save it as PNG")
+            raise ImageError(f"{name}: its tiles of {width}x{height} pixels are larger than the image; save it as PNG")
 
 
 def _check_scans(file: BinaryIO, name: str | Path) -> None:
@@ -250,14 +250,14 @@ def _check_scans(file: BinaryIO, name: str | Path) -> None:
         last = piece[-1:]
     file.seek(place)
     if scans > MOST_SCANS:
-        raise PictureError(f"{name}: it is put together from {scans} scans, and expected are {MOST_SCANS} or less; save it as PNG")
+        raise ImageError(f"{name}: it is put together from {scans} scans, and expected are {MOST_SCANS} or less; save it as PNG")
 
 
 def check_pixels(name: str | Path, width: int, height: int) -> None:
-    """Raise PictureError for an image, or a frame of a video, that is too large for the memory that is free."""
+    """Raise ImageError for an image, or a frame of a video, that is too large for the memory that is free."""
     if width * height > (most := most_pixels()):
         room = f"need {width * height * PIXEL_BYTES / 2**30:.1f} GiB of memory, and {most * PIXEL_BYTES / 2**30:.1f} are free"
-        raise PictureError(f"{name}: {width}x{height} pixels {room}; free some, or cut the image into parts")
+        raise ImageError(f"{name}: {width}x{height} pixels {room}; free some, or cut the image into parts")
 
 
 @dataclass
@@ -319,7 +319,7 @@ def _with_rawmode(tile: Any, rawmode: str) -> Any:
     return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
 
 
-def _convert(decoded: _Decoded) -> Picture:
+def _convert(decoded: _Decoded) -> ImageData:
     image, mode, full = decoded.image, _mode_to_take(decoded.image), _full_scale(decoded)
     key, transform = _transparent_value(decoded), _transform_to_srgb(decoded)
     grey = (mode not in ("RGB", "RGBA") or decoded.rawmode == "LA;16B") and image.format != "GIF"  # Pillow calls some palettes L
@@ -330,7 +330,7 @@ def _convert(decoded: _Decoded) -> Picture:
     for rows in _row_bands(image.height, image.width):
         samples = _samples(decoded, mode, transform, rows)
         if samples.dtype == np.float32 and not np.isfinite(samples).all():
-            raise PictureError(f"{decoded.name}: the image has values that are infinite or not numbers")
+            raise ImageError(f"{decoded.name}: the image has values that are infinite or not numbers")
         channels = samples.shape[2]
         light = np.clip(samples[..., : 1 if channels < 3 else 3], 0, full)
         np.divide(light, full, out=_as_stored(color, orientation)[rows], dtype=np.float32)
@@ -340,7 +340,7 @@ def _convert(decoded: _Decoded) -> Picture:
             _as_stored(alpha, orientation)[rows] = opacity
     if alpha is not None and (key is not None or image.mode == "P") and alpha.min() == 1:
         alpha = None  # a value is declared transparent and does not occur
-    return Picture(color, alpha, carried)
+    return ImageData(color, alpha, carried)
 
 
 def _mode_to_take(image: Image.Image) -> str:
@@ -361,7 +361,7 @@ def _full_scale(decoded: _Decoded) -> int:
     scales = {1: 2.0, 255: 511.0, 65535: 131071.0} if image.mode == "F" else {255: 255.0, 65535: 65535.0}  # floats may overshoot a little
     brightest: Any = image.getextrema()[1]
     if brightest > scales[65535]:
-        raise PictureError(f"{decoded.name}: expected values up to 65535, got {brightest}; scale the image to 16 bits first")
+        raise ImageError(f"{decoded.name}: expected values up to 65535, got {brightest}; scale the image to 16 bits first")
     return next((full for full, highest in scales.items() if brightest <= highest), 65535)
 
 
@@ -418,14 +418,14 @@ def _row_bands(height: int, width: int) -> list[slice]:
 # --- writing -------------------------------------------------------------------------------------
 
 
-def to_pil(picture: Picture) -> Image.Image:
+def to_pil(image: ImageData) -> Image.Image:
     """An 8-bit image: L or LA where the image is grey, otherwise RGB or RGBA. Its `info` has the text, profile, EXIF, XMP and dpi."""
-    image = to_image(picture)
-    image.info.update(pil_info(picture.carried, image.size))
-    return image
+    pil = to_image(image)
+    pil.info.update(pil_info(image.carried, pil.size))
+    return pil
 
 
-def write_picture(picture: Picture, path: str | Path, format: str | None = None, quality: int = 95) -> None:
+def write_image(image: ImageData, path: str | Path, format: str | None = None, quality: int = 95) -> None:
     """Write an image, whole or not at all. The format is that of the suffix unless given.
 
     What a format keeps is said at the top of this module, for the pixels, and of `metadata`, for the rest.
@@ -434,27 +434,27 @@ def write_picture(picture: Picture, path: str | Path, format: str | None = None,
     path = Path(path)
     format = format_of(path, format)
     with write_aside(path) as aside, Unnumbered(FileIO(aside, "wb")) as file:
-        write_picture_to(picture, file, path, format, quality)
+        write_image_to(image, file, path, format, quality)
 
 
-def write_picture_to(picture: Picture, file: BinaryIO, name: str | Path, format: str, quality: int = 95) -> None:
-    """Write an image as `write_picture` does, into an open file; `format` is Pillow's name, and `name` is for messages."""
+def write_image_to(image: ImageData, file: BinaryIO, name: str | Path, format: str, quality: int = 95) -> None:
+    """Write an image as `write_image` does, into an open file; `format` is Pillow's name, and `name` is for messages."""
     opaque = format in ("JPEG", "BMP")
-    channels = _channels(picture, opaque)
-    bits = 16 if picture.carried.bits == 16 and (format == "PNG" or (format == "TIFF" and channels == 1)) else 8
-    height, width = picture.color.shape[:2]
+    channels = _channels(image, opaque)
+    bits = 16 if image.carried.bits == 16 and (format == "PNG" or (format == "TIFF" and channels == 1)) else 8
+    height, width = image.color.shape[:2]
     _check_size(name, format, height, width, channels * bits // 8)
     if not 1 <= quality <= 100:
         raise ValueError(f"quality: expected 1 to 100, got {quality}")
-    if opaque and picture.alpha is not None and picture.alpha.min() < 1:
+    if opaque and image.alpha is not None and image.alpha.min() < 1:
         logger.warning("%s: %s has no transparency; the image is put on white", name, format)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of damaged metadata, at length
-        options = save_options(picture.carried, format, quality, (width, height))
+        options = save_options(image.carried, format, quality, (width, height))
         if format == "PNG" and bits == 16:
-            _write_deep_png(picture, file, options)
+            _write_deep_png(image, file, options)
         else:
-            to_image(picture, bits, opaque).save(file, format=format, **options)
+            to_image(image, bits, opaque).save(file, format=format, **options)
 
 
 class Unnumbered(BufferedWriter):
@@ -465,49 +465,49 @@ class Unnumbered(BufferedWriter):
 
 
 def format_of(path: Path, format: str | None = None) -> str:
-    """Pillow's name of the format to write. Raises PictureError for one that is not written."""
+    """Pillow's name of the format to write. Raises ImageError for one that is not written."""
     suffix = (format or path.suffix).lower().lstrip(".")
     if suffix not in FORMATS:
-        raise PictureError(f"{path}: expected a format among {', '.join(FORMATS)}, got {suffix or 'no suffix'}")
+        raise ImageError(f"{path}: expected a format among {', '.join(FORMATS)}, got {suffix or 'no suffix'}")
     return FORMATS[suffix]
 
 
 def check_target(name: str | Path, format: str, height: int, width: int) -> None:
-    """Raise PictureError for a format that cannot hold an image of this size, before the work of making one."""
+    """Raise ImageError for a format that cannot hold an image of this size, before the work of making one."""
     _check_size(name, format, height, width, 1)
 
 
 def _check_size(path: str | Path, format: str, height: int, width: int, pixel_bytes: int) -> None:
     if max(height, width) > SIDE_LIMITS.get(format, math.inf):
-        raise PictureError(f"{path}: {format} takes sides up to {SIDE_LIMITS[format]} pixels, got {width}x{height}; write it as png")
+        raise ImageError(f"{path}: {format} takes sides up to {SIDE_LIMITS[format]} pixels, got {width}x{height}; write it as png")
     if height * width * pixel_bytes > BYTE_LIMITS.get(format, math.inf):
-        raise PictureError(f"{path}: {format} files end at 4 GiB, and {width}x{height} pixels need more; write it as png")
+        raise ImageError(f"{path}: {format} files end at 4 GiB, and {width}x{height} pixels need more; write it as png")
 
 
-def _channels(picture: Picture, opaque: bool = False) -> int:
+def _channels(image: ImageData, opaque: bool = False) -> int:
     """The number of channels in a file. Raises ValueError for arrays that do not make an image."""
-    color, alpha = picture.color, picture.alpha
+    color, alpha = image.color, image.alpha
     if color.ndim != 3 or color.shape[2] != 3 or not color.size or (alpha is not None and alpha.shape != color.shape[:2]):
         raise ValueError(f"expected color (h, w, 3) and alpha (h, w) or None, got {color.shape} and {getattr(alpha, 'shape', None)}")
-    return (1 if picture.carried.grey else 3) + (alpha is not None and not opaque)
+    return (1 if image.carried.grey else 3) + (alpha is not None and not opaque)
 
 
-def to_image(picture: Picture, bits: int = 8, opaque: bool = False) -> Image.Image:
+def to_image(image: ImageData, bits: int = 8, opaque: bool = False) -> Image.Image:
     """A Pillow image of the pixels alone."""
-    height, width = picture.color.shape[:2]
-    pixels = np.empty((height, width, _channels(picture, opaque)), np.uint16 if bits == 16 else np.uint8)
+    height, width = image.color.shape[:2]
+    pixels = np.empty((height, width, _channels(image, opaque)), np.uint16 if bits == 16 else np.uint8)
     for rows in _row_bands(height, width):
-        pixels[rows] = _quantised(picture, rows, 2**bits - 1, opaque)
+        pixels[rows] = _quantised(image, rows, 2**bits - 1, opaque)
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
-def _quantised(picture: Picture, rows: slice, full: int, opaque: bool = False) -> np.ndarray:
+def _quantised(image: ImageData, rows: slice, full: int, opaque: bool = False) -> np.ndarray:
     """Rows in the channels of a file, rounded to whole numbers up to `full`; put on white if to be opaque."""
-    samples = picture.color[rows]
-    if picture.carried.grey:
+    samples = image.color[rows]
+    if image.carried.grey:
         samples = samples.mean(axis=2, keepdims=True)
-    if picture.alpha is not None:
-        alpha = picture.alpha[rows][..., None]
+    if image.alpha is not None:
+        alpha = image.alpha[rows][..., None]
         samples = samples * alpha + (1 - alpha) if opaque else np.concatenate([samples, alpha], axis=2)
     if not np.isfinite(samples).all():
         raise ValueError("the image to be written has values that are infinite or not numbers; expected values in [0, 1]")
@@ -517,24 +517,24 @@ def _quantised(picture: Picture, rows: slice, full: int, opaque: bool = False) -
 # --- PNG with 16 bits ----------------------------------------------------------------------------
 
 
-def _write_deep_png(picture: Picture, file: BinaryIO, options: dict[str, Any]) -> None:
+def _write_deep_png(image: ImageData, file: BinaryIO, options: dict[str, Any]) -> None:
     """Write a 16-bit PNG, which Pillow cannot: it makes the chunks for one pixel, and header and pixels are replaced by ours."""
-    height, width = picture.color.shape[:2]
-    color_type = {1: 0, 2: 4, 3: 2, 4: 6}[_channels(picture)]
+    height, width = image.color.shape[:2]
+    color_type = {1: 0, 2: 4, 3: 2, 4: 6}[_channels(image)]
     file.write(b"\x89PNG\r\n\x1a\n")
     for name, data, _ in PngImagePlugin.getchunks(Image.new("RGB", (1, 1)), **options):
         if name == b"IHDR":
             data = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
-        for piece in _deflated_rows(picture) if name == b"IDAT" else [data]:
+        for piece in _deflated_rows(image) if name == b"IDAT" else [data]:
             PngImagePlugin.putchunk(file, name, piece)
 
 
-def _deflated_rows(picture: Picture) -> Iterator[bytes]:
-    height, width = picture.color.shape[:2]
-    pixel_bytes = 2 * _channels(picture)
+def _deflated_rows(image: ImageData) -> Iterator[bytes]:
+    height, width = image.color.shape[:2]
+    pixel_bytes = 2 * _channels(image)
     deflate, above = zlib.compressobj(), np.zeros((1, width * pixel_bytes), np.uint8)
     for rows in _row_bands(height, width):
-        data = _quantised(picture, rows, 65535).astype(">u2", order="C").view(np.uint8).reshape(-1, width * pixel_bytes)
+        data = _quantised(image, rows, 65535).astype(">u2", order="C").view(np.uint8).reshape(-1, width * pixel_bytes)
         yield deflate.compress(_filtered(data, above, pixel_bytes).tobytes())
         above = data[-1:]
     yield deflate.flush()

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..arch import CheckpointError, TransformerSR, load_model
 from ..arch.context import plain_torch, survive_fork
 from .engine import ProgressCallback, sanitize, upscale_to
-from .image_io import Picture, from_pil, to_pil
+from .image_io import ImageData, from_pil, to_pil
 from .memory import saying_what_does_not_fit
 from .planning import Workload, memory_required, sizes_of_passes, target_size
 from .transparency import bleed
@@ -219,9 +219,9 @@ class Upscaler:
         images, restore = _to_batch(image)
         return restore(self.upscale_batch(images, factor, size, on_progress))
 
-    def upscale_picture(self, picture: Picture, **options) -> Picture:
-        """Upscale a `Picture`; what it carries goes along."""
-        images, restore = _picture_to_batch(picture)
+    def upscale_image(self, image: ImageData, **options) -> ImageData:
+        """Upscale a `ImageData`; what it carries goes along."""
+        images, restore = _image_to_batch(image)
         return restore(self.upscale_batch(images, **options))
 
     @plain_torch()
@@ -282,7 +282,7 @@ Restore = Callable[[Tensor], Any]
 def _to_batch(image: Any) -> tuple[Tensor, Restore]:
     """Any image as a float batch `(b, c, h, w)` in [0, 1], and the way back."""
     if isinstance(image, Image.Image):
-        images, restore = _picture_to_batch(from_pil(image))
+        images, restore = _image_to_batch(from_pil(image))
         return images, lambda large: to_pil(restore(large))
     if isinstance(image, Tensor):
         return _tensor_to_batch(image)
@@ -294,12 +294,12 @@ def _to_batch(image: Any) -> tuple[Tensor, Restore]:
     )
 
 
-def _picture_to_batch(picture: Picture) -> tuple[Tensor, Restore]:
-    channels = picture.color if picture.alpha is None else np.dstack([picture.color, picture.alpha])
+def _image_to_batch(image: ImageData) -> tuple[Tensor, Restore]:
+    channels = image.color if image.alpha is None else np.dstack([image.color, image.alpha])
 
-    def restore(large: Tensor) -> Picture:
+    def restore(large: Tensor) -> ImageData:
         upscaled = large[0].permute(1, 2, 0).numpy()
-        return Picture(upscaled[..., :3], None if picture.alpha is None else upscaled[..., 3], picture.carried)
+        return ImageData(upscaled[..., :3], None if image.alpha is None else upscaled[..., 3], image.carried)
 
     return torch.from_numpy(np.ascontiguousarray(channels.transpose(2, 0, 1)[None])), restore
 

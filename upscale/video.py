@@ -17,7 +17,7 @@ from ..arch.atomic import write_aside
 from .files import VIDEOS
 from .planning import CPU_PASS_PIXELS, PASS_PIXELS, target_size
 from .upscaler import Upscaler
-from .video_read import FULL, READING, Look, TimedFrame, VideoSource, first_look
+from .video_read import FULL, READING, FrameFormat, TimedFrame, VideoSource, frame_format
 from .video_write import CONTAINERS, Streams, add_video, pixel_format, say_what_is_missing
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def video_size(source: Path) -> tuple[int, int]:
     av = _import_av()
     try:
         with open_container(source, **READING) as container:
-            return first_look(VideoSource(source, container)).upright
+            return frame_format(VideoSource(source, container)).upright
     except av.FFmpegError as error:
         raise ValueError(f"{source}: cannot be read as a video ({error.strerror})") from error
 
@@ -72,8 +72,8 @@ def upscale_video(
         raise ValueError(f"{target}: expected a name ending in {', '.join(CONTAINERS)}")
     try:
         with open_container(source, **READING) as container:
-            look = first_look(VideoSource(source, container))
-        height, width = (side + side % 2 for side in target_size(*look.upright, upscaler.scale, factor, size))
+            like = frame_format(VideoSource(source, container))
+        height, width = (side + side % 2 for side in target_size(*like.upright, upscaler.scale, factor, size))
         format = CONTAINERS[target.suffix.lower()]
         with (
             open_container(source, **READING) as container,
@@ -81,8 +81,8 @@ def upscale_video(
             open_container(aside, mode="w", format=format) as out,
         ):
             video = VideoSource(source, container)
-            stream = add_video(out, video, look, height, width, quality)
-            frames = _upscaled(video.frames(on_progress), look, upscaler, height, width, pixel_format(look, format))
+            stream = add_video(out, video, like, height, width, quality)
+            frames = _upscaled(video.frames(on_progress), like, upscaler, height, width, pixel_format(like, format))
             _write(out, video, frames, stream, target)
     except av.FFmpegError as error:
         raise ValueError(f"{source}: cannot be read or written as a video ({error.strerror})") from error
@@ -111,20 +111,20 @@ Items = Iterator[tuple[Any, Any]]
 
 
 def _upscaled(
-    frames: Iterable[tuple[TimedFrame | None, Any]], look: Look, upscaler: Upscaler, height: int, width: int, pixels: str
+    frames: Iterable[tuple[TimedFrame | None, Any]], like: FrameFormat, upscaler: Upscaler, height: int, width: int, pixels: str
 ) -> Items:
     """Every frame upscaled and ready for the encoder, so many together as keep a device busy."""
-    together, waiting = frames_together(look.height, look.width, upscaler), []
+    together, waiting = frames_together(like.height, like.width, upscaler), []
     for frame, packet in frames:
         if frame is None:
             yield None, packet
             continue
         waiting.append(frame)
         if len(waiting) == together:
-            yield from _upscaled_together(waiting, look, upscaler, height, width, pixels)
+            yield from _upscaled_together(waiting, like, upscaler, height, width, pixels)
             waiting = []
     if waiting:
-        yield from _upscaled_together(waiting, look, upscaler, height, width, pixels)
+        yield from _upscaled_together(waiting, like, upscaler, height, width, pixels)
 
 
 def frames_together(height: int, width: int, upscaler: Upscaler) -> int:
@@ -133,50 +133,50 @@ def frames_together(height: int, width: int, upscaler: Upscaler) -> int:
     return max(1, (CPU_PASS_PIXELS if on_cpu else PASS_PIXELS) // (height * width))
 
 
-def _upscaled_together(frames: list[TimedFrame], look: Look, upscaler: Upscaler, height: int, width: int, pixels: str) -> Items:
-    small = np.stack([np.rot90(_to_rgb(one.frame, look), look.turns) for one in frames])
+def _upscaled_together(frames: list[TimedFrame], like: FrameFormat, upscaler: Upscaler, height: int, width: int, pixels: str) -> Items:
+    small = np.stack([np.rot90(_to_rgb(one.frame, like), like.turns) for one in frames])
     for one, rgb in zip(frames, upscaler(small, size=(height, width)), strict=True):
-        large = _from_rgb(rgb, look, pixels)
+        large = _from_rgb(rgb, like, pixels)
         large.pts, large.duration, large.time_base = one.pts, one.frame.duration, one.time_base
         yield large, None
 
 
-def _to_rgb(frame: Any, look: Look) -> np.ndarray:
+def _to_rgb(frame: Any, like: FrameFormat) -> np.ndarray:
     """`(h, w, 3)` in 8 or 16 bits, `(h, w, 4)` of a transparent video."""
     return frame.to_ndarray(
-        format=_rgb_format(look),
-        width=look.width,
-        height=look.height,
-        src_colorspace=look.matrix,
-        dst_colorspace=_another(look.matrix),
-        src_color_range=look.range,
+        format=_rgb_format(like),
+        width=like.width,
+        height=like.height,
+        src_colorspace=like.matrix,
+        dst_colorspace=_another(like.matrix),
+        src_color_range=like.range,
         dst_color_range=FULL,
         interpolation=SCALER,
     )
 
 
-def _from_rgb(rgb: np.ndarray, look: Look, pixels: str) -> Any:
+def _from_rgb(rgb: np.ndarray, like: FrameFormat, pixels: str) -> Any:
     """The way back, to the numbers of the encoder; on white where it takes no transparency."""
     import av
 
-    if look.alpha and not pixels.startswith("yuva"):
+    if like.alpha and not pixels.startswith("yuva"):
         rgb = _on_white(rgb)
-    format = _rgb_format(look) if rgb.shape[2] == 4 else _rgb_format(replace(look, alpha=False))
+    format = _rgb_format(like) if rgb.shape[2] == 4 else _rgb_format(replace(like, alpha=False))
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format=format)
     return frame.reformat(
         format=pixels,
-        src_colorspace=_another(look.matrix),
-        dst_colorspace=look.matrix,
+        src_colorspace=_another(like.matrix),
+        dst_colorspace=like.matrix,
         src_color_range=FULL,
-        dst_color_range=look.range,
+        dst_color_range=like.range,
         interpolation=SCALER,
     )
 
 
-def _rgb_format(look: Look) -> str:
-    if look.alpha:
-        return "rgba64le" if look.deep else "rgba"
-    return "rgb48le" if look.deep else "rgb24"
+def _rgb_format(like: FrameFormat) -> str:
+    if like.alpha:
+        return "rgba64le" if like.deep else "rgba"
+    return "rgb48le" if like.deep else "rgb24"
 
 
 def _on_white(rgba: np.ndarray) -> np.ndarray:

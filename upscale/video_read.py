@@ -1,6 +1,6 @@
 """What there is in a video file: its frames in order, with times that increase, and the packets of its other streams.
 
-Files are old, cut short, joined or damaged, so nothing is trusted without a look. What cannot be read is counted in `VideoSource.notes`
+Files are old, cut short, joined or damaged, so nothing is trusted without a like. What cannot be read is counted in `VideoSource.notes`
 and the rest goes on.
 """
 
@@ -54,7 +54,7 @@ LOST_WITH_FRAMES = {
 
 
 @dataclass(frozen=True)
-class Look:
+class FrameFormat:
     """What the first frame of a video is like."""
 
     height: int
@@ -99,7 +99,7 @@ class VideoSource:
     def __init__(self, path: Path, container: Any):
         self.path = path
         self.container = container
-        self.stream = self._moving_pictures()
+        self.stream = self._animations()
         self.decoder = self._decoder()
         self.notes: Counter[str] = Counter()
         """What could not be read or is not taken along, and how often; what is counted has an {s} for its plural."""
@@ -107,7 +107,7 @@ class VideoSource:
         self._lost = 0
         self._clocks = _Clocks()
 
-    def _moving_pictures(self) -> Any:
+    def _animations(self) -> Any:
         """The stream of moving images; a cover is none."""
         for stream in self.container.streams.video:
             if stream.codec_context and not stream.disposition & type(stream.disposition).attached_pic:
@@ -276,7 +276,7 @@ class _Clocks:
             packet.pts = None if packet.pts is None else packet.pts + ticks
 
 
-def first_look(source: VideoSource) -> Look:
+def frame_format(source: VideoSource) -> FrameFormat:
     """What a video is like. It is read up to the first frame that can be read, or where frames have an alpha channel, a transparent one."""
     frames = (timed.frame for timed, _ in source.frames() if timed is not None)
     frame = next(frames, None)
@@ -291,7 +291,7 @@ def first_look(source: VideoSource) -> Look:
     display, light = _hdr(frame)
     has_alpha = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
     alpha = has_alpha and any(_is_transparent(one) for one in itertools.chain([frame], frames))
-    return Look(frame.height, frame.width, turns, deep, alpha, matrix, range_, BT709 if rgb else named, display, light)
+    return FrameFormat(frame.height, frame.width, turns, deep, alpha, matrix, range_, BT709 if rgb else named, display, light)
 
 
 def _is_transparent(frame: Any) -> bool:

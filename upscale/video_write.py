@@ -14,7 +14,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from .video_read import Look, VideoSource
+from .video_read import FrameFormat, VideoSource
 
 logger = logging.getLogger(__name__)
 
@@ -31,46 +31,46 @@ SUBTITLE_ENCODERS = {"mp4": "mov_text", "mov": "mov_text", "matroska": "srt"}
 """For subtitles that are text."""
 
 
-def pixel_format(look: Look, format: str) -> str:
+def pixel_format(like: FrameFormat, format: str) -> str:
     """FFmpeg's name of the pixels that the encoder takes."""
-    if look.alpha and format in ALPHA_ENCODERS:
+    if like.alpha and format in ALPHA_ENCODERS:
         return ALPHA_ENCODERS[format][1]
-    return "yuv420p10le" if look.deep else "yuv420p"
+    return "yuv420p10le" if like.deep else "yuv420p"
 
 
-def add_video(out: Any, source: VideoSource, look: Look, height: int, width: int, quality: int) -> Any:
+def add_video(out: Any, source: VideoSource, like: FrameFormat, height: int, width: int, quality: int) -> Any:
     """The stream of upscaled frames, said to be of the colours and the rate of the old one."""
-    format, pictures = out.format.name, source.stream
-    transparent = look.alpha and format in ALPHA_ENCODERS
+    format, images = out.format.name, source.stream
+    transparent = like.alpha and format in ALPHA_ENCODERS
     codec = ALPHA_ENCODERS[format][0] if transparent else "libx264"
-    stream = out.add_stream(codec, rate=pictures.guessed_rate or pictures.average_rate or 25)
-    context, old = stream.codec_context, pictures.codec_context
-    context.width, context.height, context.pix_fmt = width, height, pixel_format(look, format)
-    context.time_base = pictures.time_base
-    context.options = _encoder_options(codec, look, quality)
+    stream = out.add_stream(codec, rate=images.guessed_rate or images.average_rate or 25)
+    context, old = stream.codec_context, images.codec_context
+    context.width, context.height, context.pix_fmt = width, height, pixel_format(like, format)
+    context.time_base = images.time_base
+    context.options = _encoder_options(codec, like, quality)
     for name in ("color_primaries", "color_trc"):
         setattr(context, name, getattr(old, name))
-    context.colorspace = look.colorspace
-    context.color_range = old.color_range if look.colorspace == int(old.colorspace) else look.range
+    context.colorspace = like.colorspace
+    context.color_range = old.color_range if like.colorspace == int(old.colorspace) else like.range
     if old.sample_aspect_ratio:
         ratio = old.sample_aspect_ratio
-        context.sample_aspect_ratio = 1 / ratio if look.turns % 2 else ratio
-    stream.metadata.update({name: text for name, text in pictures.metadata.items() if name in ("language", "title")})
-    if look.alpha and not transparent:
+        context.sample_aspect_ratio = 1 / ratio if like.turns % 2 else ratio
+    stream.metadata.update({name: text for name, text in images.metadata.items() if name in ("language", "title")})
+    if like.alpha and not transparent:
         logger.warning("%s: %s files hold no transparency; the video is put on white (.mov and .mkv keep it)", source.path, format)
-    if codec != "libx264" and (look.mastering_display or look.light_level):
+    if codec != "libx264" and (like.mastering_display or like.light_level):
         source.notes["the mastering display and light level of HDR"] = 1
     return stream
 
 
-def _encoder_options(codec: str, look: Look, quality: int) -> dict[str, str]:
+def _encoder_options(codec: str, like: FrameFormat, quality: int) -> dict[str, str]:
     if codec == "prores_ks":
         return {"profile": "4444", "alpha_bits": "16"}
     factor = min(51, max(0, 16 + (95 - quality) / 2))
     if codec == "libvpx-vp9":
         return {"crf": f"{factor:.0f}", "b": "0", "auto-alt-ref": "0", "row-mt": "1"}  # alpha takes no frames that are not shown
-    said = [f"mastering-display={look.mastering_display}"] * bool(look.mastering_display) + [f"cll={look.light_level}"] * bool(
-        look.light_level
+    said = [f"mastering-display={like.mastering_display}"] * bool(like.mastering_display) + [f"cll={like.light_level}"] * bool(
+        like.light_level
     )
     return {"crf": f"{factor:g}", "preset": "medium", "tune": "animation"} | ({"x264-params": ":".join(said)} if said else {})
 

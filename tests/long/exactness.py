@@ -1,6 +1,6 @@
 """How exact every shipped model is, as Markdown: docs/reliability.md has what it printed.
 
-    OMP_NUM_THREADS=1 python tests/long/exactness.py FOLDER_OF_PICTURES
+    OMP_NUM_THREADS=1 python tests/long/exactness.py FOLDER_OF_IMAGES
 
 About three minutes on one core for two tiny models. Differences are in levels of 8 bits (1/255), before rounding to them.
 """
@@ -23,9 +23,9 @@ from torch import Tensor
 
 from transformersr import Upscaler
 from transformersr.arch import stream
-from transformersr.training.data.folders import find_pictures
+from transformersr.training.data.folders import find_images
 from transformersr.training.results.metrics import psnr
-from transformersr.upscale.image_io import PictureError, read_picture
+from transformersr.upscale.image_io import ImageError, read_image
 from transformersr.upscale.upscaler import available_models
 
 CROP = 96
@@ -43,18 +43,18 @@ MARGIN = 8
 
 def crops(folder: Path, count: int) -> Tensor:
     """The middle of images spread evenly over a folder, `(count, 3, CROP, CROP)`."""
-    paths = find_pictures(folder)
+    paths = find_images(folder)
     found = []
     for path in paths[:: max(1, len(paths) // (2 * count))]:
         try:
-            color = read_picture(path).color
-        except PictureError:
+            color = read_image(path).color
+        except ImageError:
             continue
         top, left = ((side - CROP) // 2 for side in color.shape[:2])
         if min(top, left) >= 0:
             found.append(torch.from_numpy(np.ascontiguousarray(color[top : top + CROP, left : left + CROP])).permute(2, 0, 1))
     if len(found) < count:
-        raise SystemExit(f"{folder}: {len(found)} images of at least {CROP}x{CROP} found; expected {count}, or fewer with --pictures")
+        raise SystemExit(f"{folder}: {len(found)} images of at least {CROP}x{CROP} found; expected {count}, or fewer with --images")
     return torch.stack(found[:: len(found) // count][:count]).contiguous()
 
 
@@ -69,15 +69,15 @@ def extremes() -> dict[str, Tensor]:
     side, black = 32, torch.zeros(1, 3, 32, 32)
     rows = torch.arange(side)
     noise = torch.rand(black.shape, generator=torch.Generator().manual_seed(0))
-    pictures = {name: black.clone() for name in ("black", "white", "one white pixel", "one NaN pixel", "all NaN")}
-    pictures["white"] += 1
-    pictures["one white pixel"][..., side // 2, side // 2] = 1
-    pictures["one NaN pixel"] += 0.5
-    pictures["one NaN pixel"][..., side // 2, side // 2] = float("nan")
-    pictures["all NaN"] += float("nan")
-    pictures["checks of 1 pixel"] = ((rows[:, None] + rows) % 2).float().expand(1, 3, -1, -1).contiguous()
-    pictures["checks of 8 pixels"] = ((rows[:, None] // 8 + rows // 8) % 2).float().expand(1, 3, -1, -1).contiguous()
-    return pictures | {"noise": noise, "noise of 0 to 255": 255 * noise, "noise of 0 to 1e30": 1e30 * noise}
+    images = {name: black.clone() for name in ("black", "white", "one white pixel", "one NaN pixel", "all NaN")}
+    images["white"] += 1
+    images["one white pixel"][..., side // 2, side // 2] = 1
+    images["one NaN pixel"] += 0.5
+    images["one NaN pixel"][..., side // 2, side // 2] = float("nan")
+    images["all NaN"] += float("nan")
+    images["checks of 1 pixel"] = ((rows[:, None] + rows) % 2).float().expand(1, 3, -1, -1).contiguous()
+    images["checks of 8 pixels"] = ((rows[:, None] // 8 + rows // 8) % 2).float().expand(1, 3, -1, -1).contiguous()
+    return images | {"noise": noise, "noise of 0 to 255": 255 * noise, "noise of 0 to 1e30": 1e30 * noise}
 
 
 # --- measuring -----------------------------------------------------------------------------------
@@ -93,48 +93,48 @@ def mean_shift(large: Tensor, small: Tensor) -> Tensor:
     return 255 * (large.double().mean((2, 3)) - small.double().mean((2, 3)))
 
 
-def precisions(name: str, device: str, pictures: Tensor) -> Iterator[tuple[str, ...]]:
-    expected = Upscaler.from_pretrained(name, device, "fp32")(pictures)
+def precisions(name: str, device: str, images: Tensor) -> Iterator[tuple[str, ...]]:
+    expected = Upscaler.from_pretrained(name, device, "fp32")(images)
     for dtype in ("fp16", "bf16"):
-        result = Upscaler.from_pretrained(name, device, dtype)(pictures)
+        result = Upscaler.from_pretrained(name, device, dtype)(images)
         eights = ((result * 255).round() != (expected * 255).round()).float().mean()
         worst = min(psnr(one, other) for one, other in zip(result, expected, strict=True))
         yield dtype, f"{psnr(result, expected):.1f}", f"{worst:.1f}", f"{levels(result, expected):.3f}", f"{100 * eights:.2f} %"
 
 
-def sameness(name: str, device: str, pictures: Tensor, expected: Tensor) -> Iterator[tuple[str, ...]]:
+def sameness(name: str, device: str, images: Tensor, expected: Tensor) -> Iterator[tuple[str, ...]]:
     """What should not matter, and how much it does."""
     upscaler = Upscaler.from_pretrained(name, device, "fp32")
-    yield "again, the same process", f"{levels(upscaler(pictures), expected):.6f}"
+    yield "again, the same process", f"{levels(upscaler(images), expected):.6f}"
     child = [sys.executable, __file__, "--child", name, device]
     digests = {subprocess.run(child, check=True, capture_output=True, text=True).stdout for _ in range(2)}
     yield "another process, twice", "the same bits" if digests == {digest(upscaler)} else "OTHER BITS"
-    picture, alone = pictures[:1], expected[:1]
+    image, alone = images[:1], expected[:1]
     for rows in (8, 24, 40, CROP):
         with torch.inference_mode():
-            result = stream(upscaler.model, picture.to(upscaler.model.device), rows).cpu().clamp(0, 1)
+            result = stream(upscaler.model, image.to(upscaler.model.device), rows).cpu().clamp(0, 1)
         yield f"bands of {rows} rows" if rows < CROP else "the whole image at once", f"{levels(result, alone):.6f}"
-    small = pictures[:, :, :24, :24].contiguous()
+    small = images[:, :, :24, :24].contiguous()
     singly = torch.cat([upscaler(one[None]) for one in small])
     for count in (2, 3, 8):
         together = torch.cat([upscaler(some) for some in small.split(count)])
         yield f"batches of {count}", f"{levels(together, singly):.6f}"
-    laid = picture.contiguous(memory_format=torch.channels_last)
+    laid = image.contiguous(memory_format=torch.channels_last)
     yield "channels last in memory", f"{levels(upscaler(laid), alone):.6f}"
     for threads in (1, 2):
         torch.set_num_threads(threads)
-        yield f"{threads} thread{'s' * (threads > 1)}", f"{levels(upscaler(picture), alone):.6f}"
+        yield f"{threads} thread{'s' * (threads > 1)}", f"{levels(upscaler(image), alone):.6f}"
     torch.set_num_threads(1)
 
 
-def colours(upscaler: Upscaler, pictures: Tensor, expected: Tensor) -> Iterator[tuple[str, ...]]:
+def colours(upscaler: Upscaler, images: Tensor, expected: Tensor) -> Iterator[tuple[str, ...]]:
     """Mean over all images, and the furthest of any."""
     plain, edge = flats(), MARGIN * upscaler.scale
     large = upscaler(plain)
     for what, shift in {
         f"27 plain images of {FLAT}x{FLAT}": mean_shift(large, plain),
         f"their middle, without {MARGIN} pixels of edge": mean_shift(large[..., edge:-edge, edge:-edge], plain),
-        f"{len(pictures)} images": mean_shift(expected, pictures),
+        f"{len(images)} images": mean_shift(expected, images),
     }.items():
         within = f"{int((shift.abs().amax(1) < 0.5).sum())} of {len(shift)}"
         yield what, ", ".join(f"{one:+.3f}" for one in shift.mean(0)), f"{shift.abs().max():.3f}", within
@@ -142,10 +142,10 @@ def colours(upscaler: Upscaler, pictures: Tensor, expected: Tensor) -> Iterator[
 
 def extreme_results(name: str, device: str) -> Iterator[tuple[str, ...]]:
     upscalers = {dtype: Upscaler.from_pretrained(name, device, dtype) for dtype in ("fp32", "fp16", "bf16")}
-    for what, picture in extremes().items():
-        usable = picture.nan_to_num(0.0).clamp(0, 1)
+    for what, image in extremes().items():
+        usable = image.nan_to_num(0.0).clamp(0, 1)
         with Said() as said:
-            results = {dtype: upscaler(picture) for dtype, upscaler in upscalers.items()}
+            results = {dtype: upscaler(image) for dtype, upscaler in upscalers.items()}
         result, finite = results["fp32"], all(bool(one.isfinite().all()) for one in results.values())
         off = [f"{levels(results[dtype], result):.2f}" for dtype in ("fp16", "bf16")]
         shift = mean_shift(result, usable).abs().max()
@@ -170,8 +170,8 @@ class Said(logging.Handler):
 
 def digest(upscaler: Upscaler) -> str:
     """Of the bits that a fixed image becomes."""
-    picture = torch.rand(1, 3, 48, 40, generator=torch.Generator().manual_seed(1))
-    return hashlib.sha256(upscaler(picture).numpy().tobytes()).hexdigest()
+    image = torch.rand(1, 3, 48, 40, generator=torch.Generator().manual_seed(1))
+    return hashlib.sha256(upscaler(image).numpy().tobytes()).hexdigest()
 
 
 # --- printing ------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def table(title: str, columns: str, rows: Iterator[tuple[str, ...]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="images, at any depth")
-    parser.add_argument("--pictures", type=int, default=16, help="how many of them to take, spread evenly")
+    parser.add_argument("--images", type=int, default=16, help="how many of them to take, spread evenly")
     parser.add_argument("--models", nargs="*", default=list(available_models()))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--child", nargs=2, metavar=("MODEL", "DEVICE"), help=argparse.SUPPRESS)
@@ -198,19 +198,19 @@ def main() -> None:
         return
     if options.folder is None:
         parser.error("which folder of images?")
-    start, pictures = time.monotonic(), crops(options.folder, options.pictures)
-    few = pictures[:: max(1, len(pictures) // HALF_COUNT), :, :HALF_SIDE, :HALF_SIDE][:HALF_COUNT].contiguous()
+    start, images = time.monotonic(), crops(options.folder, options.images)
+    few = images[:: max(1, len(images) // HALF_COUNT), :, :HALF_SIDE, :HALF_SIDE][:HALF_COUNT].contiguous()
     device = torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.machine()
     print(f"{time.strftime('%Y-%m-%d')}, {options.device} ({device}), Python {platform.python_version()}, torch {torch.__version__}")
     for name in options.models:
         upscaler = Upscaler.from_pretrained(name, options.device, "fp32")
-        expected = upscaler(pictures)
+        expected = upscaler(images)
         print(f"\n### {name}")
         columns = "precision, PSNR to fp32 in dB, of the worst image, largest difference in levels, 8-bit values that change"
         table(f"Precision, {HALF_SIDE}x{HALF_SIDE} of {len(few)} images:", columns, precisions(name, options.device, few))
-        table("The same image, fp32:", "what changes, largest difference in levels", sameness(name, options.device, pictures, expected))
+        table("The same image, fp32:", "what changes, largest difference in levels", sameness(name, options.device, images, expected))
         columns = "images, mean shift of R; G; B in levels, furthest, images within 0.5"
-        table("Colour, fp32:", columns, colours(upscaler, pictures, expected))
+        table("Colour, fp32:", columns, colours(upscaler, images, expected))
         columns = "image, finite, values of the result, mean shift in levels, fp16 off by, bf16 off by, what is said"
         table("Extreme images:", columns, extreme_results(name, options.device))
     print(f"\n{time.monotonic() - start:.0f} s")

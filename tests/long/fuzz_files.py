@@ -50,17 +50,17 @@ def read_checkpoint(path: Path) -> None:
         check_sentence(error, path)
 
 
-def read_picture(path: Path) -> None:
+def read_image(path: Path) -> None:
     """An image: into memory, and what it carries into every format."""
     from transformersr.upscale import image_io
 
     try:
-        picture = image_io.read_picture(path)
-    except image_io.PictureError as error:
+        image = image_io.read_image(path)
+    except image_io.ImageError as error:
         return check_sentence(error, path)
-    if picture.color.size < 3 * 256 * 256:
+    if image.color.size < 3 * 256 * 256:
         suffix = ("png", "jpg", "webp", "tif", "bmp")[path.stat().st_size % 5]
-        image_io.write_picture(picture, path.with_name(f"written.{suffix}"))
+        image_io.write_image(image, path.with_name(f"written.{suffix}"))
     return None
 
 
@@ -131,7 +131,7 @@ def checkpoints() -> dict[str, bytes]:
     return found
 
 
-def pictures() -> dict[str, bytes]:
+def images() -> dict[str, bytes]:
     """A small image in every format and mode that Pillow writes, with what images carry."""
     import numpy as np
     from PIL import Image, PngImagePlugin
@@ -233,7 +233,7 @@ def recipes() -> dict[str, bytes]:
 READERS: dict[str, tuple[Callable[[Path], None], Callable[[], dict[str, bytes]]]] = {
     "checkpoint": (read_checkpoint, checkpoints),
     "video": (read_video, videos),
-    "image": (read_picture, pictures),
+    "image": (read_image, images),
     "recipe": (read_recipe, recipes),
 }
 

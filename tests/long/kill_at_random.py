@@ -45,7 +45,7 @@ from transformersr.upscale.cli import main
 
 from plain_v1 import newer_keys, random_state
 from random_models import V2, random_model
-from synthetic_images import drawing
+from synthetic_images import synthetic_image
 
 LEFT = ".transformersr-*.part"
 PHASES = ("before", "during", "after")
@@ -105,7 +105,7 @@ class Outcome:
 def prepare_upscale(folder: Path) -> None:
     (folder / "in" / "deep").mkdir(parents=True)
     for index in range(6):
-        drawing(index, 24 + 8 * index).save(folder / "in" / ("deep" if index % 2 else ".") / f"{index}.png")
+        synthetic_image(index, 24 + 8 * index).save(folder / "in" / ("deep" if index % 2 else ".") / f"{index}.png")
     checkpoint.save_model(random_model(V2), folder / "model.safetensors")
 
 
@@ -116,7 +116,7 @@ def prepare_convert(folder: Path) -> None:
 def prepare_train(folder: Path) -> None:
     (folder / "in").mkdir()
     for index in range(6):
-        drawing(index).save(folder / "in" / f"{index}.png")
+        synthetic_image(index).save(folder / "in" / f"{index}.png")
     (folder / "recipe.toml").write_text(RECIPE)
 
 

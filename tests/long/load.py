@@ -32,11 +32,11 @@ from transformersr.arch import save_model
 from transformersr.training.results.charts import Chart, as_svg
 from transformersr.upscale import batch
 from transformersr.upscale.cli import main
-from transformersr.upscale.image_io import Picture, write_picture
+from transformersr.upscale.image_io import ImageData, write_image
 from transformersr.upscale.metadata import Carried
 
 from random_models import V2, random_model
-from synthetic_images import drawing
+from synthetic_images import synthetic_image
 
 FRAMES, SIDE, BATCHES = 500, 24, 3
 GROWTH = 24.0
@@ -62,14 +62,14 @@ class Sample:
 # --- a folder ------------------------------------------------------------------------------------
 
 
-def make_pictures(folder: Path, count: int) -> int:
+def make_images(folder: Path, count: int) -> int:
     """Fill a folder with images of all modes, formats and small sizes, one in twenty of them broken, and return how many are whole."""
     rng = np.random.default_rng(0)
     whole = 0
     for index in range(count):
         path = folder / f"{index % 7}" / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        image = drawing(index, 40).resize((int(rng.integers(1, 17)), int(rng.integers(1, 17))))
+        image = synthetic_image(index, 40).resize((int(rng.integers(1, 17)), int(rng.integers(1, 17))))
         whole += not break_one(index, path, image) and write_one(index, path, image)
     return whole
 
@@ -95,7 +95,7 @@ def write_one(index: int, path: Path, image: Image.Image) -> bool:
     suffix, mode = [(suffix, mode) for suffix, modes in kinds.items() for mode in modes][index % sum(map(len, kinds.values()))]
     if mode == "deep":
         color = np.asarray(image, np.float32) / 255
-        write_picture(Picture(color, color[..., 0] if index % 2 else None, Carried(bits=16)), path)
+        write_image(ImageData(color, color[..., 0] if index % 2 else None, Carried(bits=16)), path)
         return True
     if mode in ("RGBA", "LA"):
         image.putalpha(Image.linear_gradient("L").resize(image.size))
@@ -106,15 +106,15 @@ def write_one(index: int, path: Path, image: Image.Image) -> bool:
 
 def run_folder(scratch: Path, count: int) -> list[Sample]:
     """Upscale a folder, sampling before each image."""
-    whole = make_pictures(scratch / "in", count)
+    whole = make_images(scratch / "in", count)
     save_model(random_model(dataclasses.replace(V2, blocks="RWC")), scratch / "model.safetensors")
-    samples, read = [], batch.read_picture
+    samples, read = [], batch.read_image
 
-    def reading(path: Path) -> Picture:
+    def reading(path: Path) -> ImageData:
         samples.append(Sample.take(len(samples)))
         return read(path)
 
-    batch.read_picture = reading
+    batch.read_image = reading
     begun = time.monotonic()
     result = CliRunner().invoke(
         main, ["upscale", str(scratch / "in"), "-o", str(scratch / "out"), "-m", str(scratch / "model.safetensors")]
@@ -207,15 +207,15 @@ def judge(name: str, samples: list[Sample]) -> Chart:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=1000)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--chart", type=Path, help="SVG file for the drawing of the memory")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         names = [
-            f"Memory in MiB over a folder of {asked.pictures:,} images",
+            f"Memory in MiB over a folder of {asked.images:,} images",
             f"Memory in MiB, without the result, over {BATCHES} batches of {FRAMES} frames through the node",
         ]
-        charts = [judge(names[0], run_folder(Path(folder), asked.pictures)), judge(names[1], run_node(Path(folder)))]
+        charts = [judge(names[0], run_folder(Path(folder), asked.images)), judge(names[1], run_node(Path(folder)))]
     if asked.chart:
         asked.chart.write_text(as_svg(charts))

@@ -6,7 +6,7 @@ import signal
 from transformersr.upscale import batch
 from transformersr.upscale.cli import main
 
-read, started = batch.read_picture_from, []
+read, started = batch.read_image_from, []
 
 
 def read_or_die(*args, **options):
@@ -16,5 +16,5 @@ def read_or_die(*args, **options):
     return read(*args, **options)
 
 
-batch.read_picture_from = read_or_die
+batch.read_image_from = read_or_die
 main()

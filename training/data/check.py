@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .folders import near, split_pictures
-from .pictures import Finding, Notes, TrainingPicture, look_at, look_to_measure
-from .store import in_order
+from .folders import near, split_images
+from .image_cache import in_order
+from .images import Finding, Notes, TrainingImage, load_image, load_validation_image
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def too_few(train: int, validation: int) -> Iterator[str]:
         yield f"{validation} kept aside {'is' if validation == 1 else 'are'} too few to tell a small gain from chance"
 
 
-def check_pictures(
+def check_images(
     folder: Path,
     smallest: int,
     scale: int = 4,
@@ -66,30 +66,30 @@ def check_pictures(
 ) -> FolderReport:
     """Look at every image below a folder as a run would.
 
-    `smallest` is the side of a training crop in sharp pixels; `validation` and `exclude` are those of `split_pictures`. Raises ValueError
+    `smallest` is the side of a training crop in sharp pixels; `validation` and `exclude` are those of `split_images`. Raises ValueError
     for a folder that cannot be trained on.
     """
-    split = split_pictures(folder, validation, exclude, scale=scale)
+    split = split_images(folder, validation, exclude, scale=scale)
     for line in split.passed_over:
         logger.warning("%s", line)
-    to_train = functools.partial(look_at, smallest=smallest, scale=scale, partners=split.partners, max_pixels=max_pixels)
-    to_measure = functools.partial(look_to_measure, scale=scale, partners=split.partners, max_pixels=max_pixels)
+    to_train = functools.partial(load_image, smallest=smallest, scale=scale, partners=split.partners, max_pixels=max_pixels)
+    to_measure = functools.partial(load_validation_image, scale=scale, partners=split.partners, max_pixels=max_pixels)
     train, held = Notes(), Notes()
-    train_sizes = [_size(picture) for picture in train.usable(in_order(to_train, split.train, workers))]
-    held_sizes = [_size(picture) for picture in held.usable(in_order(to_measure, split.validation, workers))]
+    train_sizes = [_size(image) for image in train.usable(in_order(to_train, split.train, workers))]
+    held_sizes = [_size(image) for image in held.usable(in_order(to_measure, split.validation, workers))]
     left_out = [Finding(path, False, reason) for path, reason in split.left_out]
-    findings = [*left_out, *train.findings, *held.findings, *near_duplicates(train.looks)]
+    findings = [*left_out, *train.findings, *held.findings, *near_duplicates(train.hashes)]
     return FolderReport(train_sizes, held_sizes, findings)
 
 
-def _size(picture: TrainingPicture) -> Size:
-    height, width = picture.gt.shape[:2]
+def _size(image: TrainingImage) -> Size:
+    height, width = image.gt.shape[:2]
     return width, height
 
 
-def near_duplicates(looks: Mapping[Path, int]) -> list[Finding]:
-    """Images that look like another one, from their `difference_hash`. Flat images, which all look alike, are passed over."""
-    paths, hashes = list(looks), np.array(list(looks.values()), dtype=np.uint64)
+def near_duplicates(hash_of: Mapping[Path, int]) -> list[Finding]:
+    """Images that look like another one, from their `dhash`. Flat images, which all look alike, are passed over."""
+    paths, hashes = list(hash_of), np.array(list(hash_of.values()), dtype=np.uint64)
     findings = []
     for place, path in enumerate(paths):
         if (others := near(int(hashes[place]), hashes[:place])).size:

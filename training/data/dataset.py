@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ..config import TrainConfig
 from .degradation import PRESETS, degrade
-from .pictures import TrainingPicture
+from .images import TrainingImage
 from .video_codec import require_codec
 
 MARGIN = 16
@@ -31,14 +31,14 @@ SHARPEN_RADIUS = 1.0
 class Place:
     """Where a crop is cut: a square of an image, in its sharp pixels; the corner is a multiple of the scale."""
 
-    picture: TrainingPicture
+    image: TrainingImage
     y: int
     x: int
     side: int
     """That of a crop, or more where the square is reduced to one."""
 
     def __str__(self) -> str:
-        return f"{self.picture.name} at {self.x}, {self.y}"
+        return f"{self.image.name} at {self.x}, {self.y}"
 
 
 class CropDataset(Dataset):
@@ -52,7 +52,7 @@ class CropDataset(Dataset):
 
     def __init__(
         self,
-        pictures: Sequence[TrainingPicture],
+        images: Sequence[TrainingImage],
         patch: int,
         scale: int,
         preset: str,
@@ -63,8 +63,8 @@ class CropDataset(Dataset):
         swatches: float = 0.0,
         sharpen: float = 0.0,
     ):
-        self.pictures = pictures
-        self.turns = np.cumsum(_chances(pictures, synthetic_share))
+        self.images = images
+        self.turns = np.cumsum(_chances(images, synthetic_share))
         self.size = patch * scale
         self.scale = scale
         self.preset = PRESETS[preset]
@@ -106,36 +106,36 @@ class CropDataset(Dataset):
     def _draw_place(self, rng: np.random.Generator) -> Place:
         for _ in range(4):
             turn = np.searchsorted(self.turns, rng.random() * self.turns[-1], side="right")
-            picture = self.pictures[int(turn)]
-            side = self._draw_side(picture, rng)
-            y, x = (int(rng.integers((length - side) // self.scale + 1)) * self.scale for length in picture.gt.shape[:2])
-            if rng.random() < self.keep_flat or _has_detail(picture.gt[y : y + side, x : x + side]):
+            image = self.images[int(turn)]
+            side = self._draw_side(image, rng)
+            y, x = (int(rng.integers((length - side) // self.scale + 1)) * self.scale for length in image.gt.shape[:2])
+            if rng.random() < self.keep_flat or _has_detail(image.gt[y : y + side, x : x + side]):
                 break
-        return Place(picture, y, x, side)
+        return Place(image, y, x, side)
 
-    def _draw_side(self, picture: TrainingPicture, rng: np.random.Generator) -> int:
+    def _draw_side(self, image: TrainingImage, rng: np.random.Generator) -> int:
         """Side of the square that becomes a crop: the crop's own, or a larger one of an image that has no small version."""
-        if not self.zoom_out_prob or picture.lq is not None or rng.random() >= self.zoom_out_prob:
+        if not self.zoom_out_prob or image.lq is not None or rng.random() >= self.zoom_out_prob:
             return self.size
-        side = min(round(self.size / rng.uniform(*REDUCTION)), *picture.gt.shape[:2])
+        side = min(round(self.size / rng.uniform(*REDUCTION)), *image.gt.shape[:2])
         return side if side * REDUCTION[1] >= self.size else self.size
 
     def _cut(self, place: Place, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """The small crop and the sharp one: the first from the image's small version, or degraded with what surrounds it."""
-        picture, patch = place.picture, self.size // self.scale
-        if picture.lq is not None:
+        image, patch = place.image, self.size // self.scale
+        if image.lq is not None:
             row, column = place.y // self.scale, place.x // self.scale
-            gt = picture.gt[place.y : place.y + self.size, place.x : place.x + self.size]
-            return picture.lq[row : row + patch, column : column + patch], gt
+            gt = image.gt[place.y : place.y + self.size, place.x : place.x + self.size]
+            return image.lq[row : row + patch, column : column + patch], gt
         factor = place.side / self.size  # of the image's pixels over the crop's
-        height, width = picture.gt.shape[:2]
+        height, width = image.gt.shape[:2]
         top, left, bottom, right = (
             min(-(-MARGIN // self.scale), int(room / factor) // self.scale) * self.scale
             for room in (place.y, place.x, height - place.y - place.side, width - place.x - place.side)
         )
         across = place.x - left * factor, place.x + place.side + right * factor
         down = place.y - top * factor, place.y + place.side + bottom * factor
-        whole = _resized(picture.gt, across, down, (left + self.size + right, top + self.size + bottom))
+        whole = _resized(image.gt, across, down, (left + self.size + right, top + self.size + bottom))
         small = np.asarray(degrade(whole, self.scale, self.preset, rng))
         if self.sharpen:
             whole = whole.filter(ImageFilter.UnsharpMask(SHARPEN_RADIUS, round(100 * self.sharpen), 2))
@@ -143,10 +143,10 @@ class CropDataset(Dataset):
         return small[row : row + patch, column : column + patch], np.asarray(whole)[top : top + self.size, left : left + self.size]
 
 
-def training_crops(config: TrainConfig, pictures: Sequence[TrainingPicture]) -> CropDataset:
+def training_crops(config: TrainConfig, images: Sequence[TrainingImage]) -> CropDataset:
     """The crops of a run."""
     return CropDataset(
-        pictures,
+        images,
         config.patch,
         config.scale,
         config.preset,
@@ -160,7 +160,7 @@ def training_crops(config: TrainConfig, pictures: Sequence[TrainingPicture]) -> 
 
 
 def _resized(pixels: np.ndarray, across: tuple[float, float], down: tuple[float, float], size: tuple[int, int]) -> Image.Image:
-    """Part of an image at a size of `(width, height)`; reduced by a Hamming window for the reason that `images.reduced` gives."""
+    """Part of an image at a size of `(width, height)`; reduced by a Hamming window for the reason that `images.downscale_to` gives."""
     left, top = int(across[0]), int(down[0])
     part = Image.fromarray(pixels[top : math.ceil(down[1]), left : math.ceil(across[1])])
     if part.size == size:
@@ -169,12 +169,12 @@ def _resized(pixels: np.ndarray, across: tuple[float, float], down: tuple[float,
     return part.resize(size, Image.Resampling.HAMMING, (across[0] - left, down[0] - top, right, bottom))
 
 
-def _chances(pictures: Sequence[TrainingPicture], synthetic_share: float) -> np.ndarray:
-    areas = np.array([picture.gt.shape[0] * picture.gt.shape[1] for picture in pictures], dtype=np.float64)
-    drawn = np.array([picture.drawn for picture in pictures])
-    if drawn.any() and not drawn.all():
-        areas[drawn] *= synthetic_share / areas[drawn].sum()
-        areas[~drawn] *= (1 - synthetic_share) / areas[~drawn].sum()
+def _chances(images: Sequence[TrainingImage], synthetic_share: float) -> np.ndarray:
+    areas = np.array([image.gt.shape[0] * image.gt.shape[1] for image in images], dtype=np.float64)
+    generated = np.array([image.synthetic for image in images])
+    if generated.any() and not generated.all():
+        areas[generated] *= synthetic_share / areas[generated].sum()
+        areas[~generated] *= (1 - synthetic_share) / areas[~generated].sum()
     return areas
 
 

@@ -54,7 +54,7 @@ class Split:
             logger.warning("%s", line)
 
 
-def find_pictures(folder: str | Path, without: Path | None = None) -> list[Path]:
+def find_images(folder: str | Path, without: Path | None = None) -> list[Path]:
     """All image files below a folder, sorted, those below `without` and hidden ones left out. Raises ValueError where there are none."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -154,22 +154,22 @@ def _are_alike(*paths: Path) -> bool:
 
 
 def near(value: int, hashes: np.ndarray) -> np.ndarray:
-    """The places of the `difference_hash`es (uint64) that differ from one in few bits; those of flat images, 0, are passed over."""
+    """The places of the `dhash`es (uint64) that differ from one in few bits; those of flat images, 0, are passed over."""
     bits = np.unpackbits((hashes ^ np.uint64(value)).view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
     return np.flatnonzero((bits <= NEAR) & (hashes != 0) & (value != 0))
 
 
 def _hash(path: Path) -> int:
-    """`difference_hash`, 0 where an image cannot be read, which is said where it is used."""
-    from .pictures import difference_hash, read_rgb
+    """`dhash`, 0 where an image cannot be read, which is said where it is used."""
+    from .images import dhash, read_rgb
 
     try:
-        return difference_hash(read_rgb(path))
+        return dhash(read_rgb(path))
     except (OSError, ValueError):
         return 0
 
 
-def split_pictures(
+def split_images(
     folder: str | Path,
     validation: tuple[str, ...] = (),
     exclude: tuple[str, ...] = (),
@@ -188,7 +188,7 @@ def split_pictures(
     def matches(path: Path, patterns: tuple[str, ...]) -> bool:
         return any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in patterns)
 
-    everything = find_pictures(folder, without)
+    everything = find_images(folder, without)
     contents = search(folder, without)
     left_out = list(contents.unreadable)
     partners = find_partners(folder, everything, scale)

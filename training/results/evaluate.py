@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ...upscale.engine import upscale
 from ...upscale.upscaler import Upscaler
 from ..data.degradation import FILTERS
-from ..data.folders import find_partners, find_pictures
+from ..data.folders import find_images, find_partners
 from .validate import METHODS, Scores, make_pair, mean_scores, resize_with, score_pair
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def evaluate_weights(
     scale = upscaler.scale
     if unknown := set(methods) - set(FILTERS):
         raise ValueError(f"method {', '.join(sorted(unknown))} is unknown; expected {', '.join(FILTERS)}")
-    everything = find_pictures(folder)
+    everything = find_images(folder)
     partners = find_partners(folder, everything, scale)
     sharp = [path for path in everything if path not in set(partners.values())]
     paths = [path for path in sharp if not files or any(fnmatch(path.relative_to(folder).as_posix(), one) for one in files)]

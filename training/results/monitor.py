@@ -31,7 +31,7 @@ from ...upscale.messages import BAR
 from ..config import TrainConfig, without_paths
 from ..data.check import near_duplicates, too_few
 from ..data.folders import Split
-from ..data.store import PictureStore
+from ..data.image_cache import ImageStore
 from ..run_state import Progress, RunState
 from .advice import resume, shell, train_longer
 from .pace import Pace, duration, rounded
@@ -51,7 +51,7 @@ LONGEST_SILENCE = 60
 class Monitor:
     """What a process tells of a run: nothing, unless it is the main one (`FolderMonitor`)."""
 
-    def begin(self, run: RunState, pictures: PictureStore, precision: str, choices: Sequence[str]) -> None:
+    def begin(self, run: RunState, images: ImageStore, precision: str, choices: Sequence[str]) -> None:
         """The run begins or goes on; `choices` are lines on what was settled for the user."""
 
     def watch(self, run: RunState, done: float, figures: Mapping[str, float | Tensor]) -> None:
@@ -89,26 +89,26 @@ class FolderMonitor(Monitor):
     logged_at: float = field(default_factory=time.monotonic)
     bar: Any = field(default_factory=lambda: tqdm(total=100, unit="%", bar_format=BAR, disable=None))
 
-    def begin(self, run: RunState, pictures: PictureStore, precision: str, choices: Sequence[str]) -> None:
+    def begin(self, run: RunState, images: ImageStore, precision: str, choices: Sequence[str]) -> None:
         """Write down what the run starts from, its weights too: it can go back to them, and a disk that cannot be written shows now."""
         device, measured = self.accelerator.device, self.validation.bicubic
         logger.info("device: %s, precision: %s, processes: %d", device, precision, self.accelerator.num_processes)
         for choice in choices:
             logger.info("%s", choice)
-        doubles = near_duplicates(pictures.looks)
-        warnings = [*doubles, *too_few(len(pictures), len(self.validation.pairs))]
+        doubles = near_duplicates(images.hashes)
+        warnings = [*doubles, *too_few(len(images), len(self.validation.pairs))]
         for warning in warnings:
             logger.warning("%s", warning)
         start_record(self.out, self.config, self.data)
         record = {
             **read_json(self.out / "run.json"),
             "bicubic": _plain(dataclasses.asdict(measured.mean)),
-            "images": {"train": len(pictures), "validation": len(self.validation.pairs)},
+            "images": {"train": len(images), "validation": len(self.validation.pairs)},
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type} ({platform.machine()})",
             "precision": precision,
             "processes": self.accelerator.num_processes,
             "versions": {"torch": torch.__version__, "python": platform.python_version(), "transformersr": _own_version()},
-            "left_out": [str(finding) for finding in (*pictures.findings, *warnings)],
+            "left_out": [str(finding) for finding in (*images.findings, *warnings)],
         }
         write_json(self.out / "run.json", record)
         logger.info("bicubic: %s", measured.mean)
@@ -222,12 +222,12 @@ class FolderMonitor(Monitor):
         self.saved_step = progress.step
         self.pace.checkpoint_done(time.monotonic() - begun)
 
-    def _measure(self, net: TransformerSR) -> Measured:
-        device = next(net.parameters()).device
+    def _measure(self, net_g: TransformerSR) -> Measured:
+        device = next(net_g.parameters()).device
 
         def upscale(lq: Tensor) -> Tensor:
             with torch.inference_mode():
-                return net(lq.to(device)).cpu()
+                return net_g(lq.to(device)).cpu()
 
         return self.validation.measure(upscale)
 

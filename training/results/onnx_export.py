@@ -19,21 +19,21 @@ INSTALL = 'pip install "transformersr[onnx]"'
 LONGEST_SIDE = 2**15
 
 
-class WholePicture(nn.Module):
+class WholeImage(nn.Module):
     """The network on one image of any size.
 
     It pads as the network would, in terms that torch.export can reason about: the padded sides are seen to be whole windows.
     """
 
-    def __init__(self, net: TransformerSR):
+    def __init__(self, model: TransformerSR):
         super().__init__()
-        self.net = net
+        self.model = model
 
     def forward(self, image: Tensor) -> Tensor:
         """`(1, c, h, w)` in [0, 1] to `(1, c, h * scale, w * scale)`, not clamped."""
-        (height, width), config = image.shape[-2:], self.net.config
+        (height, width), config = image.shape[-2:], self.model.config
         bottom, right = ((side + config.multiple - 1) // config.multiple * config.multiple - side for side in (height, width))
-        large = self.net(F.pad(image, (0, right, 0, bottom), mode="replicate"))
+        large = self.model(F.pad(image, (0, right, 0, bottom), mode="replicate"))
         return large.narrow(2, 0, height * config.scale).narrow(3, 0, width * config.scale)
 
 
@@ -47,19 +47,19 @@ def require_onnx(target: Path) -> None:
         raise ValueError(f"ONNX needs {' and '.join(missing)}: {INSTALL}")
 
 
-def export_onnx(net: TransformerSR, target: Path, metadata: Mapping[str, str]) -> list[str]:
+def export_onnx(model: TransformerSR, target: Path, metadata: Mapping[str, str]) -> list[str]:
     """Write a network in float32 with free height and width, from `image` to `upscaled`; returns lines that say how exact it is.
 
     The image is worked on whole, so memory grows with its size. The file appears only once onnxruntime, where installed, agrees with
     PyTorch on three sizes. Raises as `require_onnx`, and ValueError where they do not agree.
     """
     require_onnx(target)
-    example = torch.rand(1, net.config.channels, net.config.multiple + 5, 2 * net.config.multiple + 3)
+    example = torch.rand(1, model.config.channels, model.config.multiple + 5, 2 * model.config.multiple + 3)
     sides = {2: torch.export.Dim("height", min=1, max=LONGEST_SIDE), 3: torch.export.Dim("width", min=1, max=LONGEST_SIDE)}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the exporter's own use of PyTorch
         program = torch.onnx.export(
-            WholePicture(net),
+            WholeImage(model),
             (example,),
             input_names=["image"],
             output_names=["upscaled"],
@@ -69,23 +69,23 @@ def export_onnx(net: TransformerSR, target: Path, metadata: Mapping[str, str]) -
             verbose=False,
         )
     assert program is not None
-    program.model.metadata_props.update({"config": net.config.to_json(), **metadata})
+    program.model.metadata_props.update({"config": model.config.to_json(), **metadata})
     with write_aside(target) as aside:
         program.save(aside, external_data=False)
-        checks = list(_compared(net, aside)) if find_spec("onnxruntime") else [f"not checked, for want of onnxruntime: {INSTALL}"]
+        checks = list(_compared(model, aside)) if find_spec("onnxruntime") else [f"not checked, for want of onnxruntime: {INSTALL}"]
     return checks
 
 
 @torch.inference_mode()
-def _compared(net: TransformerSR, path: Path) -> Iterator[str]:
+def _compared(model: TransformerSR, path: Path) -> Iterator[str]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    multiple = net.config.multiple
+    multiple = model.config.multiple
     for height, width in ((3, multiple), (multiple * 2, multiple * 3), (multiple + 1, multiple * 4 - 1)):
-        image = torch.rand(1, net.config.channels, height, width)
+        image = torch.rand(1, model.config.channels, height, width)
         (result,) = session.run(None, {"image": image.numpy()})
-        expected = net(image)
+        expected = model(image)
         error = float((torch.from_numpy(result) - expected).abs().max()) if result.shape == tuple(expected.shape) else float("inf")
         if not error < 1e-3:
             raise ValueError(f"onnxruntime {onnxruntime.__version__} makes another image of {width}x{height} (it differs by {error:.2g})")

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.degradation import downscale
-from ..data.pictures import NO_PARTNERS, Look, TrainingPicture, look_to_measure
-from ..data.store import in_order
+from ..data.image_cache import in_order
+from ..data.images import NO_PARTNERS, LoadedImage, TrainingImage, load_validation_image
 from .metrics import color_shift, edge_mask, flat_mask, luma, psnr, sharpness, shift, ssim
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,8 @@ class Pair:
     lq: Tensor
     gt: Tensor
     path: Path | None = None
-    looks: int = 0
-    """The `difference_hash` of the whole image."""
+    dhash: int = 0
+    """The `dhash` of the whole image."""
 
 
 @dataclass(frozen=True)
@@ -67,23 +67,23 @@ def make_pair(path: Path, scale: int, method: str, crop: int = 0, partners: Mapp
 
     Raises ValueError for an image that cannot be used.
     """
-    look = look_to_measure(path, scale, partners)
-    if look.picture is None:
-        raise ValueError(str(look.findings[0]))
-    return _pair(look, look.picture, scale, method, crop)
+    loaded = load_validation_image(path, scale, partners)
+    if loaded.image is None:
+        raise ValueError(str(loaded.findings[0]))
+    return _pair(loaded, loaded.image, scale, method, crop)
 
 
-def _pair(look: Look, picture: TrainingPicture, scale: int, method: str, crop: int) -> Pair:
-    gt = Image.fromarray(picture.gt)
+def _pair(loaded: LoadedImage, image: TrainingImage, scale: int, method: str, crop: int) -> Pair:
+    gt = Image.fromarray(image.gt)
     width, height = (min(side, crop or side) // scale * scale for side in gt.size)
-    step = 1 if picture.lq is None else scale
+    step = 1 if image.lq is None else scale
     left, top = ((side - size) // 2 // step * step if crop else 0 for side, size in zip(gt.size, (width, height), strict=True))
     gt = gt.crop((left, top, left + width, top + height))
-    if picture.lq is None:
+    if image.lq is None:
         lq = downscale(gt, scale, method)
     else:
-        lq = Image.fromarray(picture.lq).crop(tuple(side // scale for side in (left, top, left + width, top + height)))  # type: ignore[arg-type]
-    return Pair(look.path.name, to_tensor(lq), to_tensor(gt), look.path, look.looks)
+        lq = Image.fromarray(image.lq).crop(tuple(side // scale for side in (left, top, left + width, top + height)))  # type: ignore[arg-type]
+    return Pair(loaded.path.name, to_tensor(lq), to_tensor(gt), loaded.path, loaded.dhash)
 
 
 def validation_pairs(
@@ -95,13 +95,13 @@ def validation_pairs(
     workers: int = 0,
 ) -> list[Pair]:
     """One pair an image, the ways of downscaling taken in turn. What there is to say is in the log; what cannot be used is left out."""
-    read = functools.partial(look_to_measure, scale=scale, partners=partners, max_pixels=max_pixels)
+    read = functools.partial(load_validation_image, scale=scale, partners=partners, max_pixels=max_pixels)
     pairs = []
-    for index, look in enumerate(in_order(read, paths, workers)):
-        for finding in look.findings:
+    for index, loaded in enumerate(in_order(read, paths, workers)):
+        for finding in loaded.findings:
             logger.warning("for validation, %s", finding)
-        if look.picture:
-            pairs.append(_pair(look, look.picture, scale, METHODS[index % len(METHODS)], crop))
+        if loaded.image:
+            pairs.append(_pair(loaded, loaded.image, scale, METHODS[index % len(METHODS)], crop))
     if not pairs:
         raise ValueError(f"none of {len(paths)} validation images can be used; expected at least one, such as {paths[0]}")
     return pairs

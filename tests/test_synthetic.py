@@ -3,35 +3,35 @@
 import numpy as np
 import pytest
 
-from transformersr.training.data.drawings import SCENES, coverage, draw, draw_scene, motifs
+from transformersr.training.data.synthetic import SCENES, coverage, draw, draw_scene, motifs
 
 SIZE = 160
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return [draw(np.random.default_rng([1, seed]), SIZE) for seed in range(16)]
 
 
 @pytest.mark.parametrize("size", [64, 96, 250, 512])
 def test_shape_and_dtype(size):
-    picture = draw(np.random.default_rng(0), size)
-    assert picture.shape == (size, size, 3)
-    assert picture.dtype == np.uint8
+    image = draw(np.random.default_rng(0), size)
+    assert image.shape == (size, size, 3)
+    assert image.dtype == np.uint8
 
 
-def test_same_generator_state_gives_same_picture():
+def test_same_generator_state_gives_same_image():
     first, second = (draw(np.random.default_rng(5), SIZE) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
-def test_one_generator_goes_on_to_other_pictures():
+def test_one_generator_goes_on_to_other_images():
     rng = np.random.default_rng(5)
     assert not np.array_equal(draw(rng, SIZE), draw(rng, SIZE))
 
 
-def test_seeds_give_different_pictures(pictures):
-    assert len({picture.tobytes() for picture in pictures}) == len(pictures)
+def test_seeds_give_different_images(images):
+    assert len({image.tobytes() for image in images}) == len(images)
 
 
 @pytest.mark.parametrize("name", SCENES)
@@ -39,26 +39,26 @@ def test_every_kind_of_scene_draws_something(name):
     assert draw_scene(name, np.random.default_rng(0), 192).std() > 1
 
 
-def test_much_is_exactly_flat(pictures):
-    shares = [np.mean(np.all(picture[:, 1:] == picture[:, :-1], axis=-1)) for picture in pictures]
+def test_much_is_exactly_flat(images):
+    shares = [np.mean(np.all(image[:, 1:] == image[:, :-1], axis=-1)) for image in images]
     assert np.mean(shares) > 0.5
 
 
-def test_edges_are_done_within_two_pixels(pictures):
+def test_edges_are_done_within_two_pixels(images):
     """Where an image changes much over four pixels, it mostly changes as much over two of them."""
     kept = []
-    for picture in pictures:
-        light = picture.mean(axis=-1)
+    for image in images:
+        light = image.mean(axis=-1)
         wide = np.abs(light[:, 4:] - light[:, :-4])
         narrow = np.max([np.abs(light[:, 2 + i : light.shape[1] - 2 + i] - light[:, i : light.shape[1] - 4 + i]) for i in range(3)], axis=0)
         if (wide > 60).any():
             kept.append(np.mean(narrow[wide > 60] >= 0.9 * wide[wide > 60]))
-    assert len(kept) > len(pictures) / 2
+    assert len(kept) > len(images) / 2
     assert np.mean(kept) > 0.75
 
 
-def test_colours_reach_dark_and_light_and_many_hues(pictures):
-    every = np.concatenate([picture.reshape(-1, 3) for picture in pictures]).astype(int)
+def test_colours_reach_dark_and_light_and_many_hues(images):
+    every = np.concatenate([image.reshape(-1, 3) for image in images]).astype(int)
     assert every.min() < 30
     assert every.max() > 240
     vivid = every[every.max(axis=1) - every.min(axis=1) > 60]

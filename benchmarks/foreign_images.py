@@ -1,8 +1,8 @@
 """Make the folder of free images that training never saw, by artists whose work it never saw, out of public repositories.
 
-    python benchmarks/foreign_pictures.py OUT --repositories CLONES
+    python benchmarks/foreign_images.py OUT --repositories CLONES
 
-`foreign-pictures.csv` beside this file names for each image its repository and commit, author and licence, and what is done to it: files
+`foreign-images.csv` beside this file names for each image its repository and commit, author and licence, and what is done to it: files
 laid over each other on a plain colour, a box cut out, reduced by Lanczos. Repositories that CLONES lacks are cloned there with git. The
 images are not part of this project: they are for measuring and stay where they are made.
 """
@@ -20,7 +20,7 @@ from PIL import Image
 
 from transformersr.training.results.strips import save_image
 
-MANIFEST = Path(__file__).with_name("foreign-pictures.csv")
+MANIFEST = Path(__file__).with_name("foreign-images.csv")
 
 
 def read_manifest() -> list[dict[str, str]]:
@@ -37,22 +37,22 @@ def repository(clones: Path, source: str) -> Path:
     return path
 
 
-def make_picture(row: dict[str, str], clones: Path) -> Image.Image:
+def make_image(row: dict[str, str], clones: Path) -> Image.Image:
     """One image as its row says."""
     source = repository(clones, row["repository"])
     left, top, width, height = map(int, row["box"].split())
-    picture = Image.new("RGBA", (width, height), row["background"])
+    image = Image.new("RGBA", (width, height), row["background"])
     for file in row["files"].split(" + "):
         data = subprocess.run(["git", "-C", str(source), "show", f"{row['commit']}:{file}"], check=True, capture_output=True).stdout
         with Image.open(io.BytesIO(data)) as layer:
-            picture.alpha_composite(layer.convert("RGBA").crop((left, top, left + width, top + height)))
+            image.alpha_composite(layer.convert("RGBA").crop((left, top, left + width, top + height)))
     size = int(row["width"]), round(int(row["width"]) * height / width)
-    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
-def pixels_sha256(picture: Image.Image) -> str:
+def pixels_sha256(image: Image.Image) -> str:
     """A checksum of what an image shows, whatever compressed its file."""
-    return hashlib.sha256(f"{picture.width}x{picture.height} ".encode() + picture.tobytes()).hexdigest()
+    return hashlib.sha256(f"{image.width}x{image.height} ".encode() + image.tobytes()).hexdigest()
 
 
 def main() -> None:
@@ -61,10 +61,10 @@ def main() -> None:
     parser.add_argument("--repositories", type=Path, required=True, help="folder of clones; what is missing is cloned into it")
     options = parser.parse_args()
     for row in read_manifest():
-        picture = make_picture(row, options.repositories)
-        save_image(picture, options.out / row["file"])
-        note = "" if pixels_sha256(picture) == row["sha256"] else f", not as expected: its pixels give {pixels_sha256(picture)}"
-        print(f"{row['file']}: {picture.width}x{picture.height}{note}", flush=True)
+        image = make_image(row, options.repositories)
+        save_image(image, options.out / row["file"])
+        note = "" if pixels_sha256(image) == row["sha256"] else f", not as expected: its pixels give {pixels_sha256(image)}"
+        print(f"{row['file']}: {image.width}x{image.height}{note}", flush=True)
 
 
 if __name__ == "__main__":

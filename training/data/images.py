@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...upscale.image_io import Picture, PictureError, read_picture
+from ...upscale.image_io import ImageData, ImageError, read_image
 
 NO_PARTNERS: Mapping[Path, Path | None] = {}
 
 
 @dataclass(frozen=True)
-class TrainingPicture:
+class TrainingImage:
     """Pixels `(h, w, 3)` uint8 that crops are cut from."""
 
     name: str
@@ -24,8 +24,8 @@ class TrainingPicture:
     """The sharp image."""
     lq: np.ndarray | None = None
     """Its small version, exactly `1 / scale` of it, where there is one; otherwise every crop is made small on its own."""
-    drawn: bool = False
-    """It was drawn from numbers (`transformersr.training.data.drawings`), and is in no file."""
+    synthetic: bool = False
+    """Made by `transformersr.training.data.synthetic`, so it is in no file."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Look:
-    """What came of reading an image's file."""
+class LoadedImage:
+    """What reading an image file gave."""
 
     path: Path
-    picture: TrainingPicture | None
+    image: TrainingImage | None
     """None where it cannot be used."""
-    looks: int
-    """Its `difference_hash`; 0 where it could not be read."""
+    dhash: int
+    """Its `dhash`; 0 where it could not be read."""
     findings: tuple[Finding, ...]
 
 
@@ -57,22 +57,22 @@ class Notes:
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
-        self.looks: dict[Path, int] = {}
+        self.hashes: dict[Path, int] = {}
 
-    def usable(self, looks: Iterable[Look]) -> Iterator[TrainingPicture]:
+    def usable(self, loaded: Iterable[LoadedImage]) -> Iterator[TrainingImage]:
         """The images that can be used, in turn."""
-        for look in looks:
-            self.findings += look.findings
-            if look.picture is not None:
-                self.looks[look.path] = look.looks
-                yield look.picture
+        for one in loaded:
+            self.findings += one.findings
+            if one.image is not None:
+                self.hashes[one.path] = one.dhash
+                yield one.image
 
 
 class Unusable(ValueError):
     """An image that cannot be trained on; the message says why, without the image's name."""
 
 
-def look_at(path: Path, smallest: int, scale: int, partners: Mapping[Path, Path | None], max_pixels: int = 0) -> Look:
+def load_image(path: Path, smallest: int, scale: int, partners: Mapping[Path, Path | None], max_pixels: int = 0) -> LoadedImage:
     """Read an image, and its small version where `partners` has one.
 
     Args:
@@ -81,37 +81,37 @@ def look_at(path: Path, smallest: int, scale: int, partners: Mapping[Path, Path 
         partners: small versions of sharp images; None for an image that should have one and does not.
         max_pixels: larger images are made smaller than this; 0 leaves them as they are. Images with a small version always stay.
     """
-    looks = 0
+    hash_ = 0
     try:
-        picture = _opened(path)
-        gt = to_rgb(picture)
-        looks = difference_hash(gt)
+        image = read_or_reject(path)
+        gt = to_rgb(image)
+        hash_ = dhash(gt)
         if max_pixels and path not in partners:
-            gt = reduced(gt, max_pixels)
+            gt = downscale_to(gt, max_pixels)
         if min(gt.shape[:2]) < smallest:
             raise Unusable(f"{_size(gt)} is smaller than a crop of {smallest}x{smallest}")
         lq = read_partner(path, gt, scale, partners)
     except Unusable as error:
-        return Look(path, None, looks, (Finding(path, False, str(error)),))
-    remarks = tuple(Finding(path, True, text) for text in _remarks(path, picture))
-    return Look(path, TrainingPicture(str(path), gt, lq), looks, remarks)
+        return LoadedImage(path, None, hash_, (Finding(path, False, str(error)),))
+    remarks = tuple(Finding(path, True, text) for text in _remarks(path, image))
+    return LoadedImage(path, TrainingImage(str(path), gt, lq), hash_, remarks)
 
 
-def look_to_measure(path: Path, scale: int, partners: Mapping[Path, Path | None] = NO_PARTNERS, max_pixels: int = 0) -> Look:
+def load_validation_image(path: Path, scale: int, partners: Mapping[Path, Path | None] = NO_PARTNERS, max_pixels: int = 0) -> LoadedImage:
     """Read a validation image; one too small for the window of SSIM cannot be used."""
-    return look_at(path, -(-(11 + 2 * scale) // scale) * scale, scale, partners, max_pixels)
+    return load_image(path, -(-(11 + 2 * scale) // scale) * scale, scale, partners, max_pixels)
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """An image file as `(h, w, 3)` uint8; transparent parts lie on grey. Raises PictureError, OSError."""
-    return to_rgb(read_picture(path))
+    """An image file as `(h, w, 3)` uint8; transparent parts lie on grey. Raises ImageError, OSError."""
+    return to_rgb(read_image(path))
 
 
-def to_rgb(picture: Picture) -> np.ndarray:
+def to_rgb(image: ImageData) -> np.ndarray:
     """An image as `(h, w, 3)` uint8; transparent parts lie on grey."""
-    color = picture.color
-    if picture.alpha is not None:
-        alpha = picture.alpha[..., None]
+    color = image.color
+    if image.alpha is not None:
+        alpha = image.alpha[..., None]
         color = color * alpha + 0.5 * (1 - alpha)
     return np.rint(color * 255).astype(np.uint8)
 
@@ -124,7 +124,7 @@ def read_partner(path: Path, gt: np.ndarray, scale: int, partners: Mapping[Path,
     if partner is None:
         raise Unusable("expected one image of this name in the other folder of the pairs")
     try:
-        lq = to_rgb(_opened(partner))
+        lq = to_rgb(read_or_reject(partner))
     except Unusable as error:
         raise Unusable(f"its small version {partner}: {error}") from error
     if gt.shape[:2] != (lq.shape[0] * scale, lq.shape[1] * scale):
@@ -132,7 +132,7 @@ def read_partner(path: Path, gt: np.ndarray, scale: int, partners: Mapping[Path,
     return lq
 
 
-def reduced(rgb: np.ndarray, max_pixels: int) -> np.ndarray:
+def downscale_to(rgb: np.ndarray, max_pixels: int) -> np.ndarray:
     """An image made smaller to have at most `max_pixels`.
 
     By a Hamming window: nearly an area filter, without the uneven steps that a box leaves on lines where the factor is no whole number.
@@ -145,16 +145,16 @@ def reduced(rgb: np.ndarray, max_pixels: int) -> np.ndarray:
     return np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.HAMMING))
 
 
-def difference_hash(rgb: np.ndarray) -> int:
+def dhash(rgb: np.ndarray) -> int:
     """64 bits that say where an image `(h, w, 3)` uint8 gets brighter from left to right at 9x8 pixels (Krawetz's dHash)."""
     values = np.asarray(Image.fromarray(rgb).convert("L").resize((9, 8), Image.Resampling.BOX)).astype(int)
     return int.from_bytes(np.packbits(values[:, 1:] > values[:, :-1]).tobytes(), "big")
 
 
-def _opened(path: Path) -> Picture:
+def read_or_reject(path: Path) -> ImageData:
     try:
-        return read_picture(path)
-    except (OSError, PictureError) as error:
+        return read_image(path)
+    except (OSError, ImageError) as error:
         raise Unusable(str(error).removeprefix(f"{path}: ")) from error
 
 
@@ -162,12 +162,12 @@ def _size(rgb: np.ndarray) -> str:
     return f"{rgb.shape[1]}x{rgb.shape[0]}"
 
 
-def _remarks(path: Path, picture: Picture) -> Iterator[str]:
-    if picture.alpha is not None:
+def _remarks(path: Path, image: ImageData) -> Iterator[str]:
+    if image.alpha is not None:
         yield "has transparent parts, which are put on grey"
-    if picture.carried.bits == 16:
+    if image.carried.bits == 16:
         yield "has 16 bits a channel, which are rounded to 8"
-    if picture.carried.animated:
+    if image.carried.animated:
         yield "has several frames or pages, of which the first is used"
     with Image.open(path) as header:  # the pixels are not read again
         if header.mode in ("CMYK", "LAB"):

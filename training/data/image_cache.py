@@ -29,9 +29,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ...arch.atomic import write_aside
 from ..config import TrainConfig
-from .drawings import draw
 from .folders import Split
-from .pictures import Finding, Look, Notes, TrainingPicture, look_at
+from .images import Finding, LoadedImage, Notes, TrainingImage, load_image
+from .synthetic import draw
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ INDEX = "images.json"
 
 
 @dataclass(frozen=True)
-class Drawings:
-    """Images drawn from numbers to train on beside those in files."""
+class Synthetic:
+    """Procedurally generated images to train on in addition to those in files."""
 
     count: int = 0
     size: int = 768
@@ -63,22 +63,22 @@ class Cache:
 
 
 @dataclass(frozen=True)
-class PictureStore(Sequence[TrainingPicture]):
+class ImageStore(Sequence[TrainingImage]):
     """The images that can be used, and what was found when they were read."""
 
-    pictures: Sequence[TrainingPicture]
+    images: Sequence[TrainingImage]
     findings: tuple[Finding, ...] = ()
-    looks: dict[Path, int] = field(default_factory=dict)
-    """`difference_hash` of every image from a file that can be used."""
+    hashes: dict[Path, int] = field(default_factory=dict)
+    """`dhash` of every image from a file that can be used."""
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __getitem__(self, index: Any) -> Any:
-        return self.pictures[index]
+        return self.images[index]
 
 
-class MappedPictures(Sequence[TrainingPicture]):
+class MappedImages(Sequence[TrainingImage]):
     """Images in the file that an index names. Pickled as the path of the index: a worker process maps the file itself."""
 
     def __init__(self, index: Path):
@@ -88,7 +88,7 @@ class MappedPictures(Sequence[TrainingPicture]):
         self.pixels = np.asarray(np.memmap(index.with_name(content["data"]), np.uint8, "r"))
 
     def __reduce__(self) -> tuple:
-        return MappedPictures, (self.path,)
+        return MappedImages, (self.path,)
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -96,48 +96,48 @@ class MappedPictures(Sequence[TrainingPicture]):
     def __getitem__(self, index: Any) -> Any:
         entry = self.entries[index]
         lq = None if entry["lq"] is None else self._cut(*entry["lq"])
-        return TrainingPicture(entry["name"], self._cut(*entry["gt"]), lq, entry["drawn"])
+        return TrainingImage(entry["name"], self._cut(*entry["gt"]), lq, entry["synthetic"])
 
     def _cut(self, start: int, height: int, width: int) -> np.ndarray:
         return self.pixels[start : start + height * width * 3].reshape(height, width, 3)
 
 
-def find_training_pictures(config: TrainConfig, files: Split, cache: Cache | None = None, workers: int = 0) -> PictureStore:
-    """The images of a run, their small versions where they have some, and drawings."""
-    drawings = Drawings(config.synthetic, config.synthetic_size, config.seed)
+def find_training_images(config: TrainConfig, files: Split, cache: Cache | None = None, workers: int = 0) -> ImageStore:
+    """The images of a run, their small versions where they have some, and the synthetic ones."""
+    synthetic = Synthetic(config.synthetic, config.synthetic_size, config.seed)
     smallest = config.patch * config.scale
-    return read_pictures(files.train, smallest, config.scale, files.partners, config.max_pixels, drawings, cache, workers)
+    return read_images(files.train, smallest, config.scale, files.partners, config.max_pixels, synthetic, cache, workers)
 
 
-def read_pictures(
+def read_images(
     paths: list[Path],
     smallest: int,
     scale: int = 1,
     partners: Mapping[Path, Path | None] | None = None,
     max_pixels: int = 0,
-    drawings: Drawings = Drawings(),
+    synthetic: Synthetic = Synthetic(),
     cache: Cache | None = None,
     workers: int = 0,
-) -> PictureStore:
+) -> ImageStore:
     """Read every image once, or find them all in the cache; what there is to say about them is in the log, line by line.
 
-    `smallest`, `scale`, `partners` and `max_pixels` are those of `look_at`; `workers` processes read and draw. Drawings come after the
-    images, in the order of their numbers. Images that cannot be used are left out. Raises ValueError where none is left.
+    `smallest`, `scale`, `partners` and `max_pixels` are those of `load_image`; `workers` processes read and draw. Synthetic images come
+    last, in the order of their numbers. Images that cannot be used are left out. Raises ValueError where none is left.
     """
     partners = partners or {}
-    read = functools.partial(look_at, smallest=smallest, scale=scale, partners=partners, max_pixels=max_pixels)
-    paint = functools.partial(_drawing, size=max(drawings.size, smallest), seed=drawings.seed)
-    looks = in_order(read, paths, workers)
-    drawn = in_order(paint, range(drawings.count), workers)
+    read = functools.partial(load_image, smallest=smallest, scale=scale, partners=partners, max_pixels=max_pixels)
+    paint = functools.partial(_generate, size=max(synthetic.size, smallest), seed=synthetic.seed)
+    loaded = in_order(read, paths, workers)
+    generated = in_order(paint, range(synthetic.count), workers)
     files = [file for path in paths for file in (path, partners.get(path)) if file]
-    needed = _bytes_needed(files, max_pixels) + drawings.count * 3 * drawings.size**2
-    if cache and (_wanted_in_a_file(cache, workers) or drawings.count or needed > cache.budget):
-        store = _in_file(cache.folder, _fingerprint(files, smallest, scale, max_pixels, drawings), looks, drawn, needed)
+    needed = _bytes_needed(files, max_pixels) + synthetic.count * 3 * synthetic.size**2
+    if cache and (_wanted_in_a_file(cache, workers) or synthetic.count or needed > cache.budget):
+        store = _in_file(cache.folder, _fingerprint(files, smallest, scale, max_pixels, synthetic), loaded, generated, needed)
     else:
-        store = _in_memory(looks, drawn)
+        store = _in_memory(loaded, generated)
     for finding in store.findings:
         logger.warning("%s", finding)
-    if not store.looks:
+    if not store.hashes:
         raise ValueError(f"none of {len(paths)} images can be used; expected one of at least {smallest}x{smallest}, or a smaller patch")
     return store
 
@@ -169,14 +169,14 @@ def _as_it_is(value: Any) -> Any:
     return value
 
 
-def _drawing(number: int, size: int, seed: int) -> TrainingPicture:
-    return TrainingPicture(f"drawing {seed}-{number}", draw(np.random.default_rng([seed, number]), size), drawn=True)
+def _generate(number: int, size: int, seed: int) -> TrainingImage:
+    return TrainingImage(f"synthetic {seed}-{number}", draw(np.random.default_rng([seed, number]), size), synthetic=True)
 
 
-def _in_memory(looks: Iterable[Look], drawn: Iterable[TrainingPicture]) -> PictureStore:
+def _in_memory(loaded: Iterable[LoadedImage], generated: Iterable[TrainingImage]) -> ImageStore:
     notes = Notes()
-    pictures = [*notes.usable(looks), *drawn]
-    return PictureStore(pictures, tuple(notes.findings), notes.looks)
+    images = [*notes.usable(loaded), *generated]
+    return ImageStore(images, tuple(notes.findings), notes.hashes)
 
 
 def _wanted_in_a_file(cache: Cache, workers: int) -> bool:
@@ -198,14 +198,14 @@ def _bytes_needed(paths: Iterable[Path], max_pixels: int) -> int:
 # --- the file ------------------------------------------------------------------------------------
 
 
-def _fingerprint(files: list[Path], smallest: int, scale: int, max_pixels: int, drawings: Drawings) -> str:
+def _fingerprint(files: list[Path], smallest: int, scale: int, max_pixels: int, synthetic: Synthetic) -> str:
     """Another one for every change of the files or of what is made of them."""
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
-    everything = [VERSION, stats, smallest, scale, max_pixels, dataclasses.astuple(drawings)]
+    everything = [VERSION, stats, smallest, scale, max_pixels, dataclasses.astuple(synthetic)]
     return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:16]
 
 
-def _in_file(folder: Path, key: str, looks: Iterable[Look], drawn: Iterable[TrainingPicture], needed: int) -> PictureStore:
+def _in_file(folder: Path, key: str, loaded: Iterable[LoadedImage], generated: Iterable[TrainingImage], needed: int) -> ImageStore:
     """The store that was kept in `folder` under this key; where there is none, or a damaged one, it is made anew."""
     index = folder / INDEX
     if store := _kept(index, key):
@@ -222,11 +222,11 @@ def _in_file(folder: Path, key: str, looks: Iterable[Look], drawn: Iterable[Trai
     notes, entries = Notes(), []
     with write_aside(data) as aside, aside.open("wb") as file:
         pixels = _Pixels(file)
-        for source in (notes.usable(looks), drawn):
-            entries += [pixels.append(picture) for picture in source]
-    if not notes.looks:
+        for source in (notes.usable(loaded), generated):
+            entries += [pixels.append(image) for image in source]
+    if not notes.hashes:
         _remove([data])
-        return PictureStore([], tuple(notes.findings))
+        return ImageStore([], tuple(notes.findings))
     content = {
         "key": key,
         "data": data.name,
@@ -234,12 +234,12 @@ def _in_file(folder: Path, key: str, looks: Iterable[Look], drawn: Iterable[Trai
         "crc32": pixels.crc,
         "images": entries,
         "findings": [[str(finding.path), finding.usable, finding.text] for finding in notes.findings],
-        "looks": {str(path): value for path, value in notes.looks.items()},
+        "hashes": {str(path): value for path, value in notes.hashes.items()},
     }
     with write_aside(index) as aside:
         aside.write_text(json.dumps(content), encoding="utf-8")
     logger.info("%d images, %.1f GB, are kept in %s", len(entries), pixels.end / 1e9, folder)
-    return _opened(index, content)
+    return _open_index(index, content)
 
 
 def _remove(files: Iterable[Path]) -> None:
@@ -254,9 +254,9 @@ class _Pixels:
     def __init__(self, file: BinaryIO):
         self.file, self.end, self.crc = file, 0, 0
 
-    def append(self, picture: TrainingPicture) -> dict[str, Any]:
-        lq = None if picture.lq is None else self._write(picture.lq)
-        return {"name": picture.name, "gt": self._write(picture.gt), "lq": lq, "drawn": picture.drawn}
+    def append(self, image: TrainingImage) -> dict[str, Any]:
+        lq = None if image.lq is None else self._write(image.lq)
+        return {"name": image.name, "gt": self._write(image.gt), "lq": lq, "synthetic": image.synthetic}
 
     def _write(self, rgb: np.ndarray) -> list[int]:
         pixels, start = np.ascontiguousarray(rgb).reshape(-1), self.end
@@ -266,7 +266,7 @@ class _Pixels:
         return [start, *rgb.shape[:2]]
 
 
-def _kept(index: Path, key: str) -> PictureStore | None:
+def _kept(index: Path, key: str) -> ImageStore | None:
     """The store of an index, if it is of this key and whole."""
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
@@ -276,7 +276,7 @@ def _kept(index: Path, key: str) -> PictureStore | None:
         if data.stat().st_size != content["bytes"] or _crc(data) != content["crc32"]:
             logger.warning("%s is damaged; it is made anew", data)
             return None
-        return _opened(index, content)
+        return _open_index(index, content)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
@@ -289,7 +289,7 @@ def _crc(path: Path) -> int:
     return crc
 
 
-def _opened(index: Path, content: dict[str, Any]) -> PictureStore:
+def _open_index(index: Path, content: dict[str, Any]) -> ImageStore:
     findings = tuple(Finding(Path(path), usable, text) for path, usable, text in content["findings"])
-    looks = {Path(path): value for path, value in content["looks"].items()}
-    return PictureStore(MappedPictures(index), findings, looks)
+    hashes = {Path(path): value for path, value in content["hashes"].items()}
+    return ImageStore(MappedImages(index), findings, hashes)
