@@ -1,8 +1,13 @@
-"""Settings and images for all tests."""
+"""Settings and fixtures for all tests."""
+
+import dataclasses
 
 import pytest
 import torch
 
+from transformersr.arch import VARIANTS, save_model
+
+from random_models import V2, random_model
 from synthetic_images import synthetic_image
 
 torch.set_num_threads(1)  # the networks here are so small that sharing them out takes longer than running them
@@ -10,8 +15,29 @@ torch.set_num_threads(1)  # the networks here are so small that sharing them out
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder of six small drawings."""
+    """A folder of six small images."""
     folder = tmp_path_factory.mktemp("images")
     for index in range(6):
         synthetic_image(index).save(folder / f"{index}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """Path of the weights of a small x2 network."""
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_model(random_model(V2), path)
+    return str(path)
+
+
+@pytest.fixture
+def cwd(tmp_path, monkeypatch):
+    """An empty folder as the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def tiny_network(monkeypatch):
+    """The variant `tiny` becomes a network that trains within milliseconds."""
+    monkeypatch.setitem(VARIANTS, "tiny", dataclasses.replace(V2, blocks="RWC"))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 
+from transformersr.training import steps
 from transformersr.training.adversarial import UNetDiscriminator, discriminator_loss, generator_loss, r1_penalty
 from transformersr.training.perceptual import VGG19_LAYERS, FeatureLoss, RandomFilterLoss
+from transformersr.training.run_state import Progress
 
 
 def test_the_discriminator_judges_every_pixel_and_has_the_size_written_down():
@@ -78,3 +83,19 @@ def test_the_feature_loss_takes_a_vgg19_file_and_names_another(tmp_path):
     torch.save(weights, tmp_path / "other.pth")
     with pytest.raises(ValueError, match=r"features.34.*VGG19"):
         FeatureLoss(tmp_path / "other.pth")
+
+
+@pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="this PyTorch has a scaler for CUDA alone")
+def test_a_bad_gradient_of_the_discriminator_stops_the_step_of_both_networks_in_fp16():
+    net_g, net_d = nn.Linear(1, 1), nn.Linear(1, 1)
+    scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD(net_g.parameters(), lr=1.0)
+    run = SimpleNamespace(net_d=net_d, optimizer_d=torch.optim.SGD(net_d.parameters(), lr=1.0), scaler=scaler, progress=Progress())
+    nets = SimpleNamespace(optimizer=SimpleNamespace(step=lambda: (scaler.step(optimizer), scaler.update()), zero_grad=optimizer.zero_grad))
+    for bad, taken in ((1.0, True), (float("nan"), False), (1.0, True)):
+        before = net_g.weight.item(), net_d.weight.item()
+        scaler.scale(net_g(torch.ones(1))).sum().backward()
+        (net_d(torch.ones(1)) * bad).sum().backward()
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(net_g.parameters(), 1.0)
+        assert steps.optimizer_step(run, nets, norm) == taken
+        assert (net_g.weight.item() != before[0], net_d.weight.item() != before[1]) == (taken, taken)

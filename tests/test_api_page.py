@@ -60,7 +60,7 @@ def test_the_commands_run(here, command):
     videos = [word for word in words if word.startswith("video.")]
     if videos:
         pytest.importorskip("av")
-        from test_video import make_video
+        from video_files import make_video
 
         make_video(here / videos[0])
     result = CliRunner().invoke(main, words[1:], catch_exceptions=False)

@@ -9,21 +9,10 @@ import sys
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from transformersr.arch import save_model
-from transformersr.upscale.cli import main
-
-from random_models import V2, random_model
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    save_model(random_model(V2), path)
-    return str(path)
+from command_line import list_files, run
 
 
 @pytest.fixture
@@ -32,14 +21,6 @@ def folder(tmp_path):
     for index, name in enumerate(["a.png", "b.jpg", "deep/c.webp"]):
         Image.new("RGB", (9 + index, 8), (200, 90, 30)).save(tmp_path / "in" / name)
     return tmp_path / "in"
-
-
-def run(*arguments):
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
-
-
-def tree(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def test_a_file_goes_beside_itself_with_what_it_carried(tmp_path, model):
@@ -58,11 +39,11 @@ def test_a_file_goes_beside_itself_with_what_it_carried(tmp_path, model):
 
 def test_a_folder_keeps_its_structure(folder, model):
     assert run("upscale", folder, "-m", model).exit_code == 0
-    assert tree(folder.parent / "in_x2") == ["a.png", "b.png", "deep/c.png"]
+    assert list_files(folder.parent / "in_x2") == ["a.png", "b.png", "deep/c.png"]
     assert run("upscale", folder, "-m", model, "-o", folder / "large", "--format", "jpg", "--scale", "1.5").exit_code == 0
-    assert tree(folder / "large") == ["a.jpg", "b.jpg", "deep/c.jpg"]
+    assert list_files(folder / "large") == ["a.jpg", "b.jpg", "deep/c.jpg"]
     assert run("upscale", folder, "-m", model, "-o", folder / "large", "--format", "jpg", "--resume").exit_code == 0
-    assert tree(folder / "large") == ["a.jpg", "b.jpg", "deep/c.jpg"]  # its own results were not taken for images
+    assert list_files(folder / "large") == ["a.jpg", "b.jpg", "deep/c.jpg"]  # its own results were not taken for images
 
 
 def test_patterns_and_exact_sizes(folder, model, tmp_path):
@@ -77,7 +58,7 @@ def test_a_bad_file_is_named_and_the_rest_goes_on(folder, model):
     result = run("upscale", folder, "-m", model)
     assert result.exit_code == 1
     assert "3 of 5 images done" in result.stdout
-    assert tree(folder.parent / "in_x2") == ["a.png", "b.png", "deep/c.png"]
+    assert list_files(folder.parent / "in_x2") == ["a.png", "b.png", "deep/c.png"]
 
 
 def test_nothing_is_overwritten_unasked(folder, model):
@@ -107,7 +88,7 @@ def test_a_name_does_not_depend_on_what_else_is_there(folder, model):
     result = run("upscale", folder, "-m", model, "--resume")
     assert result.exit_code == 1
     assert "3 of 5 images done" in result.stdout
-    assert tree(folder.parent / "in_x2") == ["a.png", "b.png", "d.png", "deep/c.png"]
+    assert list_files(folder.parent / "in_x2") == ["a.png", "b.png", "d.png", "deep/c.png"]
     assert (folder.parent / "in_x2" / "a.png").read_bytes() == before
 
 
@@ -144,7 +125,7 @@ def test_a_request_to_end_leaves_nothing_half_written(folder, model, monkeypatch
     monkeypatch.setattr("transformersr.upscale.image_io.to_image", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     assert run("upscale", folder, "-m", model).exit_code == 128 + signal.SIGTERM
-    assert tree(folder.parent / "in_x2") == []
+    assert list_files(folder.parent / "in_x2") == []
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -224,7 +205,7 @@ def test_draw_adds_to_what_is_there(tmp_path):
     assert run("draw", tmp_path / "synthetic", "--count", "1", "--size", "96").exit_code == 0
     first = (tmp_path / "synthetic" / "synthetic-0-00000.png").read_bytes()
     assert run("draw", tmp_path / "synthetic", "--count", "2", "--size", "96").exit_code == 0
-    assert tree(tmp_path / "synthetic") == ["synthetic-0-00000.png", "synthetic-0-00001.png"]
+    assert list_files(tmp_path / "synthetic") == ["synthetic-0-00000.png", "synthetic-0-00001.png"]
     assert (tmp_path / "synthetic" / "synthetic-0-00000.png").read_bytes() == first
 
 
@@ -232,15 +213,15 @@ def test_an_interrupted_pattern_can_be_resumed(folder, model, monkeypatch):
     monkeypatch.chdir(folder)
     assert run("upscale", "*.png", "-m", model).exit_code == 0
     assert run("upscale", "*.png", "-m", model, "--resume").exit_code == 0
-    assert tree(folder) == ["a.png", "a_x2.png", "b.jpg", "deep/c.webp"]
+    assert list_files(folder) == ["a.png", "a_x2.png", "b.jpg", "deep/c.webp"]
 
 
 def test_this_folder_and_the_same_file_twice(folder, model, monkeypatch):
     monkeypatch.chdir(folder / "deep")
     assert run("upscale", ".", "-m", model).exit_code == 0
-    assert tree(folder / "deep_x2") == ["c.png"]
+    assert list_files(folder / "deep_x2") == ["c.png"]
     assert run("upscale", "c.webp", "c.webp", "-m", model).exit_code == 0
-    assert tree(folder / "deep") == ["c.webp", "c_x2.png"]
+    assert list_files(folder / "deep") == ["c.webp", "c_x2.png"]
 
 
 def test_a_run_is_resumed_with_its_own_settings(tmp_path):

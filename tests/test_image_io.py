@@ -1,75 +1,20 @@
-"""Image files and PIL images: pixels exact, and what goes with them still there."""
+"""Image files and PIL images: pixels are exact, transparency is kept, damaged files are refused."""
 
 from __future__ import annotations
 
 import io
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms, ImageFile, PngImagePlugin
+from PIL import Image, ImageFile
 
 from transformersr.upscale import image_io
 from transformersr.upscale.image_io import Carried, ImageData, ImageError, from_pil, read_image, to_pil, write_image
 from transformersr.upscale.transparency import bleed
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-ORIENTED = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.swapaxes(0, 1)}
-ORIENTED |= {6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: np.rot90}
-"""What a viewer does to stored pixels."""
-
-
-def noise(*shape: int, bits: int = 8) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 2**bits, shape, dtype=np.uint16 if bits == 16 else np.uint8)
-
-
-def smooth(height: int = 48, width: int = 64) -> np.ndarray:
-    y, x = np.mgrid[:height, :width]
-    return np.stack([x * 3, y * 4, x + y], axis=2).astype(np.uint8)
-
-
-def plain_png(samples: np.ndarray, interlaced: bool = False, extra: bytes = b"") -> bytes:
-    """A 16-bit PNG written straight from the specification, with filter 0."""
-    passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
-    parts = [samples[top::down, left::right].astype(">u2") for left, top, right, down in passes]
-    data = b"".join(b"\0" + row.tobytes() for part in parts if part.size for row in part)
-    height, width, channels = samples.shape
-    header = struct.pack(">IIBBBBB", width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, interlaced)
-    return SIGNATURE + chunk(b"IHDR", header) + extra + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
-
-
-def chunk(name: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-def chunks(path: Path) -> dict[bytes, bytes]:
-    data, found, at = path.read_bytes(), {}, 8
-    while at < len(data):
-        (length,) = struct.unpack_from(">I", data, at)
-        found[data[at + 4 : at + 8]] = found.get(data[at + 4 : at + 8], b"") + data[at + 8 : at + 8 + length]
-        at += length + 12
-    return found
-
-
-def exif(orientation: int = 1, **details: bytes) -> bytes:
-    block = Image.Exif()
-    block[0x0112], block[0x010F] = orientation, "Camera"
-    if details:
-        block[0x8769] = {0x9286: details["comment"]}
-    return block.tobytes()
-
-
-def written(image: ImageData, path: Path, **options) -> ImageData:
-    write_image(image, path, **options)
-    return read_image(path)
-
-
-def image_data(color: np.ndarray, alpha: np.ndarray | None = None, **carried) -> ImageData:
-    return ImageData(color.astype(np.float32), None if alpha is None else alpha.astype(np.float32), Carried(**carried))
-
+from image_files import SIGNATURE, chunk, chunks, image_data, noise, plain_png, smooth, write_and_read
 
 # Pixels
 
@@ -79,7 +24,7 @@ def image_data(color: np.ndarray, alpha: np.ndarray | None = None, **carried) ->
 def test_eight_bits_come_back_exactly(tmp_path, monkeypatch, mode, suffix):
     monkeypatch.setattr(image_io, "BAND_PIXELS", 40)  # several bands
     image = Image.fromarray(noise(9, 17, 4)).convert(mode)
-    again = to_pil(written(from_pil(image), tmp_path / f"a.{suffix}", quality=100))
+    again = to_pil(write_and_read(from_pil(image), tmp_path / f"a.{suffix}", quality=100))
     kept = mode if suffix != "webp" else mode.replace("LA", "RGBA").replace("L", "RGB")
     assert again.mode == kept
     assert np.array_equal(again, image.convert(kept))
@@ -88,7 +33,7 @@ def test_eight_bits_come_back_exactly(tmp_path, monkeypatch, mode, suffix):
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_bmp_is_exact_without_transparency(tmp_path, mode):
     image = Image.fromarray(smooth()).convert(mode)
-    again = to_pil(written(from_pil(image), tmp_path / "a.bmp"))
+    again = to_pil(write_and_read(from_pil(image), tmp_path / "a.bmp"))
     assert np.array_equal(again, image)
 
 
@@ -137,7 +82,7 @@ def test_sixteen_bit_png_keeps_every_bit(tmp_path, monkeypatch, channels, interl
     monkeypatch.setattr(image_io, "BAND_PIXELS", 50)
     samples = noise(11, 13, channels, bits=16)
     (tmp_path / "a.png").write_bytes(plain_png(samples, interlaced))
-    for result in (read_image(tmp_path / "a.png"), written(read_image(tmp_path / "a.png"), tmp_path / "b.png")):
+    for result in (read_image(tmp_path / "a.png"), write_and_read(read_image(tmp_path / "a.png"), tmp_path / "b.png")):
         assert (result.carried.grey, result.carried.bits, result.alpha is None) == (channels < 3, 16, channels in (1, 3))
         assert np.array_equal(np.rint(result.color * 65535)[..., : 1 if channels < 3 else 3], samples[..., : 1 if channels < 3 else 3])
         assert result.alpha is None or np.array_equal(np.rint(result.alpha * 65535), samples[..., -1])
@@ -155,7 +100,7 @@ def test_sixteen_bit_grey_tiff_stays_so(tmp_path):
     values = noise(5, 6, bits=16)
     Image.fromarray(values).save(tmp_path / "a.tif")
     for name in ("b.tif", "b.png"):
-        result = written(read_image(tmp_path / "a.tif"), tmp_path / name)
+        result = write_and_read(read_image(tmp_path / "a.tif"), tmp_path / name)
         assert (result.carried.grey, result.carried.bits) == (True, 16)
         assert np.array_equal(np.rint(result.color[..., 2] * 65535), values)
 
@@ -165,7 +110,7 @@ def test_values_are_rounded_and_clipped(tmp_path):
     for carried in (Carried(), Carried(bits=16), Carried(grey=True)):
         image = to_pil(ImageData(color.astype(np.float32), None, carried))
         assert np.asarray(image.convert("L"))[0].tolist() == [0, 0, 1, 254, 255, 255]
-    deep = written(image_data(color * 255 / 65535, bits=16), tmp_path / "a.png")
+    deep = write_and_read(image_data(color * 255 / 65535, bits=16), tmp_path / "a.png")
     assert np.rint(deep.color[0, :, 0] * 65535).tolist() == [0, 0, 1, 254, 255, 300]
 
 
@@ -236,169 +181,10 @@ def test_a_transparent_value_that_does_not_occur_is_no_transparency(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["jpg", "bmp"])
 def test_transparency_is_put_on_white_with_a_warning_where_there_is_none(tmp_path, caplog, suffix):
-    result = written(image_data(np.zeros((8, 8, 3)), np.full((8, 8), 0.25)), tmp_path / f"a.{suffix}")
+    result = write_and_read(image_data(np.zeros((8, 8, 3)), np.full((8, 8), 0.25)), tmp_path / f"a.{suffix}")
     assert result.alpha is None
     assert abs(result.color - 0.75).max() < 0.01
     assert "on white" in caplog.text
-
-
-# What goes with the pixels
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("bits", [8, 16])
-def test_pixels_are_turned_upright_and_the_tag_with_them(tmp_path, monkeypatch, orientation, bits):
-    monkeypatch.setattr(image_io, "BAND_PIXELS", 20)
-    stored = noise(5, 7, 4, bits=bits)
-    path = tmp_path / "a.png"
-    path.write_bytes(plain_png(stored, extra=chunk(b"eXIf", exif(orientation)[6:])))
-    if bits == 8:
-        Image.fromarray(stored).save(path, exif=exif(orientation))
-    result = read_image(path)
-    assert np.array_equal(np.rint(np.dstack([result.color, result.alpha]) * (2**bits - 1)), ORIENTED[orientation](stored))
-    assert result.carried.exif == exif(1)
-
-
-@pytest.mark.parametrize("orientation", [1, 6, 7])
-def test_tiff_is_turned_once(tmp_path, orientation):
-    stored = noise(5, 7, 3)
-    Image.fromarray(stored).save(tmp_path / "a.tif", tiffinfo={0x0112: orientation, 0x010F: "Camera"})
-    result = read_image(tmp_path / "a.tif")
-    assert np.array_equal(np.rint(result.color * 255), ORIENTED[orientation](stored))
-    assert dict(to_pil(result).getexif()) == {0x010F: "Camera"}
-
-
-@pytest.mark.parametrize("orientation", [1, 6])
-def test_orientation_in_xmp_counts_where_exif_has_none(tmp_path, orientation):
-    stored = noise(5, 7, 3)
-    info = PngImagePlugin.PngInfo()
-    info.add_itxt("XML:com.adobe.xmp", f'<x tiff:Orientation="{orientation}"/>')
-    Image.fromarray(stored).save(tmp_path / "a.png", pnginfo=info)
-    result = read_image(tmp_path / "a.png")
-    assert np.array_equal(np.rint(result.color * 255), ORIENTED[orientation](stored))
-    assert (result.carried.xmp, result.carried.text) == (b'<x tiff:Orientation="1"/>', {})
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
-@pytest.mark.parametrize("bits", [8, 16])
-def test_profile_exif_xmp_and_resolution_are_kept(tmp_path, suffix, bits):
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    source = image_data(smooth() / 255, bits=bits, icc_profile=profile, exif=exif(comment=b"ASCII\0\0\0hello"), xmp=b"<x/>", dpi=(300, 150))
-    result = written(source, tmp_path / f"a.{suffix}").carried
-    read = Image.Exif()
-    read.load(result.exif)
-    assert read[0x010F] == "Camera"
-    assert read.get_ifd(0x8769)[0x9286] == b"ASCII\0\0\0hello"
-    assert (result.icc_profile, result.xmp) == (profile, b"<x/>")
-    assert result.dpi == (None if suffix == "webp" else pytest.approx((300, 150), abs=0.02))
-
-
-@pytest.mark.parametrize("bits", [8, 16])
-def test_png_text_is_kept(tmp_path, bits):
-    text = {"parameters": "a cat\nSteps: 20", "prompt": '{"1": "ねこ"}', "Naïve": "ÿ"}
-    source = image_data(smooth() / 255, bits=bits, text=text)
-    assert written(source, tmp_path / "a.png").carried.text == text
-    assert {b"tEXt", b"iTXt"} < set(chunks(tmp_path / "a.png"))
-    assert to_pil(source).info == text
-    assert from_pil(to_pil(source).convert("L")).carried.text == text
-
-
-@pytest.mark.parametrize("bits", [8, 16])
-def test_colour_chunks_of_a_png_are_kept(tmp_path, bits):
-    gamma, white = struct.pack(">I", 100000), struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
-    source = plain_png(noise(2, 2, 3, bits=16), extra=chunk(b"gAMA", gamma) + chunk(b"cHRM", white))
-    (tmp_path / "a.png").write_bytes(source)
-    result = read_image(tmp_path / "a.png")
-    result.carried.bits = bits
-    write_image(result, tmp_path / "b.png")
-    found = chunks(tmp_path / "b.png")
-    assert (found[b"gAMA"], found[b"cHRM"]) == (gamma, white)
-
-
-def test_long_text_does_not_cost_the_image(tmp_path):
-    info = PngImagePlugin.PngInfo()
-    info.add_text("workflow", "x" * 2_000_000, zip=True)
-    Image.fromarray(smooth()).save(tmp_path / "a.png", pnginfo=info)
-    with pytest.raises(ValueError, match=r"(?i)too large"):
-        Image.open(tmp_path / "a.png").load()
-    assert len(read_image(tmp_path / "a.png").carried.text["workflow"]) == 2_000_000
-
-
-@pytest.mark.parametrize("suffix", ["jpg", "webp"])
-def test_parameters_become_the_user_comment_and_stay_there(tmp_path, suffix):
-    source = image_data(smooth() / 255, text={"parameters": "ねこ, cat", "workflow": '{"a": 1}'}, exif=exif())
-    result = written(source, tmp_path / f"a.{suffix}")
-    again = written(result, tmp_path / "b.png")
-    for block in (result.carried.exif, again.carried.exif):
-        read = Image.Exif()
-        read.load(block)
-        assert read.get_ifd(0x8769)[0x9286] == b"UNICODE\0" + "ねこ, cat".encode("utf-16-be")
-        assert read[0x010F] == "Camera"  # in use, so the workflow has no place
-
-
-def test_user_comment_in_use_stays(tmp_path):
-    block = exif(comment=b"ASCII\0\0\0hello")
-    assert written(image_data(smooth() / 255, text={"parameters": "cat"}, exif=block), tmp_path / "a.jpg").carried.exif == block
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
-def test_exif_that_is_not_ascii_is_kept(tmp_path, suffix):
-    block = Image.Exif()
-    block[0x013B] = "José".encode()
-    source = written(
-        image_data(smooth() / 255, text={"parameters": "cat", "Copyright": "©"}, exif=block.tobytes()), tmp_path / f"a.{suffix}"
-    )
-    result = written(source, tmp_path / f"b.{suffix}").carried
-    assert "José".encode() in result.exif
-    assert suffix == "png" or "©".encode() in result.exif
-
-
-def test_comfyui_finds_its_workflow_in_webp(tmp_path):
-    write_image(image_data(smooth() / 255, text={"prompt": '{"a": 1}', "workflow": '{"b": 2}'}), tmp_path / "a.webp")
-    with Image.open(tmp_path / "a.webp") as image:
-        assert dict(image.getexif()) == {0x010F: 'workflow:{"b": 2}', 0x0110: 'prompt:{"a": 1}'}
-
-
-def test_text_too_long_for_jpeg_is_left_out_with_a_warning(tmp_path, caplog):
-    text = {"workflow": "x" * 70_000, "parameters": "cat"}
-    result = written(image_data(smooth() / 255, text=text, xmp=b"y" * 70_000), tmp_path / "a.jpg")
-    assert b"c\0a\0t" in result.carried.exif
-    assert "'workflow' is not written" in caplog.text
-    assert "XMP data of" in caplog.text
-
-
-def test_comment_goes_from_jpeg_to_png_and_back(tmp_path):
-    Image.fromarray(smooth()).save(tmp_path / "a.jpg", comment="hé".encode())
-    result = written(written(read_image(tmp_path / "a.jpg"), tmp_path / "b.png"), tmp_path / "c.jpg")
-    assert result.carried.text == {"Comment": "hé"}
-
-
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_damaged_exif_does_not_stop_writing(tmp_path):
-    source = image_data(smooth() / 255, text={"parameters": "cat"}, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
-    for suffix in ("png", "jpg", "webp", "tif"):
-        assert written(source, tmp_path / f"a.{suffix}").color.shape == (48, 64, 3)
-
-
-# Colour spaces
-
-
-def test_lab_with_a_profile_becomes_srgb(tmp_path):
-    lab = ImageCms.createProfile("LAB")
-    image = ImageCms.profileToProfile(Image.fromarray(smooth()), ImageCms.createProfile("sRGB"), lab, outputMode="LAB")
-    image.info["icc_profile"] = ImageCms.ImageCmsProfile(lab).tobytes()
-    result = from_pil(image)
-    assert abs(result.color - smooth() / 255).max() < 0.1
-    assert result.carried.icc_profile is None
-
-
-def test_a_profile_that_does_not_fit_is_dropped(caplog):
-    image = Image.fromarray(smooth()).convert("CMYK")
-    image.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    result = from_pil(image)
-    assert np.array_equal(to_pil(result), image.convert("RGB"))
-    assert result.carried.icc_profile is None
-    assert "does not fit" in caplog.text
 
 
 # Files that are refused, or half used
@@ -469,7 +255,7 @@ def test_an_unknown_suffix_is_refused_with_the_known_ones(tmp_path):
 
 
 def test_a_given_format_counts_more_than_the_suffix(tmp_path):
-    assert written(image_data(smooth() / 255), tmp_path / "a.png", format="jpeg").carried.format == "JPEG"
+    assert write_and_read(image_data(smooth() / 255), tmp_path / "a.png", format="jpeg").carried.format == "JPEG"
 
 
 @pytest.mark.parametrize(("suffix", "side", "limit"), [("webp", 16384, "16383"), ("jpg", 65501, "65500")])

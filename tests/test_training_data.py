@@ -7,8 +7,6 @@ import multiprocessing
 import os
 import pickle
 import shutil
-import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,17 +16,17 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from transformersr.training.cli import check
-from transformersr.training.data import image_cache, video_codec
+from transformersr.training.data import image_cache
 from transformersr.training.data.check import check_images, near_duplicates
-from transformersr.training.data.dataset import CropDataset
-from transformersr.training.data.degradation import FILTERS, PRESETS, Degradation, degrade, downscale
+from transformersr.training.data.degradation import Degradation, downscale
 from transformersr.training.data.folders import find_images, split_images
 from transformersr.training.data.image_cache import Cache, MappedImages, Synthetic, read_images
 from transformersr.training.data.images import TrainingImage, dhash
 from transformersr.training.data.synthetic import draw
-from transformersr.training.results.validate import make_pair, validation_pairs
+from transformersr.training.results.validate import validation_pairs
 
 from synthetic_images import synthetic_image
+from training_crops import make_crops
 
 
 @pytest.fixture(scope="module")
@@ -52,143 +50,15 @@ def save_pair(folder, name, gt, lq):
         image.save(path)
 
 
-def crops_of(images, preset="author", **others):
-    options = {"patch": 8, "scale": 4, "keep_flat": 0.15, "seed": 3, **others}
-    return CropDataset(images, preset=preset, **options)
-
-
 def equal(one, other):
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-# --- nothing is shifted --------------------------------------------------------------------------
-#
-# On a ramp, value and place are one: where a small pixel lies is read off its value. A ramp and its mirror image tell a shift, which has
-# opposite signs in them, from a change of brightness, which does not.
-
-SLOPE = 2
-
-
-def ramp(side):
-    return np.repeat(np.broadcast_to(np.arange(side) * SLOPE, (side, side)).astype(np.uint8)[..., None], 3, 2)
-
-
-def shifts(small_of, side, scale, border):
-    """How far a way of downscaling moves things right and down, in sharp pixels, from its results on four ramps without their borders."""
-    count = side // scale
-    value = SLOPE * ((np.arange(count) + 0.5) * scale - 0.5)
-    inner = slice(border, count - border)
-
-    def error(turns):
-        """Of a ramp turned so often, and turned back."""
-        small = np.asarray(small_of(Image.fromarray(np.ascontiguousarray(np.rot90(ramp(side), turns)))), np.float64)
-        return (np.rot90(small, -turns) - value[:, None])[inner, inner].mean()
-
-    return [(error(turns + 2) - error(turns)) / 2 / SLOPE for turns in (0, 1)]
-
-
-@pytest.mark.parametrize("method", FILTERS)
-@pytest.mark.parametrize("scale", [1, 2, 3, 4])
-def test_no_way_of_shrinking_shifts(method, scale):
-    side = 120 // scale * scale
-    assert np.abs(shifts(lambda image: downscale(image, scale, method), side, scale, 4)).max() < 0.01
-
-
-@pytest.mark.parametrize("scale", [2, 3, 4])
-@pytest.mark.parametrize("preset", PRESETS)
-def test_no_preset_shifts(preset, scale):
-    """Blur, sharpening and every filter, one after another; noise and codecs, which are random, are left to the next test."""
-    still = replace(PRESETS[preset], decoder=0.0, noise=0.0, codec=0.0, video=0.0, again=0.0)
-    side = 120 // scale * scale
-    for method in still.filters:
-        for step in ({"blur": 0.0, "sharpen": 0.0}, {"blur": 1.0, "sharpen": 0.0}, {"blur": 0.0, "sharpen": 1.0}):
-            steps = replace(still, filters=(method,), **step)
-            moved = shifts(lambda image, steps=steps: degrade(image, scale, steps, np.random.default_rng(4)), side, scale, 6)
-            assert np.abs(moved).max() < 0.01, (method, step)
-
-
-@pytest.mark.parametrize(("step", "most"), [("again", 0.01), ("decoder", 0.01), ("noise", 0.01), ("codec", 0.1)])
-def test_no_random_step_shifts_on_average(step, most):
-    """Each alone and always, over many draws. A codec rounds every draw of one image alike, so less of that averages out."""
-    steps = Degradation(tuple(FILTERS), quality=(98, 98), **{"formats": ("JPEG",), step: 1.0})
-
-    def mean(image):
-        return np.mean([np.asarray(degrade(image, 4, steps, np.random.default_rng(seed)), np.float64) for seed in range(48)], axis=0)
-
-    assert np.abs(shifts(mean, 120, 4, 4)).max() < most
-
-
-@pytest.mark.parametrize("size", [(120, 120), (121, 122), (122, 123), (123, 121)])
-@pytest.mark.parametrize("method", ["bicubic", "bilinear", "area"])
-def test_validation_pairs_of_any_size_are_not_shifted(size, method, tmp_path):
-    """Sizes that are no multiple of the scale are cut, never squeezed."""
-    width, height = size
-
-    def small_of(image):
-        image.crop((0, 0, width, height)).save(tmp_path / "ramp.png")
-        lq = make_pair(tmp_path / "ramp.png", 4, method).lq
-        assert lq.shape[2:] == (30, 30)
-        return (lq[0].permute(1, 2, 0) * 255).numpy()
-
-    def whole(image):
-        return small_of(Image.fromarray(np.pad(np.asarray(image), ((0, 3), (0, 3), (0, 0)), mode="edge")))
-
-    assert np.abs(shifts(whole, 120, 4, 4)).max() < 0.01
-
-
-@pytest.mark.parametrize("side", [101, 102, 103])
-def test_crops_of_images_of_any_size_are_not_shifted(side):
-    """Every small pixel is the mean of its sharp ones, up to the last whole one of the image."""
-    crops = crops_of([TrainingImage("", np.asarray(synthetic_image(2, side)))])
-    crops.preset = Degradation(("area",))
-    for index in range(20):
-        lq, gt = crops[index]
-        assert (torch.nn.functional.avg_pool2d(gt.float(), 4) - lq).abs().max() <= 1  # rounded along rows, then columns
-
-
-# --- degradation ---------------------------------------------------------------------------------
-
-
-def test_shrinking_wants_multiples():
-    with pytest.raises(ValueError, match="crop it first"):
-        downscale(Image.new("RGB", (9, 8)), 4, "area")
-
-
-@pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_gives_the_same_image_for_the_same_seed(preset):
-    one, other = (degrade(synthetic_image(1), 4, PRESETS[preset], np.random.default_rng(5)) for _ in range(2))
-    assert one.size == (24, 24)
-    assert one.tobytes() == other.tobytes()
-
-
-def test_every_step_of_a_degradation_changes_the_image():
-    plain = degrade(synthetic_image(1), 4, Degradation(("area",)), np.random.default_rng(0))
-    for step in ("blur", "sharpen", "decoder", "noise", "codec", "again", "video"):
-        changed = degrade(synthetic_image(1), 4, Degradation(("area",), **{step: 1.0}), np.random.default_rng(0))
-        assert changed.tobytes() != plain.tobytes()
-
-
-def test_stills_of_videos_keep_size_and_place_and_get_worse():
-    still, source = video_codec.video_still, synthetic_image(1, 95)
-    results = [still(source, strength) for strength in (0.0, 1.0)]
-    assert {result.size for result in results} == {(95, 95)}
-    errors = [np.abs(np.asarray(result).astype(int) - np.asarray(source)).mean() for result in results]
-    assert 0 < errors[0] < errors[1] < 30
-    assert still(source, 1.0).tobytes() == results[1].tobytes()
-    assert np.abs(shifts(lambda image: still(image, 0.0), 120, 1, 4)).max() < 0.05
-
-
-def test_without_a_video_codec_the_preset_says_what_to_install(monkeypatch):
-    monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ValueError, match=r"preset video needs PyAV.*pip install"):
-        crops_of([TrainingImage("", np.asarray(synthetic_image(0)))], "video")
 
 
 # --- crops ---------------------------------------------------------------------------------------
 
 
 def test_crops_depend_on_seed_and_number_alone_and_fit_together(folder):
-    crops = crops_of(read_images(find_images(folder), 32))
+    crops = make_crops(read_images(find_images(folder), 32))
     lq, gt = crops[17]
     assert (lq.shape, gt.shape) == ((3, 8, 8), (3, 32, 32))
     assert torch.equal(crops[17][0], lq)
@@ -200,7 +70,7 @@ def test_crops_depend_on_seed_and_number_alone_and_fit_together(folder):
 def test_small_crops_are_those_of_the_whole_image_made_small():
     """Filters see what lies around a crop, not its border."""
     image = TrainingImage("", np.asarray(synthetic_image(0)))
-    crops = crops_of([image])
+    crops = make_crops([image])
     crops.preset = Degradation(("bicubic",))
     whole = np.asarray(downscale(synthetic_image(0), 4, "bicubic"))
     for index in range(10):
@@ -212,9 +82,10 @@ def test_small_crops_are_those_of_the_whole_image_made_small():
 
 def test_reduced_crops_are_larger_places_made_smaller():
     """On a ramp down and a ramp across, a crop's values say where in the image it lies and how much of it there is."""
-    steps = np.arange(120) * SLOPE
+    slope = 2
+    steps = np.arange(120) * slope
     pixels = np.stack([np.repeat(steps[:, None], 120, 1), np.repeat(steps[None], 120, 0), np.zeros((120, 120))], 2).astype(np.uint8)
-    crops = crops_of([TrainingImage("", pixels)], zoom_out_prob=1.0)
+    crops = make_crops([TrainingImage("", pixels)], zoom_out_prob=1.0)
     crops.preset = Degradation(("bicubic",))
     sides = set()
     for index in range(40):
@@ -223,7 +94,7 @@ def test_reduced_crops_are_larger_places_made_smaller():
         sides.add(place.side)
         expected = [start + place.side / 2 - 0.5 for start in (place.y, place.x)]
         for crop, count in ((gt, 32), (small, 8)):
-            values = crop[..., :2].astype(np.float64) / SLOPE
+            values = crop[..., :2].astype(np.float64) / slope
             inner = values[count // 4 : -count // 4, count // 4 : -count // 4]
             middle = inner.mean((0, 1))
             assert middle == pytest.approx(expected, abs=0.3)  # rounding to a level is up to a quarter of a pixel
@@ -235,15 +106,15 @@ def test_reduced_crops_are_larger_places_made_smaller():
 
 
 def test_reduced_crops_stay_out_of_pairs_and_of_images_without_room():
-    paired = crops_of(
+    paired = make_crops(
         [TrainingImage("", np.asarray(synthetic_image(0)), np.asarray(downscale(synthetic_image(0), 4, "area")))], zoom_out_prob=1.0
     )
-    small = crops_of([TrainingImage("", np.asarray(synthetic_image(0))[:38])], zoom_out_prob=1.0)
+    small = make_crops([TrainingImage("", np.asarray(synthetic_image(0))[:38])], zoom_out_prob=1.0)
     assert {crops.place(index).side for crops in (paired, small) for index in range(20)} == {32}
 
 
 def test_a_crop_says_where_it_is_from(folder):
-    crops = crops_of(read_images(find_images(folder), 32))
+    crops = make_crops(read_images(find_images(folder), 32))
     place, (_, gt) = crops.place(5), crops[5]
     cut = place.image.gt[place.y : place.y + 32, place.x : place.x + 32]
     assert torch.equal(gt.flatten(1).sort().values, torch.from_numpy(cut.copy()).permute(2, 0, 1).flatten(1).sort().values)
@@ -253,7 +124,7 @@ def test_a_crop_says_where_it_is_from(folder):
 def test_places_without_detail_are_mostly_passed_over():
     image = np.full((256, 256, 3), 200, np.uint8)
     image[:, :64] = np.asarray(synthetic_image(0, 64)).repeat(4, axis=0)
-    crops = crops_of([TrainingImage("", image)])
+    crops = make_crops([TrainingImage("", image)])
     detailed = sum(bool(crops[index][1].float().std() > 4) for index in range(60))
     assert 35 < detailed < 60  # of all places, about a third
 
@@ -314,7 +185,7 @@ def test_pairs_that_do_not_fit_are_named_together_and_the_others_used(paired):
 
 def test_crops_of_pairs_are_cut_from_both_and_not_degraded(paired):
     split = split_images(paired, validation=("hr/deep/0.png",))
-    crops = crops_of(read_images(split.train, 32, 4, split.partners), "scan")
+    crops = make_crops(read_images(split.train, 32, 4, split.partners), "scan")
     for index in range(12):
         lq, gt = crops[index]
         assert (torch.nn.functional.avg_pool2d(gt.float(), 4) - lq).abs().max() <= 1  # rounded along rows, then columns
@@ -443,7 +314,7 @@ def test_drawings_are_mixed_in_and_have_their_share_of_the_crops(folder):
     generated = [image for image in store if image.synthetic]
     assert [image.name for image in generated] == ["synthetic 5-0", "synthetic 5-1"]
     assert np.array_equal(generated[1].gt, draw(np.random.default_rng([5, 1]), 80))
-    crops = crops_of(store, synthetic_share=0.5, keep_flat=1.0)
+    crops = make_crops(store, synthetic_share=0.5, keep_flat=1.0)
     assert 35 < sum(crops.place(index).image.synthetic for index in range(100)) < 65
 
 
@@ -506,16 +377,16 @@ def test_a_full_disk_is_said_before_anything_is_read(folder, tmp_path, monkeypat
 
 def test_what_is_sent_to_a_worker_is_a_path(folder, tmp_path):
     store = read_images(find_images(folder), 32, cache=Cache(tmp_path, shared=True))
-    sent = pickle.dumps(crops_of(store))
+    sent = pickle.dumps(make_crops(store))
     assert len(sent) < 4000
-    assert equal(pickle.loads(sent)[9], crops_of(store)[9])
+    assert equal(pickle.loads(sent)[9], make_crops(store)[9])
 
 
 @pytest.mark.parametrize("method", sorted({"fork", "spawn"} & set(multiprocessing.get_all_start_methods())))
 def test_crops_are_the_same_with_workers_of_every_kind(folder, tmp_path, method):
     workers = 2 if method == "fork" else 1  # a spawned one takes seconds to start
     store = read_images(find_images(folder), 32, cache=Cache(tmp_path, shared=True), workers=2 if method == "fork" else 0)
-    crops = crops_of(store, "web")
+    crops = make_crops(store, "web")
     loader = DataLoader(crops, batch_sampler=[range(4), range(4, 8)], num_workers=workers, multiprocessing_context=method)
     for place, (lq, gt) in enumerate(loader):
         for index in range(4):

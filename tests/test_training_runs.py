@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 
 from transformersr.arch import load_model
 from transformersr.training import losses, networks, steps
-from transformersr.training import train as training
 from transformersr.training.cli import main
 from transformersr.training.config import from_values, load_recipe
 from transformersr.training.data.folders import find_images, split_images
@@ -31,25 +30,9 @@ from transformersr.training.results.validate import make_pair, resize_with, scor
 from transformersr.training.results.verdict import Baseline
 from transformersr.training.train import train
 
-SETTINGS = {
-    "size": "tiny",
-    "init": "none",
-    "learning_rate": 5e-4,
-    "patch": 8,
-    "batch": 2,
-    "steps": 6,
-    "save_every": 3,
-    "log_every": 3,
-    "warmup_steps": 2,
-    "validation_crop": 64,
-    "trackers": [],
-    "workers": 0,
-}
+from short_runs import SETTINGS, at_step, read_state
+
 GAN = {"gan_weight": 0.1, "gan_start": 1, "gan_ramp": 3, "gan_width": 4, "gan_r1": 1.0, "filter_weight": 0.5, "gan_from_scratch": True}
-
-
-def state(run):
-    return torch.load(run / "state.pt", weights_only=True)
 
 
 def assert_same_state(one, other):
@@ -57,18 +40,6 @@ def assert_same_state(one, other):
     for part in set(one) - {"progress"}:
         torch.testing.assert_close(one[part], other[part], rtol=0, atol=0)
     assert one["progress"]["step"] == other["progress"]["step"]
-
-
-def at_step(monkeypatch, step, act):
-    """Do something when a run reaches a step."""
-    rate = training.learning_rate
-
-    def acting(config, now, done):
-        if now == step:
-            act()
-        return rate(config, now, done)
-
-    monkeypatch.setattr(training, "learning_rate", acting)
 
 
 # --- what a run leaves ---------------------------------------------------------------------------
@@ -186,7 +157,7 @@ def test_checkpointing_keeps_less():
 
 def test_bf16_trains(folder, tmp_path):
     train(from_values({**SETTINGS, "steps": 3, "precision": "bf16"}), folder, tmp_path / "run")
-    assert all(tensor.dtype != torch.bfloat16 for tensor in state(tmp_path / "run")["net_g"].values())
+    assert all(tensor.dtype != torch.bfloat16 for tensor in read_state(tmp_path / "run")["net_g"].values())
 
 
 @pytest.mark.skipif(not hasattr(torch.cpu, "set_device"), reason="accelerate's processes on CPUs need a PyTorch after 2.1")
@@ -219,26 +190,26 @@ def test_a_killed_run_resumes_to_the_same_bytes(folder, tmp_path, more):
     command = [sys.executable, str(KILLED), json.dumps({**SETTINGS, **more}), str(folder), str(tmp_path / "killed")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
-    assert state(tmp_path / "killed")["progress"]["step"] == 3
+    assert read_state(tmp_path / "killed")["progress"]["step"] == 3
     train(config, folder, tmp_path / "killed", resume=True)
-    assert_same_state(state(tmp_path / "straight"), state(tmp_path / "killed"))
+    assert_same_state(read_state(tmp_path / "straight"), read_state(tmp_path / "killed"))
 
 
 def test_a_stopped_run_prints_the_command_that_goes_on_and_a_finished_one_how_to_train_longer(folder, tmp_path, monkeypatch, caplog):
     run, options = tmp_path / "my run", [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items() if value != []]
     caplog.set_level(logging.INFO)
     with monkeypatch.context() as patch:
-        at_step(patch, 4, lambda: signal.raise_signal(signal.SIGINT))
+        at_step(patch, {4: lambda: signal.raise_signal(signal.SIGINT)})
         transformersr("train", folder, "--out", run, *options, "--trackers", "none")
-    assert state(run)["progress"]["step"] == 5
+    assert read_state(run)["progress"]["step"] == 5
     stopped = pasted(caplog.text, "go on: transformersr")
     assert stopped == ["train", "--resume", str(run)]
     transformersr(*stopped)
-    assert state(run)["progress"]["step"] == 6
+    assert read_state(run)["progress"]["step"] == 6
     longer = pasted(caplog.text, "train longer.*?: transformersr")
     assert longer[:4] == ["train", "--resume", str(run), "--steps"]
     transformersr(*longer[:4], "8")
-    assert state(run)["progress"]["step"] == 8
+    assert read_state(run)["progress"]["step"] == 8
     assert json.loads((run / "config.json").read_text())["trackers"] == []
 
 
@@ -265,7 +236,7 @@ def test_resuming_does_not_need_what_the_run_started_from(folder, tmp_path):
     train(config, folder, tmp_path / "run")
     given.unlink()
     train(dataclasses.replace(config, steps=7), folder, tmp_path / "run", resume=True)
-    assert state(tmp_path / "run")["progress"]["step"] == 7
+    assert read_state(tmp_path / "run")["progress"]["step"] == 7
 
 
 def test_resuming_another_network_says_so(folder, tmp_path):
@@ -290,7 +261,7 @@ def broken_at(monkeypatch, *steps):
 def test_a_step_that_is_not_finite_is_left_out_and_its_crops_named(folder, tmp_path, monkeypatch, caplog):
     broken_at(monkeypatch, 2)
     train(from_values(SETTINGS), folder, tmp_path / "run")
-    saved = state(tmp_path / "run")
+    saved = read_state(tmp_path / "run")
     assert saved["progress"]["skipped"] == 1
     assert not saved["progress"]["rolled_back"]
     assert all(tensor.isfinite().all() for tensor in saved["net_g"].values())
@@ -300,16 +271,16 @@ def test_a_step_that_is_not_finite_is_left_out_and_its_crops_named(folder, tmp_p
 
 def test_ten_in_a_row_go_back_to_the_last_good_state_at_half_the_rate_once(folder, tmp_path, monkeypatch):
     train(from_values({**SETTINGS, "steps": 3}), folder, tmp_path / "run")
-    good = state(tmp_path / "run")["net_g"]
+    good = read_state(tmp_path / "run")["net_g"]
     broken_at(monkeypatch, *range(10))
     train(from_values({**SETTINGS, "steps": 13}), folder, tmp_path / "run", resume=True)
-    saved = state(tmp_path / "run")
+    saved = read_state(tmp_path / "run")
     assert saved["progress"]["rolled_back"]
     assert all(torch.equal(good[name], saved["net_g"][name]) for name in good)
     broken_at(monkeypatch, *range(10))
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         train(from_values({**SETTINGS, "steps": 50}), folder, tmp_path / "run", resume=True)
-    kept = state(tmp_path / "run")["net_g"]
+    kept = read_state(tmp_path / "run")["net_g"]
     assert all(torch.equal(good[name], kept[name]) for name in good)
 
 
@@ -325,7 +296,7 @@ def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(folder, tmp_path
 
     monkeypatch.setattr(steps, "_add_gradients", full)
     other = load_file(train(from_values(config), folder, tmp_path / "other"))
-    assert state(tmp_path / "other")["progress"]["micro_batch"] == 2
+    assert read_state(tmp_path / "other")["progress"]["micro_batch"] == 2
     assert all(torch.allclose(one[name].float(), other[name].float(), atol=2e-4) for name in one)
     assert "the batch stays the same" in caplog.text
 
@@ -342,7 +313,7 @@ def test_a_full_disk_says_so_and_keeps_what_was_saved(folder, tmp_path, monkeypa
     monkeypatch.setattr(monitoring, "save_model", full)
     train(from_values(SETTINGS), folder, tmp_path / "run")
     assert "step 3 is not saved (the disk is full" in caplog.text
-    assert state(tmp_path / "run")["progress"]["step"] == 6
+    assert read_state(tmp_path / "run")["progress"]["step"] == 6
     assert load_model(tmp_path / "run" / "best.safetensors")
 
 
@@ -357,7 +328,7 @@ def test_an_adversarial_run_wants_something_to_start_from():
 @pytest.mark.parametrize("relativistic", [False, True])
 def test_an_adversarial_run_trains_both_networks(folder, tmp_path, relativistic):
     train(from_values({**SETTINGS, **GAN, "gan_relativistic": relativistic}), folder, tmp_path / "run")
-    saved = state(tmp_path / "run")
+    saved = read_state(tmp_path / "run")
     assert saved["progress"]["gan_steps"] == 5
     line = json.loads((tmp_path / "run" / "train.jsonl").read_text().splitlines()[-1])
     assert {"loss", "loss_filters", "loss_gan", "loss_d", "d_real", "d_fake", "d_right"} <= set(line)
@@ -368,4 +339,4 @@ def test_a_discriminator_far_ahead_holds_the_ramp(folder, tmp_path, monkeypatch)
     monkeypatch.setattr(steps, "STRONG_STEPS", 3)
     monkeypatch.setattr(steps, "STRONG", 0.0)
     train(from_values({**SETTINGS, **GAN, "steps": 9}), folder, tmp_path / "run")
-    assert state(tmp_path / "run")["progress"]["gan_steps"] == 2
+    assert read_state(tmp_path / "run")["progress"]["gan_steps"] == 2

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformersr.arch import VARIANTS, CheckpointError
+from transformersr.arch import CheckpointError
 from transformersr.training.config import TrainConfig, from_values, load_recipe
 from transformersr.training.perceptual import VGG19_LAYERS, FeatureLoss
 from transformersr.training.run_state import RunState
@@ -23,7 +23,6 @@ from pickle_assembler import (
     write_checkpoint,
 )
 from plain_v1 import random_state
-from random_models import V2
 from untrusted_files import FEW, read_or_refused, refused, save_any, save_pickle
 
 # --- the state of a run --------------------------------------------------------------------------
@@ -33,9 +32,8 @@ TINY_RUN = from_values({"size": "tiny", "scale": 2, "init": "none", "seed": 1, "
 
 
 @pytest.fixture
-def run(monkeypatch):
+def run(tiny_network):
     """A run with a network that takes no time, after a step."""
-    monkeypatch.setitem(VARIANTS, "tiny", dataclasses.replace(V2, blocks="RWC"))
     state = RunState.start(TINY_RUN, torch.device("cpu"))
     for parameter in state.net_g.parameters():
         parameter.grad = torch.ones_like(parameter)

@@ -12,6 +12,9 @@ from transformersr.arch import save_model
 from transformersr.training.data.degradation import downscale
 from transformersr.training.results.metrics import psnr, shift
 from transformersr.training.results.validate import to_tensor
+from transformersr.upscale.batch import Job, run_jobs
+from transformersr.upscale.image_io import ImageData, read_image, write_image
+from transformersr.upscale.metadata import Carried
 from transformersr.upscale.upscaler import available_models, find_device, find_dtype, find_model, parse_bytes
 
 from random_models import V2, random_model
@@ -224,3 +227,12 @@ def test_crispness_is_refused_out_of_range_and_without_a_sibling(siblings):
         Upscaler.from_pretrained(siblings / "mine.safetensors", crispness=1.1)
     with pytest.raises(ValueError, match="no crisp sibling"):
         Upscaler.from_pretrained(siblings / "mine-crisp.safetensors", crispness=0.3)
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+def test_sixteen_bits_of_colour_go_through_upscaling(tmp_path, transparent):
+    color = np.random.default_rng(0).random((9, 7, 3), np.float32)
+    write_image(ImageData(color, color[..., 0] if transparent else None, Carried(bits=16)), tmp_path / "in.png")
+    assert run_jobs([Job(tmp_path / "in.png", tmp_path / "out.png")], Upscaler(random_model(V2))) == []
+    large = read_image(tmp_path / "out.png")
+    assert (large.color.shape, large.carried.bits, large.alpha is not None) == ((18, 14, 3), 16, transparent)

@@ -15,6 +15,7 @@ from transformersr.upscale.cli import main
 
 from random_models import V2, random_model
 from synthetic_images import synthetic_image
+from video_files import make_video
 
 av = pytest.importorskip("av")
 
@@ -26,36 +27,11 @@ def upscaler():
     return Upscaler(random_model(V2, size=0.01))
 
 
-def make_video(path, pixels="yuv420p", turn=0, sound=True, **tags):
-    """Seven frames of a drawing that moves, the fourth shown for longer, and a tone."""
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=RATE)
-        context = stream.codec_context
-        context.width, context.height, context.pix_fmt = 48, 32, pixels
-        context.time_base = 1 / RATE
-        context.options = {"crf": "4"}
-        for name, value in tags.items():
-            setattr(context, name, value)
-        if turn:
-            stream.set_display_rotation(turn)
-        tone = out.add_stream("aac", rate=16000, layout="mono") if sound else None
-        out.metadata["title"] = "Tiny"
-        for index in range(FRAMES):
-            rgb = np.roll(np.asarray(synthetic_image(1, 48))[:32], index, axis=1)
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24").reformat(
-                format=pixels, dst_colorspace=int(tags.get("colorspace", 5)), dst_color_range=int(tags.get("color_range", 1))
-            )
-            frame.pts, frame.time_base = index + 3 * (index > 3), 1 / RATE
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-        for start in range(0, 6000 if tone else 0, 1000):
-            wave = (8000 * np.sin(np.arange(start, start + 1000) / 10)).astype(np.int16)[None]
-            piece = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
-            piece.sample_rate, piece.pts, piece.time_base = 16000, start, Fraction(1, 16000)
-            out.mux(tone.encode(piece))
-        if tone:
-            out.mux(tone.encode(None))
-    return path
+def make_clip(path, pixels="yuv420p", sound=True, **options):
+    """Seven frames of a moving drawing, the fourth shown for longer, and a tone."""
+    times = [index + 3 * (index > 3) for index in range(FRAMES)]
+    options |= {"size": (48, 32), "frames": FRAMES, "rate": RATE, "times": times, "title": "Tiny", "options": {"crf": "4"}}
+    return make_video(path, pixels=pixels, sound="aac" if sound else None, **options)
 
 
 def read_video(path):
@@ -93,7 +69,7 @@ def worst(ours, wanted):
     ids=["untagged", "full range BT.709", "HDR"],
 )
 def test_times_colours_depth_sound_and_title_stay(tmp_path, upscaler, pixels, tags):
-    source, target, shares = make_video(tmp_path / "video.mp4", pixels, **tags), tmp_path / "large.mp4", []
+    source, target, shares = make_clip(tmp_path / "video.mp4", pixels, **tags), tmp_path / "large.mp4", []
     before = source.read_bytes()
     video.upscale_video(source, target, upscaler, on_progress=shares.append)
     times, small, sound, said = read_video(source)
@@ -111,7 +87,7 @@ def test_times_colours_depth_sound_and_title_stay(tmp_path, upscaler, pixels, ta
 
 @pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="this PyAV cannot make such a video")
 def test_a_video_that_a_player_turns_stands_upright(tmp_path, upscaler):
-    source = make_video(tmp_path / "video.mp4", turn=90, sound=False)
+    source = make_clip(tmp_path / "video.mp4", rotation=90, sound=False)
     video.upscale_video(source, tmp_path / "large.mkv", upscaler, factor=1.4)
     _, small, *_ = read_video(source)
     _, large, *_ = read_video(tmp_path / "large.mkv")
@@ -123,7 +99,7 @@ def test_a_video_that_a_player_turns_stands_upright(tmp_path, upscaler):
 
 def test_the_command_takes_videos_beside_images_and_names_what_is_none(tmp_path):
     save_model(random_model(V2), tmp_path / "model.safetensors")
-    make_video(tmp_path / "video.mkv")
+    make_clip(tmp_path / "video.mkv")
     synthetic_image(0, 16).save(tmp_path / "still.png")
     (tmp_path / "broken.mp4").write_bytes(b"no clip")
     names = [str(tmp_path / name) for name in ("video.mkv", "still.png", "broken.mp4")]
@@ -137,7 +113,7 @@ def test_the_command_takes_videos_beside_images_and_names_what_is_none(tmp_path)
 
 def test_a_playlist_under_the_name_of_a_video_opens_no_other_file(tmp_path, upscaler):
     """FFmpeg goes by what is in a file, and a playlist may name any."""
-    make_video(tmp_path / "private.mkv")
+    make_clip(tmp_path / "private.mkv")
     (tmp_path / "video.mp4").write_text("ffconcat version 1.0\nfile private.mkv\n")
     with av.open(str(tmp_path / "video.mp4")) as clip:
         assert len(list(clip.decode(video=0))) == FRAMES  # so it would
@@ -147,7 +123,7 @@ def test_a_playlist_under_the_name_of_a_video_opens_no_other_file(tmp_path, upsc
 
 
 def test_frames_that_do_not_fit_into_memory_are_refused_before_and_on_the_way(tmp_path, upscaler, monkeypatch):
-    source = make_video(tmp_path / "video.mp4")
+    source = make_clip(tmp_path / "video.mp4")
     for module in (image_io, video_read):
         monkeypatch.setattr(module, "most_pixels", lambda: 1000)
     with pytest.raises(ValueError, match=r"video\.mp4: 48x32 pixels need .* are free"):

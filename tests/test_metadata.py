@@ -1,35 +1,36 @@
-"""What goes with an image is found by the programs that look for it, and fits the image that it is with."""
+"""Metadata: EXIF, XMP, text, orientation, resolution and colour profiles reach the written file and fit it."""
 
 from __future__ import annotations
 
 import io
 import struct
-import zlib
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageCms, features
+from PIL import ExifTags, Image, ImageCms, PngImagePlugin, features
 
-from transformersr.upscale import color
-from transformersr.upscale.image_io import Carried, ImageData, from_pil, read_image, to_pil, write_image
+from transformersr.upscale import color, image_io
+from transformersr.upscale.image_io import ImageData, from_pil, read_image, to_pil, write_image
+
+from image_files import chunk, chunks, image_data, noise, plain_png, smooth, write_and_read
 
 SETTINGS = "masterpiece, ねこ\nNegative prompt: blurry\nSteps: 20, Sampler: Euler"
 WORKFLOW, PROMPT = '{"nodes": []}', '{"1": {}}'
 AVIF = pytest.param("avif", marks=pytest.mark.skipif(not features.check("avif"), reason="this Pillow writes no AVIF"))
 
 
-def image(**carried):
-    return ImageData(np.full((6, 8, 3), 0.5, np.float32), None, Carried(**carried))
+GREY = np.full((6, 8, 3), 0.5)
+ORIENTED = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud, 5: lambda a: a.swapaxes(0, 1)}
+ORIENTED |= {6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).swapaxes(0, 1), 8: np.rot90}
+"""How a viewer turns stored pixels, for each EXIF orientation."""
 
 
-def chunk(name, data):
-    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-
-def png_chunk(path, name):
-    data = path.read_bytes()
-    place = data.find(name)
-    return None if place < 0 else data[place + 4 : place + 4 + int.from_bytes(data[place - 4 : place], "big")]
+def exif(orientation: int = 1, **details: bytes) -> bytes:
+    block = Image.Exif()
+    block[0x0112], block[0x010F] = orientation, "Camera"
+    if details:
+        block[0x8769] = {0x9286: details["comment"]}
+    return block.tobytes()
 
 
 def png_with(path, *extra):
@@ -82,7 +83,7 @@ def test_what_a_camera_comments_is_no_text_of_a_png(tmp_path):
 @pytest.mark.parametrize("suffix", ["webp", "jpg"])
 def test_text_goes_from_png_to_exif_and_back_once(tmp_path, suffix):
     text = {"workflow": WORKFLOW, "prompt": PROMPT, "parameters": SETTINGS}
-    write_image(image(text=text), tmp_path / f"a.{suffix}")
+    write_image(image_data(GREY, text=text), tmp_path / f"a.{suffix}")
     first = read_image(tmp_path / f"a.{suffix}")
     assert first.carried.text == text
     write_image(first, tmp_path / "b.png")
@@ -93,16 +94,16 @@ def test_text_goes_from_png_to_exif_and_back_once(tmp_path, suffix):
 def test_a_workflow_has_another_place_where_a_camera_has_taken_its_own(tmp_path):
     exif = Image.Exif()
     exif[0x010F], exif[0x0110] = "Camera", "Model"
-    write_image(image(text={"workflow": WORKFLOW, "prompt": PROMPT}, exif=exif.tobytes()), tmp_path / "a.webp")
+    write_image(image_data(GREY, text={"workflow": WORKFLOW, "prompt": PROMPT}, exif=exif.tobytes()), tmp_path / "a.webp")
     assert Image.open(tmp_path / "a.webp").getexif()[0x010F] == "Camera"
     assert read_image(tmp_path / "a.webp").carried.text == {"workflow": WORKFLOW, "prompt": PROMPT}
 
 
 def test_text_without_a_place_is_named(tmp_path, caplog):
-    write_image(image(text={"invokeai_metadata": "{}", "date:create": "2026"}), tmp_path / "a.jpg")
+    write_image(image_data(GREY, text={"invokeai_metadata": "{}", "date:create": "2026"}), tmp_path / "a.jpg")
     assert "JPEG files have no place for it: 'invokeai_metadata'" in caplog.text
     caplog.clear()
-    write_image(image(text={"parameters": "cat", "Comment": "hi"}, exif=comfy_exif()), tmp_path / "a.bmp")
+    write_image(image_data(GREY, text={"parameters": "cat", "Comment": "hi"}, exif=comfy_exif()), tmp_path / "a.bmp")
     assert "'parameters', 'Comment', EXIF data" in caplog.text
 
 
@@ -160,7 +161,7 @@ def test_pil_images_carry_fitting_exif_too():
 
 def test_sizes_in_xmp_are_those_of_the_result(tmp_path):
     xmp = b'<x tiff:ImageWidth="4" exif:PixelYDimension="3"/><tiff:ImageLength>3</tiff:ImageLength><xmp:Thumbnails>old</xmp:Thumbnails>'
-    write_image(image(xmp=xmp), tmp_path / "a.png")
+    write_image(image_data(GREY, xmp=xmp), tmp_path / "a.png")
     result = read_image(tmp_path / "a.png").carried.xmp
     assert result == b'<x tiff:ImageWidth="8" exif:PixelYDimension="6"/><tiff:ImageLength>6</tiff:ImageLength>'
 
@@ -192,7 +193,7 @@ def test_cicp_stays_in_a_png(tmp_path):
     for bits in (8, 16):
         source.carried.bits = bits
         write_image(source, tmp_path / "b.png")
-        assert png_chunk(tmp_path / "b.png", b"cICP") == P3[1]
+        assert chunks(tmp_path / "b.png").get(b"cICP") == P3[1]
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp", "tif"])
@@ -210,7 +211,7 @@ def test_nclx_of_an_avif_becomes_cicp_and_profile(tmp_path):
     (tmp_path / "a.avif").write_bytes(data)
     source = read_image(tmp_path / "a.avif")
     write_image(source, tmp_path / "b.png")
-    assert png_chunk(tmp_path / "b.png", b"cICP") == P3[1]
+    assert chunks(tmp_path / "b.png").get(b"cICP") == P3[1]
     write_image(source, tmp_path / "b.webp", quality=100)
     assert np.abs(as_srgb(tmp_path / "b.webp") - p3_to_srgb((200, 90, 30))).max() <= 4
 
@@ -219,7 +220,7 @@ def test_nclx_of_an_avif_becomes_cicp_and_profile(tmp_path):
 def test_hdr_stays_in_a_png_and_is_said_where_it_cannot(tmp_path, caplog, transfer, name):
     source = read_image(png_with(tmp_path / "a.png", (b"cICP", bytes([9, transfer, 0, 1]))))
     write_image(source, tmp_path / "b.png")
-    assert png_chunk(tmp_path / "b.png", b"cICP")[1] == transfer
+    assert chunks(tmp_path / "b.png")[b"cICP"][1] == transfer
     assert not caplog.text
     write_image(source, tmp_path / "b.jpg")
     assert f"HDR ({name})" in caplog.text
@@ -245,7 +246,7 @@ def test_adobe_rgb_of_a_camera_becomes_a_profile(tmp_path):
 
 def test_a_profile_that_is_not_written_is_named(tmp_path, caplog):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    write_image(image(icc_profile=profile), tmp_path / "a.bmp")
+    write_image(image_data(GREY, icc_profile=profile), tmp_path / "a.bmp")
     assert "BMP files have no place for it: an ICC profile" in caplog.text
 
 
@@ -266,3 +267,162 @@ def test_broken_numbers_of_colour_cost_nothing(tmp_path):
         source = read_image(png_with(tmp_path / "a.png", (b"cICP", data), (b"cHRM", bytes(32))))
         write_image(source, tmp_path / "b.jpg")
         write_image(source, tmp_path / "b.png")
+
+
+# What goes with the pixels
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("bits", [8, 16])
+def test_pixels_are_turned_upright_and_the_tag_with_them(tmp_path, monkeypatch, orientation, bits):
+    monkeypatch.setattr(image_io, "BAND_PIXELS", 20)
+    stored = noise(5, 7, 4, bits=bits)
+    path = tmp_path / "a.png"
+    path.write_bytes(plain_png(stored, extra=chunk(b"eXIf", exif(orientation)[6:])))
+    if bits == 8:
+        Image.fromarray(stored).save(path, exif=exif(orientation))
+    result = read_image(path)
+    assert np.array_equal(np.rint(np.dstack([result.color, result.alpha]) * (2**bits - 1)), ORIENTED[orientation](stored))
+    assert result.carried.exif == exif(1)
+
+
+@pytest.mark.parametrize("orientation", [1, 6, 7])
+def test_tiff_is_turned_once(tmp_path, orientation):
+    stored = noise(5, 7, 3)
+    Image.fromarray(stored).save(tmp_path / "a.tif", tiffinfo={0x0112: orientation, 0x010F: "Camera"})
+    result = read_image(tmp_path / "a.tif")
+    assert np.array_equal(np.rint(result.color * 255), ORIENTED[orientation](stored))
+    assert dict(to_pil(result).getexif()) == {0x010F: "Camera"}
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_orientation_in_xmp_counts_where_exif_has_none(tmp_path, orientation):
+    stored = noise(5, 7, 3)
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt("XML:com.adobe.xmp", f'<x tiff:Orientation="{orientation}"/>')
+    Image.fromarray(stored).save(tmp_path / "a.png", pnginfo=info)
+    result = read_image(tmp_path / "a.png")
+    assert np.array_equal(np.rint(result.color * 255), ORIENTED[orientation](stored))
+    assert (result.carried.xmp, result.carried.text) == (b'<x tiff:Orientation="1"/>', {})
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_profile_exif_xmp_and_resolution_are_kept(tmp_path, suffix, bits):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    source = image_data(smooth() / 255, bits=bits, icc_profile=profile, exif=exif(comment=b"ASCII\0\0\0hello"), xmp=b"<x/>", dpi=(300, 150))
+    result = write_and_read(source, tmp_path / f"a.{suffix}").carried
+    read = Image.Exif()
+    read.load(result.exif)
+    assert read[0x010F] == "Camera"
+    assert read.get_ifd(0x8769)[0x9286] == b"ASCII\0\0\0hello"
+    assert (result.icc_profile, result.xmp) == (profile, b"<x/>")
+    assert result.dpi == (None if suffix == "webp" else pytest.approx((300, 150), abs=0.02))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_png_text_is_kept(tmp_path, bits):
+    text = {"parameters": "a cat\nSteps: 20", "prompt": '{"1": "ねこ"}', "Naïve": "ÿ"}
+    source = image_data(smooth() / 255, bits=bits, text=text)
+    assert write_and_read(source, tmp_path / "a.png").carried.text == text
+    assert {b"tEXt", b"iTXt"} < set(chunks(tmp_path / "a.png"))
+    assert to_pil(source).info == text
+    assert from_pil(to_pil(source).convert("L")).carried.text == text
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_colour_chunks_of_a_png_are_kept(tmp_path, bits):
+    gamma, white = struct.pack(">I", 100000), struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
+    source = plain_png(noise(2, 2, 3, bits=16), extra=chunk(b"gAMA", gamma) + chunk(b"cHRM", white))
+    (tmp_path / "a.png").write_bytes(source)
+    result = read_image(tmp_path / "a.png")
+    result.carried.bits = bits
+    write_image(result, tmp_path / "b.png")
+    found = chunks(tmp_path / "b.png")
+    assert (found[b"gAMA"], found[b"cHRM"]) == (gamma, white)
+
+
+def test_long_text_does_not_cost_the_image(tmp_path):
+    info = PngImagePlugin.PngInfo()
+    info.add_text("workflow", "x" * 2_000_000, zip=True)
+    Image.fromarray(smooth()).save(tmp_path / "a.png", pnginfo=info)
+    with pytest.raises(ValueError, match=r"(?i)too large"):
+        Image.open(tmp_path / "a.png").load()
+    assert len(read_image(tmp_path / "a.png").carried.text["workflow"]) == 2_000_000
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_parameters_become_the_user_comment_and_stay_there(tmp_path, suffix):
+    source = image_data(smooth() / 255, text={"parameters": "ねこ, cat", "workflow": '{"a": 1}'}, exif=exif())
+    result = write_and_read(source, tmp_path / f"a.{suffix}")
+    again = write_and_read(result, tmp_path / "b.png")
+    for block in (result.carried.exif, again.carried.exif):
+        read = Image.Exif()
+        read.load(block)
+        assert read.get_ifd(0x8769)[0x9286] == b"UNICODE\0" + "ねこ, cat".encode("utf-16-be")
+        assert read[0x010F] == "Camera"  # in use, so the workflow has no place
+
+
+def test_user_comment_in_use_stays(tmp_path):
+    block = exif(comment=b"ASCII\0\0\0hello")
+    assert write_and_read(image_data(smooth() / 255, text={"parameters": "cat"}, exif=block), tmp_path / "a.jpg").carried.exif == block
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_exif_that_is_not_ascii_is_kept(tmp_path, suffix):
+    block = Image.Exif()
+    block[0x013B] = "José".encode()
+    source = write_and_read(
+        image_data(smooth() / 255, text={"parameters": "cat", "Copyright": "©"}, exif=block.tobytes()), tmp_path / f"a.{suffix}"
+    )
+    result = write_and_read(source, tmp_path / f"b.{suffix}").carried
+    assert "José".encode() in result.exif
+    assert suffix == "png" or "©".encode() in result.exif
+
+
+def test_comfyui_finds_its_workflow_in_webp(tmp_path):
+    write_image(image_data(smooth() / 255, text={"prompt": '{"a": 1}', "workflow": '{"b": 2}'}), tmp_path / "a.webp")
+    with Image.open(tmp_path / "a.webp") as image:
+        assert dict(image.getexif()) == {0x010F: 'workflow:{"b": 2}', 0x0110: 'prompt:{"a": 1}'}
+
+
+def test_text_too_long_for_jpeg_is_left_out_with_a_warning(tmp_path, caplog):
+    text = {"workflow": "x" * 70_000, "parameters": "cat"}
+    result = write_and_read(image_data(smooth() / 255, text=text, xmp=b"y" * 70_000), tmp_path / "a.jpg")
+    assert b"c\0a\0t" in result.carried.exif
+    assert "'workflow' is not written" in caplog.text
+    assert "XMP data of" in caplog.text
+
+
+def test_comment_goes_from_jpeg_to_png_and_back(tmp_path):
+    Image.fromarray(smooth()).save(tmp_path / "a.jpg", comment="hé".encode())
+    result = write_and_read(write_and_read(read_image(tmp_path / "a.jpg"), tmp_path / "b.png"), tmp_path / "c.jpg")
+    assert result.carried.text == {"Comment": "hé"}
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_does_not_stop_writing(tmp_path):
+    source = image_data(smooth() / 255, text={"parameters": "cat"}, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    for suffix in ("png", "jpg", "webp", "tif"):
+        assert write_and_read(source, tmp_path / f"a.{suffix}").color.shape == (48, 64, 3)
+
+
+# Colour spaces
+
+
+def test_lab_with_a_profile_becomes_srgb(tmp_path):
+    lab = ImageCms.createProfile("LAB")
+    image = ImageCms.profileToProfile(Image.fromarray(smooth()), ImageCms.createProfile("sRGB"), lab, outputMode="LAB")
+    image.info["icc_profile"] = ImageCms.ImageCmsProfile(lab).tobytes()
+    result = from_pil(image)
+    assert abs(result.color - smooth() / 255).max() < 0.1
+    assert result.carried.icc_profile is None
+
+
+def test_a_profile_that_does_not_fit_is_dropped(caplog):
+    image = Image.fromarray(smooth()).convert("CMYK")
+    image.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    result = from_pil(image)
+    assert np.array_equal(to_pil(result), image.convert("RGB"))
+    assert result.carried.icc_profile is None
+    assert "does not fit" in caplog.text

@@ -1,9 +1,8 @@
-"""Videos as people have them: old, cut short, joined, transparent, with streams that nobody else can hold."""
+"""Unusual and damaged videos: broken timestamps, old containers, streams that do not fit, truncation, transparency, HDR."""
 
 from __future__ import annotations
 
 import logging
-from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from transformersr import Upscaler
 from transformersr.upscale import video, video_read
 
 from random_models import V2, random_model
-from synthetic_images import synthetic_image
+from video_files import make_video
 
 av = pytest.importorskip("av")
 
@@ -21,32 +20,6 @@ av = pytest.importorskip("av")
 @pytest.fixture(scope="module")
 def upscaler():
     return Upscaler(random_model(V2, size=0.01))
-
-
-def make_video(path, codec="libx264", pixels="yuv420p", frames=10, times=None, options=None, rgba=None, sound=None, rate=10, format=None):
-    """A drawing that moves; `times` in frames, `rgba` for transparent ones, `sound` the name of a codec for a tone."""
-    with av.open(f"file:{path}", "w", format=format) as out:
-        stream = out.add_stream(codec, rate=rate)
-        stream.width, stream.height, stream.pix_fmt = 32, 32, pixels
-        stream.codec_context.options = options or {}
-        tone = out.add_stream(sound, rate=16000, layout="mono") if sound else None
-        if sound and "wma" in sound:
-            tone.bit_rate = 32000
-        for index in range(frames):
-            pixels_ = np.roll(np.asarray(synthetic_image(1, 32)), index, axis=1) if rgba is None else rgba
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels_), format="rgb24" if rgba is None else "rgba")
-            frame = frame.reformat(format=pixels)
-            frame.pts, frame.time_base = index if times is None else times[index], Fraction(1, rate)
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
-        for start in range(0, frames * 16000 // rate if tone else 0, 1600):
-            wave = (8000 * np.sin(np.arange(start, start + 1600) / 10)).astype(np.int16)[None]
-            piece = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
-            piece.sample_rate, piece.pts, piece.time_base = 16000, start, Fraction(1, 16000)
-            out.mux(tone.encode(piece))
-        if tone:
-            out.mux(tone.encode(None))
-    return path
 
 
 def read_times(path):

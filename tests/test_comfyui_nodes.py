@@ -1,0 +1,329 @@
+"""The ComfyUI nodes and their files, without ComfyUI: a stand-in takes its place."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from transformersr.arch import load_model, save_model
+from transformersr.upscale.upscaler import Upscaler, available_models, load_blend
+
+import comfyui_standin
+from comfyui_pack import EXAMPLES, INPUTS, ROOT, UPSCALE, VIDEO, WIDGETS
+from peers import declare_torchvision_operators
+from random_models import V2, random_model
+from video_files import make_video
+
+# --- without ComfyUI -----------------------------------------------------------------------------
+
+IMPORT = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location(sys.argv[2], sys.argv[1] + "/__init__.py")
+package = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+assert not hasattr(package, "NODE_CLASS_MAPPINGS"), "nodes without ComfyUI"
+assert "torch" not in sys.modules, "importing the package costs something"
+assert package.Upscaler.__name__ == "Upscaler"
+"""
+
+
+def test_without_comfyui_the_package_has_no_nodes_and_says_nothing():
+    name = "/somewhere/custom_nodes/Transformer-SR v0_x_1 (copy)"
+    done = subprocess.run([sys.executable, "-c", IMPORT, str(ROOT), name], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("language", sorted(path.name for path in (ROOT / "locales").iterdir()))
+def test_every_language_has_every_text(language):
+    nodes = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    assert {node: list(texts["inputs"]) for node, texts in nodes.items()} == INPUTS
+    for texts in nodes.values():
+        for entry in (*texts["inputs"].values(), *texts["outputs"].values()):
+            assert entry["name"]
+            assert entry["tooltip"]
+        assert texts["display_name"]
+        assert texts["description"]
+
+
+@pytest.mark.parametrize("language", ["en", "zh", "ja", "ko"])
+@pytest.mark.parametrize("node", INPUTS)
+def test_help_names_every_input_as_the_node_shows_it(language, node):
+    page = (ROOT / "web" / "docs" / node / f"{language}.md").read_text(encoding="utf-8")
+    nodes = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
+    for entry in nodes[node]["inputs"].values():
+        assert f"**{entry['name']}**" in page
+    assert page.startswith(f"# {nodes[node]['display_name']}\n")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_have_images_and_every_setting(path):
+    with Image.open(path.with_suffix(".jpg")) as thumbnail:
+        assert thumbnail.format == "JPEG"
+    (node,) = [node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"] in (UPSCALE, VIDEO)]
+    assert [entry["name"] for entry in node["inputs"]] == INPUTS[node["type"]]
+    assert len(node["widgets_values"]) == len(WIDGETS[node["type"]])
+
+
+@pytest.mark.parametrize("word", ["anime", "4x", "waifu2x", "video", "hires", "upscale"])
+def test_the_search_for_templates_which_knows_only_their_names_finds_one_by(word):
+    assert any(word in path.stem.lower() for path in EXAMPLES)
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_links_of_examples_are_whole(path):
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    for link, origin, output, target, slot, _ in graph["links"]:
+        assert link in nodes[origin]["outputs"][output]["links"]
+        assert nodes[target]["inputs"][slot]["link"] == link
+
+
+def test_models_that_examples_need_can_be_downloaded():
+    for path in EXAMPLES:
+        for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
+            if node["type"] == "CheckpointLoaderSimple":
+                (model,) = node["properties"]["models"]
+                assert model["name"] == node["widgets_values"][0]
+                assert model["url"].endswith(f"/{model['name']}")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "subgraphs").glob("*.json")), ids=lambda path: path.stem)
+def test_blueprints_hold_one_subgraph_with_our_node_and_what_it_is_for(path):
+    (graph,) = json.loads(path.read_text(encoding="utf-8"))["definitions"]["subgraphs"]
+    (node,) = [node for node in graph["nodes"] if node["type"] == UPSCALE]
+    assert [entry["name"] for entry in node["inputs"]] == INPUTS[UPSCALE]
+    assert graph["name"] == path.stem
+    assert graph["description"]
+
+
+def test_requirements_leave_the_hosts_pytorch_alone():
+    """ComfyUI-Manager and comfy-cli install from this file; without it comfy-cli's `--fast-deps` would read PyTorch in pyproject.toml."""
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
+    assert lines == ["einops", "safetensors"]
+
+
+def test_the_registrys_archive_has_nothing_that_its_scanner_flags():
+    """It holds back packs for network calls and for starting programs; what we have of that does not go into the archive."""
+    command = ["git", "ls-files", "--cached", "*.py"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    ignored = subprocess.run(
+        [*command[:2], "--ignored", "--exclude-from=.comfyignore", *command[2:]], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    archive = set(listed) - set(ignored)
+    assert {"nodes.py", "arch/model.py", "upscale/video.py"} <= archive
+    modules = r"^\s*(import|from) (subprocess|socket|urllib|requests|http|ctypes)\b"
+    flagged = re.compile(modules + r"|(?<![.\w])(exec|eval)\(|os\.system", re.MULTILINE)
+    assert [name for name in sorted(archive) if flagged.search((ROOT / name).read_text(encoding="utf-8"))] == []
+
+
+# --- with a stand-in for ComfyUI -----------------------------------------------------------------
+
+
+@pytest.fixture
+def nodes(tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    save_model(random_model(V2), tmp_path / "models" / "mine.safetensors")
+    return comfyui_standin.install(monkeypatch, tmp_path)
+
+
+@pytest.fixture
+def siblings(nodes, tmp_path) -> Path:
+    """A model and its crisp sibling, in the folder of the user's models."""
+    save_model(random_model(V2, seed=1), tmp_path / "models" / "mine-crisp.safetensors")
+    return tmp_path / "models" / "mine.safetensors"
+
+
+def random_image(height: int = 24, width: int = 32) -> torch.Tensor:
+    return torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_patcher_is_of_the_class_that_the_host_chose_at_its_start(nodes, monkeypatch):
+    """A plain one among dynamic ones makes ComfyUI drop every other model from the device."""
+    assert type(nodes.managed(random_model(V2))) is comfyui_standin.ModelPatcher
+    host = sys.modules["comfy.model_patcher"]
+    monkeypatch.setattr(host, "CoreModelPatcher", comfyui_standin.ModelPatcherDynamic, raising=False)
+    assert type(nodes.managed(random_model(V2))) is comfyui_standin.ModelPatcherDynamic
+
+
+@pytest.mark.parametrize(("patcher", "moves"), [(comfyui_standin.ModelPatcher, 2), (comfyui_standin.ModelPatcherDynamic, 0)])
+def test_parameters_are_moved_by_hand_only_where_the_patcher_does_not(nodes, monkeypatch, patcher, moves):
+    model = random_model(V2)
+    moved = []
+    monkeypatch.setattr(model, "to", moved.append)
+    with nodes.on_device(patcher(model, torch.device("meta"), comfyui_standin.CPU), 0):
+        pass
+    assert len(moved) == moves
+
+
+def test_the_page_learns_the_size_of_the_input_and_the_scale(nodes):
+    done = nodes.TransformerSRUpscale().upscale(random_image(), "mine.safetensors")
+    assert done["ui"] == {"transformersr": [{"width": 32, "height": 24, "scale": V2.scale}]}
+    options = nodes.TransformerSRUpscale.INPUT_TYPES()["required"]["model_name"][1]
+    assert options["scales"]["mine.safetensors"] == V2.scale
+
+
+def test_every_model_that_comes_with_the_node_says_what_it_is_for(nodes):
+    assert nodes.PURPOSES.keys() == available_models().keys()
+
+
+@pytest.mark.parametrize("node", INPUTS)
+def test_inputs_are_in_the_order_of_saved_values_and_say_what_the_english_texts_say(nodes, node):
+    texts = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))[node]["inputs"]
+    types = nodes.NODE_CLASS_MAPPINGS[node].INPUT_TYPES()
+    inputs = types["required"] | types.get("optional", {})
+    assert list(inputs) == INPUTS[node]
+    assert {name: options["tooltip"] for name, (_, options) in inputs.items()} == {name: entry["tooltip"] for name, entry in texts.items()}
+
+
+def test_crispness_and_ensemble_give_what_the_python_api_gives(nodes, siblings):
+    (image,) = nodes.TransformerSRUpscale().upscale(random_image(), siblings.name, crispness=0.25, ensemble=True)["result"]
+    api = Upscaler.from_pretrained(siblings, "cpu", "fp32", crispness=0.25, ensemble=True)
+    assert torch.equal(image, api(random_image().movedim(-1, 1)).movedim(1, -1))
+
+
+def test_another_crispness_loads_another_network_and_the_same_one_does_not(nodes, siblings):
+    node = nodes.TransformerSRUpscale()
+    loaded = [
+        node._upscaler(siblings.name, "auto", 0.0, crispness, ensemble).model for crispness, ensemble in ((0, False), (0, True), (1, True))
+    ]
+    assert loaded[0] is loaded[1]
+    assert torch.equal(loaded[2].upsample.weight, load_model(siblings.with_name("mine-crisp.safetensors")).upsample.weight)
+
+
+def test_a_replaced_crisp_sibling_is_noticed(nodes, siblings):
+    changed, node = nodes.TransformerSRUpscale.IS_CHANGED, nodes.TransformerSRUpscale()
+    before, model = changed(siblings.name, crispness=1.0), node._upscaler(siblings.name, "auto", 0.0, 1.0, False).model
+    save_model(random_model(V2, seed=2), siblings.with_name("mine-crisp.safetensors"))
+    assert changed(siblings.name, crispness=1.0) != before
+    assert node._upscaler(siblings.name, "auto", 0.0, 1.0, False).model is not model
+
+
+def test_pickled_siblings_blend_too(nodes, siblings):
+    for name in ("mine", "mine-crisp"):
+        torch.save(load_model(siblings.with_name(f"{name}.safetensors")).state_dict(), siblings.with_name(f"pickled{name[4:]}.pth"))
+    upscale = lambda label: nodes.TransformerSRUpscale().upscale(random_image(), label, crispness=0.5)["result"][0]
+    assert torch.equal(upscale("pickled.pth"), upscale(siblings.name))
+
+
+def test_the_page_learns_which_models_have_a_crispness(nodes, siblings):
+    for node in INPUTS:
+        crisp = nodes.NODE_CLASS_MAPPINGS[node].INPUT_TYPES()["required"]["model_name"][1]["crisp"]
+        assert siblings.name in crisp
+        assert "mine-crisp.safetensors" not in crisp
+
+
+@pytest.mark.parametrize("node", INPUTS)
+def test_a_crispness_that_cannot_be_is_refused_before_anything_runs(nodes, siblings, node):
+    check = nodes.NODE_CLASS_MAPPINGS[node].VALIDATE_INPUTS
+    assert check(model_name=siblings.name, crispness=1.0) is True
+    assert check(model_name="mine-crisp.safetensors", crispness=0.0) is True
+    assert check(model_name=None, crispness=0.5) is True  # the model comes from another node
+    assert "crispness is 1.5; expected a number from 0 to 1" in check(model_name=siblings.name, crispness=1.5)
+    refusal = check(model_name="mine-crisp.safetensors", crispness=0.5)
+    assert re.fullmatch(
+        r"mine-crisp.safetensors has no crisp sibling, so crispness has to be 0; models with one: .*mine.safetensors", refusal
+    )
+
+
+def test_a_crispness_from_another_node_is_refused_in_the_same_words(nodes, siblings):
+    with pytest.raises(ValueError, match=r"no crisp sibling, .*; models with one: .*mine.safetensors"):
+        nodes.TransformerSRUpscale().upscale(random_image(), "mine-crisp.safetensors", crispness=0.5)
+
+
+def test_the_loader_gives_the_network_between_the_siblings(nodes, siblings):
+    declare_torchvision_operators()
+    pytest.importorskip("spandrel")
+    (descriptor,) = nodes.TransformerSRModelLoader().load(siblings.name, 0.5)
+    assert torch.equal(descriptor.model.upsample.weight, load_blend(siblings, 0.5).upsample.weight)
+
+
+def test_a_mask_keeps_the_networks_pixels_inside_and_a_plain_resize_outside(nodes):
+    image, mask = random_image(), torch.zeros(1, 24, 32)
+    mask[:, :, :16] = 1
+    upscale = lambda **options: nodes.TransformerSRUpscale().upscale(image, "mine.safetensors", **options)["result"][0]
+    whole, plain, masked = upscale(), upscale(mask=torch.zeros(1, 64, 64)), upscale(mask=mask)
+    resized = torch.nn.functional.interpolate(image.movedim(-1, 1), scale_factor=2, mode="bicubic", antialias=True).clamp(0, 1)
+    assert torch.equal(plain, resized.movedim(1, -1))
+    edge, fade = 2 * 16, 2 * (nodes.FEATHER + 1)
+    assert torch.equal(masked[:, :, : edge - fade], whole[:, :, : edge - fade])
+    assert torch.equal(masked[:, :, edge + fade :], plain[:, :, edge + fade :])
+    between = (masked - plain)[:, :, edge].abs().mean() / (whole - plain)[:, :, edge].abs().mean()
+    assert 0.3 < between < 0.7
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"size_by": "width and height", "width": 0, "height": 0}, "both 0"),
+        ({"size_by": "width and height", "width": -1, "height": 0}, "width is -1"),
+        ({"size_by": "twice"}, "size by is 'twice'"),
+        ({"model_name": "page.safetensors"}, "page.safetensors: it is a web page, not weights"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(nodes, tmp_path, inputs, words):
+    (tmp_path / "models" / "page.safetensors").write_text("<!DOCTYPE html><html>")
+    assert words in nodes.TransformerSRUpscale.VALIDATE_INPUTS(**inputs)
+
+
+def test_sizes_that_can_be_are_let_through(nodes):
+    check = nodes.TransformerSRUpscale.VALIDATE_INPUTS
+    assert check("mine.safetensors", size_by="width and height", width=0, height=300) is True
+    assert check("mine.safetensors", size_by="model scale", width=0, height=0) is True
+    assert check(None, size_by="width and height", width=None, height=0) is True  # the width comes from another node
+
+
+def test_a_file_that_is_no_model_is_named_once_with_the_reason(nodes, tmp_path, caplog):
+    (tmp_path / "models" / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    torch.save({"body.0.weight": torch.zeros(1)}, tmp_path / "models" / "esrgan.pth")
+    for second in range(2):
+        assert "pointer.pth" not in nodes._available(second)
+    (record,) = caplog.records
+    assert "pointer.pth is not listed as a model: it is a Git LFS pointer" in record.getMessage()
+
+
+def test_errors_are_of_pythons_own_classes_as_the_host_shows_their_names(nodes, tmp_path):
+    (tmp_path / "models" / "transformersr-damaged.pt").write_bytes(b"PK\x03\x04")
+    for options in ({"model_name": "transformersr-damaged.pt"}, {"model_name": "mine.safetensors", "memory_gb": 1e-9}):
+        with pytest.raises(ValueError, match=r"damaged|memory") as caught:
+            nodes.TransformerSRUpscale().upscale(random_image(), **options)
+        assert type(caught.value) is ValueError
+
+
+@pytest.mark.parametrize(("core", "category"), [(None, "loaders"), (type("Core", (), {"CATEGORY": "model/loaders"}), "model/loaders")])
+def test_the_loader_is_listed_where_cores_is(tmp_path, monkeypatch, core, category):
+    nodes = comfyui_standin.install(monkeypatch, tmp_path, loader=core)
+    assert category == nodes.TransformerSRModelLoader.CATEGORY
+
+
+@pytest.mark.parametrize("start", [0.0, 0.2])
+def test_a_video_becomes_the_command_lines_and_leaves_nothing_else_behind(nodes, tmp_path, start):
+    from transformersr.upscale.video import upscale_video
+
+    source, weights = make_video(tmp_path / "in.mp4", size=(32, 24), frames=5), tmp_path / "models" / "mine.safetensors"
+    video = comfyui_standin.VideoFromFile(str(source), start)
+    (result,) = nodes.TransformerSRUpscaleVideo().upscale(video, weights.name, "longest side", longest_side=50, quality=90)["result"]
+    upscale_video(source, tmp_path / "out.mp4", Upscaler.from_pretrained(weights, "cpu"), size=(38, 50), quality=90)
+    assert Path(result.file).read_bytes() == (tmp_path / "out.mp4").read_bytes()
+    assert [path.name for path in (tmp_path / "temp").iterdir()] == [Path(result.file).name]
+
+
+def test_a_cancelled_video_leaves_no_file(nodes, tmp_path, monkeypatch):
+    calls = []
+
+    def cancelled_in_the_second_frame():
+        calls.append(1)
+        if len(calls) > 3:
+            raise RuntimeError("cancelled")
+
+    monkeypatch.setattr(sys.modules["comfy.model_management"], "throw_exception_if_processing_interrupted", cancelled_in_the_second_frame)
+    video = comfyui_standin.VideoFromFile(str(make_video(tmp_path / "in.mp4", size=(32, 24), frames=5)))
+    with pytest.raises(RuntimeError, match="cancelled"):
+        nodes.TransformerSRUpscaleVideo().upscale(video, "mine.safetensors")
+    assert list((tmp_path / "temp").iterdir()) == []

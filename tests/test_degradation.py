@@ -1,0 +1,141 @@
+"""Degradations: nothing is shifted, every step has an effect, the same seed gives the same image."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from transformersr.training.data import video_codec
+from transformersr.training.data.degradation import FILTERS, PRESETS, Degradation, degrade, downscale
+from transformersr.training.data.images import TrainingImage
+from transformersr.training.results.validate import make_pair
+
+from synthetic_images import synthetic_image
+from training_crops import make_crops
+
+# --- nothing is shifted --------------------------------------------------------------------------
+#
+# On a ramp, value and place are one: where a small pixel lies is read off its value. A ramp and its mirror image tell a shift, which has
+# opposite signs in them, from a change of brightness, which does not.
+
+SLOPE = 2
+
+
+def ramp(side):
+    return np.repeat(np.broadcast_to(np.arange(side) * SLOPE, (side, side)).astype(np.uint8)[..., None], 3, 2)
+
+
+def shifts(small_of, side, scale, border):
+    """How far a way of downscaling moves things right and down, in sharp pixels, from its results on four ramps without their borders."""
+    count = side // scale
+    value = SLOPE * ((np.arange(count) + 0.5) * scale - 0.5)
+    inner = slice(border, count - border)
+
+    def error(turns):
+        """Of a ramp turned so often, and turned back."""
+        small = np.asarray(small_of(Image.fromarray(np.ascontiguousarray(np.rot90(ramp(side), turns)))), np.float64)
+        return (np.rot90(small, -turns) - value[:, None])[inner, inner].mean()
+
+    return [(error(turns + 2) - error(turns)) / 2 / SLOPE for turns in (0, 1)]
+
+
+@pytest.mark.parametrize("method", FILTERS)
+@pytest.mark.parametrize("scale", [1, 2, 3, 4])
+def test_no_way_of_shrinking_shifts(method, scale):
+    side = 120 // scale * scale
+    assert np.abs(shifts(lambda image: downscale(image, scale, method), side, scale, 4)).max() < 0.01
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_preset_shifts(preset, scale):
+    """Blur, sharpening and every filter, one after another; noise and codecs, which are random, are left to the next test."""
+    still = replace(PRESETS[preset], decoder=0.0, noise=0.0, codec=0.0, video=0.0, again=0.0)
+    side = 120 // scale * scale
+    for method in still.filters:
+        for step in ({"blur": 0.0, "sharpen": 0.0}, {"blur": 1.0, "sharpen": 0.0}, {"blur": 0.0, "sharpen": 1.0}):
+            steps = replace(still, filters=(method,), **step)
+            moved = shifts(lambda image, steps=steps: degrade(image, scale, steps, np.random.default_rng(4)), side, scale, 6)
+            assert np.abs(moved).max() < 0.01, (method, step)
+
+
+@pytest.mark.parametrize(("step", "most"), [("again", 0.01), ("decoder", 0.01), ("noise", 0.01), ("codec", 0.1)])
+def test_no_random_step_shifts_on_average(step, most):
+    """Each alone and always, over many draws. A codec rounds every draw of one image alike, so less of that averages out."""
+    steps = Degradation(tuple(FILTERS), quality=(98, 98), **{"formats": ("JPEG",), step: 1.0})
+
+    def mean(image):
+        return np.mean([np.asarray(degrade(image, 4, steps, np.random.default_rng(seed)), np.float64) for seed in range(48)], axis=0)
+
+    assert np.abs(shifts(mean, 120, 4, 4)).max() < most
+
+
+@pytest.mark.parametrize("size", [(120, 120), (121, 122), (122, 123), (123, 121)])
+@pytest.mark.parametrize("method", ["bicubic", "bilinear", "area"])
+def test_validation_pairs_of_any_size_are_not_shifted(size, method, tmp_path):
+    """Sizes that are no multiple of the scale are cut, never squeezed."""
+    width, height = size
+
+    def small_of(image):
+        image.crop((0, 0, width, height)).save(tmp_path / "ramp.png")
+        lq = make_pair(tmp_path / "ramp.png", 4, method).lq
+        assert lq.shape[2:] == (30, 30)
+        return (lq[0].permute(1, 2, 0) * 255).numpy()
+
+    def whole(image):
+        return small_of(Image.fromarray(np.pad(np.asarray(image), ((0, 3), (0, 3), (0, 0)), mode="edge")))
+
+    assert np.abs(shifts(whole, 120, 4, 4)).max() < 0.01
+
+
+@pytest.mark.parametrize("side", [101, 102, 103])
+def test_crops_of_images_of_any_size_are_not_shifted(side):
+    """Every small pixel is the mean of its sharp ones, up to the last whole one of the image."""
+    crops = make_crops([TrainingImage("", np.asarray(synthetic_image(2, side)))])
+    crops.preset = Degradation(("area",))
+    for index in range(20):
+        lq, gt = crops[index]
+        assert (torch.nn.functional.avg_pool2d(gt.float(), 4) - lq).abs().max() <= 1  # rounded along rows, then columns
+
+
+# --- degradation ---------------------------------------------------------------------------------
+
+
+def test_shrinking_wants_multiples():
+    with pytest.raises(ValueError, match="crop it first"):
+        downscale(Image.new("RGB", (9, 8)), 4, "area")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_gives_the_same_image_for_the_same_seed(preset):
+    one, other = (degrade(synthetic_image(1), 4, PRESETS[preset], np.random.default_rng(5)) for _ in range(2))
+    assert one.size == (24, 24)
+    assert one.tobytes() == other.tobytes()
+
+
+def test_every_step_of_a_degradation_changes_the_image():
+    plain = degrade(synthetic_image(1), 4, Degradation(("area",)), np.random.default_rng(0))
+    for step in ("blur", "sharpen", "decoder", "noise", "codec", "again", "video"):
+        changed = degrade(synthetic_image(1), 4, Degradation(("area",), **{step: 1.0}), np.random.default_rng(0))
+        assert changed.tobytes() != plain.tobytes()
+
+
+def test_stills_of_videos_keep_size_and_place_and_get_worse():
+    still, source = video_codec.video_still, synthetic_image(1, 95)
+    results = [still(source, strength) for strength in (0.0, 1.0)]
+    assert {result.size for result in results} == {(95, 95)}
+    errors = [np.abs(np.asarray(result).astype(int) - np.asarray(source)).mean() for result in results]
+    assert 0 < errors[0] < errors[1] < 30
+    assert still(source, 1.0).tobytes() == results[1].tobytes()
+    assert np.abs(shifts(lambda image: still(image, 0.0), 120, 1, 4)).max() < 0.05
+
+
+def test_without_a_video_codec_the_preset_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ValueError, match=r"preset video needs PyAV.*pip install"):
+        make_crops([TrainingImage("", np.asarray(synthetic_image(0)))], "video")
