@@ -14,12 +14,12 @@ from transformersr.training.perceptual import VGG19_LAYERS, FeatureLoss, RandomF
 from transformersr.training.run_state import Progress
 
 
-def test_the_discriminator_judges_every_pixel_and_has_the_size_written_down():
+def test_discriminator_scores_every_pixel_and_has_4_38_million_parameters():
     assert UNetDiscriminator(4)(torch.rand(2, 3, 24, 32)).shape == (2, 1, 24, 32)
     assert sum(parameter.numel() for parameter in UNetDiscriminator(64).parameters()) == pytest.approx(4.38e6, rel=0.01)
 
 
-def test_the_discriminator_learns_to_tell_noise_from_flats():
+def test_discriminator_learns_to_tell_noise_from_flat_images():
     torch.manual_seed(0)
     net_d = UNetDiscriminator(4)
     optimizer = torch.optim.AdamW(net_d.parameters(), lr=1e-3)
@@ -35,7 +35,7 @@ def test_the_discriminator_learns_to_tell_noise_from_flats():
 
 
 @pytest.mark.parametrize("relativistic", [False, True])
-def test_the_network_hears_of_the_discriminator_and_the_discriminator_of_neither(relativistic):
+def test_generator_loss_reaches_the_generator_and_discriminator_loss_does_not(relativistic):
     net_d = UNetDiscriminator(4).requires_grad_(False)
     sr = torch.rand(1, 3, 16, 16, requires_grad=True)
     generator_loss(net_d, sr, torch.rand(1, 3, 16, 16), relativistic).backward()
@@ -55,7 +55,7 @@ def test_r1_is_half_the_squared_gradient():
     assert r1_penalty(linear, torch.rand(2, 3, 4, 4)).item() == pytest.approx(0.25 * 48 / 2)
 
 
-def test_the_filter_loss_sees_patterns_and_not_colours():
+def test_filter_loss_measures_patterns_and_ignores_colours():
     loss, gt = RandomFilterLoss(), torch.rand(1, 3, 16, 16)
     floor = loss(gt, gt, 0)
     assert floor == pytest.approx(1e-3, rel=1e-3)
@@ -66,7 +66,7 @@ def test_the_filter_loss_sees_patterns_and_not_colours():
     assert torch.equal(RandomFilterLoss().filters, loss.filters)
 
 
-def test_the_feature_loss_takes_a_vgg19_file_and_names_another(tmp_path):
+def test_feature_loss_accepts_vgg19_weights_and_rejects_others(tmp_path):
     widths, channels, weights = {0: 4, 2: 4, 5: 6, 7: 6}, 3, {}
     for index in VGG19_LAYERS:
         width = widths.get(index, 8)
@@ -86,7 +86,7 @@ def test_the_feature_loss_takes_a_vgg19_file_and_names_another(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(torch.amp, "GradScaler"), reason="this PyTorch has a scaler for CUDA alone")
-def test_a_bad_gradient_of_the_discriminator_stops_the_step_of_both_networks_in_fp16():
+def test_nan_discriminator_gradient_skips_the_fp16_step_of_both_networks():
     net_g, net_d = nn.Linear(1, 1), nn.Linear(1, 1)
     scaler, optimizer = torch.amp.GradScaler("cpu"), torch.optim.SGD(net_g.parameters(), lr=1.0)
     run = SimpleNamespace(net_d=net_d, optimizer_d=torch.optim.SGD(net_d.parameters(), lr=1.0), scaler=scaler, progress=Progress())

@@ -66,7 +66,7 @@ SOURCES = ["gif", "png", "webp", *(["avif"] if features.check("avif") else [])]
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("target", ["gif", "png", "apng", "webp"])
 @pytest.mark.parametrize("transparent", [False, True])
-def test_frames_durations_and_transparency_go_through(tmp_path, model, source, target, transparent):
+def test_frames_durations_and_transparency_are_kept(tmp_path, model, source, target, transparent):
     path = animated(tmp_path / f"a.{source}", transparent, **({} if source == "avif" else {"loop": 0}))
     assert upscale(model, path, "-o", tmp_path / f"b.{target}", "--quality", "100").exit_code == 0
     durations, loop, pixels = look(tmp_path / f"b.{target}")
@@ -82,7 +82,7 @@ def test_frames_durations_and_transparency_go_through(tmp_path, model, source, t
 
 @pytest.mark.parametrize(("source", "target"), [("gif", "webp"), ("webp", "gif"), ("png", "gif"), ("gif", "png"), ("gif", "gif")])
 @pytest.mark.parametrize("plays", [1, 3, 0])
-def test_an_animation_plays_as_often_as_before(tmp_path, model, source, target, plays):
+def test_loop_count_is_kept(tmp_path, model, source, target, plays):
     def loop(suffix):
         """GIF counts repetitions, and the others showings; a GIF without a count is shown once."""
         return plays if suffix != "gif" or plays == 0 else None if plays == 1 else plays - 1
@@ -93,7 +93,7 @@ def test_an_animation_plays_as_often_as_before(tmp_path, model, source, target, 
     assert look(tmp_path / f"b.{target}")[1] == loop(target)
 
 
-def test_the_still_before_an_animation_is_not_a_frame_of_it(tmp_path, model):
+def test_apng_default_image_is_not_an_animation_frame(tmp_path, model):
     first, *rest = frames()
     still = Image.new("RGB", (24, 16), "black")
     still.save(tmp_path / "a.png", save_all=True, append_images=[first, *rest], default_image=True, duration=DURATIONS, loop=0)
@@ -103,7 +103,7 @@ def test_the_still_before_an_animation_is_not_a_frame_of_it(tmp_path, model):
     assert pixels[0].mean() > 100
 
 
-def test_a_folder_of_animations_and_stills(tmp_path, model):
+def test_folder_may_mix_animations_and_stills(tmp_path, model):
     (tmp_path / "in").mkdir()
     animated(tmp_path / "in" / "a.gif", loop=0)
     frames()[0].save(tmp_path / "in" / "b.gif")
@@ -112,13 +112,13 @@ def test_a_folder_of_animations_and_stills(tmp_path, model):
     assert [Image.open(tmp_path / "out" / name).n_frames for name in ("a.png", "b.png")] == [3, 1]
 
 
-def test_a_format_of_stills_gets_the_first_frame_and_says_so(tmp_path, model, caplog):
+def test_still_format_gets_the_first_frame_with_a_warning(tmp_path, model, caplog):
     path = animated(tmp_path / "a.gif", loop=0)
     assert upscale(model, path, "--format", "jpg").exit_code == 0
     assert "a.gif has several frames or pages; one of them is used" in caplog.text
 
 
-def test_what_an_animation_carries_goes_along(tmp_path, model):
+def test_animation_metadata_is_kept(tmp_path, model):
     path = animated(tmp_path / "a.webp", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0\0\0\0\0", loop=0)
     path = animated(tmp_path / "a.gif", comment=b"drawn by hand", loop=0)
     assert upscale(model, path, "-o", tmp_path / "b.gif").exit_code == 0
@@ -127,7 +127,7 @@ def test_what_an_animation_carries_goes_along(tmp_path, model):
     assert Image.open(tmp_path / "b.png").info["Comment"] == "drawn by hand"
 
 
-def test_an_animation_cut_short_is_named_and_leaves_nothing(tmp_path, model, caplog):
+def test_truncated_animation_is_named_and_writes_nothing(tmp_path, model, caplog):
     path = animated(tmp_path / "a.png", loop=0)
     path.write_bytes(path.read_bytes()[:-120])
     assert upscale(model, path, "-o", tmp_path / "b.png").exit_code == 1
@@ -135,7 +135,7 @@ def test_an_animation_cut_short_is_named_and_leaves_nothing(tmp_path, model, cap
     assert not (tmp_path / "b.png").exists()
 
 
-def test_an_animation_goes_through_standard_streams(tmp_path, model):
+def test_animation_works_through_standard_streams(tmp_path, model):
     path = animated(tmp_path / "a.gif", loop=0)
     with path.open("rb") as file:
         result = CliRunner().invoke(main, ["upscale", "-", "-m", model, "--format", "gif"], input=file)

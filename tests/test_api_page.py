@@ -46,7 +46,7 @@ def pipeline(prompt, output_type="pil"):
     return SimpleNamespace(images=kinds[output_type])
 
 
-def test_the_python_runs_from_top_to_bottom(here):
+def test_python_examples_run_in_order(here):
     names = {"pipeline": pipeline, "prompt": "1girl"}
     for block in blocks("python"):
         exec(compile(block, "docs/api.md", "exec"), names)
@@ -55,7 +55,7 @@ def test_the_python_runs_from_top_to_bottom(here):
 
 
 @pytest.mark.parametrize("command", commands())
-def test_the_commands_run(here, command):
+def test_commands_run(here, command):
     words = shlex.split(command, comments=True)
     videos = [word for word in words if word.startswith("video.")]
     if videos:
@@ -69,6 +69,6 @@ def test_the_commands_run(here, command):
         assert (here / comment[1]).exists()
 
 
-def test_every_option_of_the_command_is_named():
+def test_every_upscale_option_is_documented():
     options = [name for parameter in upscale.params for name in parameter.opts if name.startswith("--")]
     assert [name for name in options if name not in PAGE] == []

@@ -36,7 +36,7 @@ def live_tensors():
     return sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
 
 
-def test_cancelling_at_any_call_leaves_nothing_behind(folder, tmp_path):
+def test_cancelling_leaves_no_files_or_tensors(folder, tmp_path):
     upscaler, calls = Upscaler(random_model(V2)), []
     job = Job(tmp_path / "in.png", tmp_path / "out.png")
     synthetic_image(0, 12).convert("RGBA").resize((9, 14)).save(job.source)
@@ -55,7 +55,7 @@ def test_cancelling_at_any_call_leaves_nothing_behind(folder, tmp_path):
     assert len(calls) > 5
 
 
-def test_cancelling_at_any_call_leaves_the_precision_as_it_was(caplog):
+def test_cancelling_a_float32_retry_restores_half_precision(caplog):
     model, calls = random_model(V2), []
     with torch.no_grad():
         model.conv_first.weight.mul_(1e5)  # half precision overflows, and the image is done again in float32

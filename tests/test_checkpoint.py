@@ -29,7 +29,7 @@ def author_file(tmp_path):
 
 @pytest.mark.parametrize("config", [V1, V2], ids=["v1", "v2"])
 @pytest.mark.parametrize("dtype", [None, torch.float16])
-def test_saved_networks_load_as_they_were(tmp_path, config, dtype):
+def test_saved_networks_load_unchanged(tmp_path, config, dtype):
     model = random_model(config)
     save_model(model, tmp_path / "model.safetensors", dtype, {"card": "text"})
     loaded = load_model(tmp_path / "model.safetensors")
@@ -40,7 +40,7 @@ def test_saved_networks_load_as_they_were(tmp_path, config, dtype):
     assert describe(tmp_path / "model.safetensors")["card"] == "text"
 
 
-def test_the_tensors_alone_say_what_they_are(tmp_path):
+def test_config_is_recovered_from_tensors_alone(tmp_path):
     model = random_model(V2)
     save_file(model.half().state_dict(), tmp_path / "bare.safetensors")
     assert load_model(tmp_path / "bare.safetensors").config == V2
@@ -85,13 +85,13 @@ def two_states():
 
 
 @pytest.mark.parametrize("wrapper", WRAPPED)
-def test_the_average_is_found_whatever_it_is_wrapped_in(tmp_path, wrapper):
+def test_ema_weights_are_found_in_any_wrapper(tmp_path, wrapper):
     torch.save(WRAPPED[wrapper](*two_states()), tmp_path / "a.pth")
     assert float(load_model(tmp_path / "a.pth").conv_first.weight.detach().mean()) == AVERAGE
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "net_g.", "model.", "netG.module."])
-def test_prefixes_are_taken_off_in_safetensors_too(tmp_path, prefix):
+def test_prefixes_are_stripped_in_safetensors(tmp_path, prefix):
     raw, ema = two_states()
     save_file(prefixed(ema, prefix), tmp_path / "a.safetensors")
     assert load_model(tmp_path / "a.safetensors").config == V2
@@ -102,7 +102,7 @@ def test_prefixes_are_taken_off_in_safetensors_too(tmp_path, prefix):
 @pytest.mark.parametrize("wrapper", ["params", "state_dict", "my_own_name", None])
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("suffix", [".pt", ".ckpt"])
-def test_wrappers_and_prefixes_are_taken_off_authors_files(tmp_path, wrapper, prefix, suffix):
+def test_wrappers_and_prefixes_are_stripped_from_original_checkpoints(tmp_path, wrapper, prefix, suffix):
     state = prefixed(random_state(pairs=1, dim=16, scale=2), prefix)
     path = tmp_path / f"transformerSR_b1_d16_w4_h2{suffix}"
     torch.save({wrapper: state, "step": 5} if wrapper else state, path)
@@ -110,7 +110,7 @@ def test_wrappers_and_prefixes_are_taken_off_authors_files(tmp_path, wrapper, pr
     assert (config.num_heads, config.window_size, config.blocks, config.scale) == (2, 4, "WC", 2)
 
 
-def test_both_author_layouts_are_one_network(tmp_path):
+def test_both_original_layouts_load_as_the_same_network(tmp_path):
     state = random_state(pairs=2, dim=32, scale=4)
     torch.save(state, tmp_path / "a_w4_h4.pt")
     torch.save(newer_keys(state), tmp_path / "b_w4_h4.pt")
@@ -120,7 +120,7 @@ def test_both_author_layouts_are_one_network(tmp_path):
     assert all(torch.equal(older.weights[name], newer.weights[name]) for name in older.weights)
 
 
-def test_file_name_then_author_defaults_then_caller_decide_heads_and_window(tmp_path, author_file):
+def test_heads_and_window_come_from_caller_then_file_name_then_defaults(tmp_path, author_file):
     assert (load_model(author_file).config.window_size, load_model(author_file).config.num_heads) == (8, 4)
     renamed = author_file.rename(tmp_path / "my favourite.pt")
     assert (load_model(renamed).config.window_size, load_model(renamed).config.num_heads) == (4, 16)
@@ -128,7 +128,7 @@ def test_file_name_then_author_defaults_then_caller_decide_heads_and_window(tmp_
     assert (given.window_size, given.num_heads) == (8, 2)
 
 
-def test_conversion_keeps_the_network_and_the_source(tmp_path, author_file):
+def test_conversion_keeps_the_weights_and_the_source_file(tmp_path, author_file):
     before = author_file.read_bytes()
     convert_file(author_file, tmp_path / "out.safetensors")
     image = torch.rand(1, 3, 16, 16)
@@ -177,7 +177,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_other_files_get_one_sentence_with_their_name(tmp_path, monkeypatch, name):
+def test_unsupported_files_are_rejected_in_one_sentence(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     write, expected = BAD[name]
     write(tmp_path / name)
@@ -190,7 +190,7 @@ def test_other_files_get_one_sentence_with_their_name(tmp_path, monkeypatch, nam
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])
 @pytest.mark.parametrize("kept", [0.999, 0.5, 0.02])
-def test_truncated_files_are_named(tmp_path, kind, kept):
+def test_truncated_files_are_rejected_by_name(tmp_path, kind, kept):
     path = tmp_path / f"cut.{kind}"
     model = random_model(V2)
     save_model(model, path) if kind == "safetensors" else torch.save(model.state_dict(), path)
@@ -210,7 +210,7 @@ def test_truncated_files_are_named(tmp_path, kind, kept):
         (lambda state: state.update(architecture=torch.tensor([2, 2, 4, 3, 4096, 1024, 8, 0, *[1] * 200])), "missing|shape"),
     ],
 )
-def test_networks_that_do_not_fit_their_description_are_refused(tmp_path, spoil, expected):
+def test_weights_that_contradict_their_config_are_rejected(tmp_path, spoil, expected):
     state = random_model(V2).state_dict()
     spoil(state)
     save_file(state, tmp_path / "spoilt.safetensors")
@@ -218,7 +218,7 @@ def test_networks_that_do_not_fit_their_description_are_refused(tmp_path, spoil,
         load_model(tmp_path / "spoilt.safetensors")
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     save_model(random_model(V2), path)
     before = path.read_bytes()
@@ -229,7 +229,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_written_files_have_the_rights_of_any_new_file(tmp_path):
+def test_written_files_get_default_permissions(tmp_path):
     (tmp_path / "plain").touch()
     save_model(random_model(V2), tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode

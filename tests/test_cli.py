@@ -23,7 +23,7 @@ def folder(tmp_path):
     return tmp_path / "in"
 
 
-def test_a_file_goes_beside_itself_with_what_it_carried(tmp_path, model):
+def test_result_is_written_next_to_the_input_with_its_metadata(tmp_path, model):
     info = PngInfo()
     info.add_text("parameters", "masterpiece, 1girl\nSteps: 20")
     Image.new("RGB", (9, 8), (10, 200, 30)).save(tmp_path / "girl.png", pnginfo=info)
@@ -37,7 +37,7 @@ def test_a_file_goes_beside_itself_with_what_it_carried(tmp_path, model):
     assert (tmp_path / "girl.png").read_bytes() == before
 
 
-def test_a_folder_keeps_its_structure(folder, model):
+def test_folder_structure_is_kept(folder, model):
     assert run("upscale", folder, "-m", model).exit_code == 0
     assert list_files(folder.parent / "in_x2") == ["a.png", "b.png", "deep/c.png"]
     assert run("upscale", folder, "-m", model, "-o", folder / "large", "--format", "jpg", "--scale", "1.5").exit_code == 0
@@ -46,13 +46,13 @@ def test_a_folder_keeps_its_structure(folder, model):
     assert list_files(folder / "large") == ["a.jpg", "b.jpg", "deep/c.jpg"]  # its own results were not taken for images
 
 
-def test_patterns_and_exact_sizes(folder, model, tmp_path):
+def test_glob_patterns_and_exact_sizes_work(folder, model, tmp_path):
     assert run("upscale", folder / "*.png", "-m", model, "--size", "30x20", "-o", tmp_path / "x.webp").exit_code == 0
     with Image.open(tmp_path / "x.webp") as image:
         assert image.size == (30, 20)
 
 
-def test_a_bad_file_is_named_and_the_rest_goes_on(folder, model):
+def test_bad_files_are_counted_and_the_rest_is_upscaled(folder, model):
     (folder / "broken.png").write_bytes((folder / "a.png").read_bytes()[:50])
     (folder / "not.png").write_text("hello")
     result = run("upscale", folder, "-m", model)
@@ -61,7 +61,7 @@ def test_a_bad_file_is_named_and_the_rest_goes_on(folder, model):
     assert list_files(folder.parent / "in_x2") == ["a.png", "b.png", "deep/c.png"]
 
 
-def test_nothing_is_overwritten_unasked(folder, model):
+def test_existing_files_are_only_overwritten_with_overwrite(folder, model):
     target = folder / "a_x2.png"
     target.write_text("precious")
     result = run("upscale", folder / "a.png", "-m", model)
@@ -73,14 +73,14 @@ def test_nothing_is_overwritten_unasked(folder, model):
     assert Image.open(target).size == (18, 16)
 
 
-def test_an_input_is_never_overwritten(folder, model):
+def test_inputs_are_never_overwritten(folder, model):
     result = run("upscale", folder, "-o", folder, "-m", model, "--overwrite")
     assert result.exit_code == 1
     assert "would be overwritten" in result.output
     assert Image.open(folder / "a.png").size == (9, 8)
 
 
-def test_a_name_does_not_depend_on_what_else_is_there(folder, model):
+def test_output_names_do_not_depend_on_other_inputs(folder, model):
     assert run("upscale", folder, "-m", model).exit_code == 0
     before = (folder.parent / "in_x2" / "a.png").read_bytes()
     Image.new("RGB", (5, 5)).save(folder / "a.jpg")
@@ -92,7 +92,7 @@ def test_a_name_does_not_depend_on_what_else_is_there(folder, model):
     assert (folder.parent / "in_x2" / "a.png").read_bytes() == before
 
 
-def test_images_that_would_become_one_file_are_named(folder, model, caplog):
+def test_inputs_with_the_same_output_name_are_reported(folder, model, caplog):
     Image.new("RGB", (5, 5)).save(folder / "a.jpg")
     assert run("upscale", folder, "-m", model).exit_code == 1
     lines = [line for line in caplog.text.splitlines() if "would become" in line]
@@ -100,7 +100,7 @@ def test_images_that_would_become_one_file_are_named(folder, model, caplog):
     assert all("a.png" in line and "a.jpg" in line and "rename one" in line for line in lines)
 
 
-def test_a_place_that_cannot_be_written_to_is_noticed_before_the_work(folder, model, tmp_path, monkeypatch):
+def test_unwritable_output_is_detected_before_upscaling(folder, model, tmp_path, monkeypatch):
     monkeypatch.setattr("transformersr.upscale.batch.open_file", lambda path: pytest.fail("the work has begun"))
     (tmp_path / "file").touch()
     result = run("upscale", folder, "-m", model, "-o", tmp_path / "file" / "below")
@@ -109,7 +109,7 @@ def test_a_place_that_cannot_be_written_to_is_noticed_before_the_work(folder, mo
     assert "choose another folder" in result.output
 
 
-def test_a_video_without_pyav_and_a_video_as_an_image_are_refused_with_advice(folder, model, monkeypatch, caplog):
+def test_video_without_pyav_or_with_image_output_is_rejected_with_advice(folder, model, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "av", None)
     (folder / "video.mp4").touch()
     assert run("upscale", folder / "video.mp4", "-m", model).exit_code == 1
@@ -121,7 +121,7 @@ def test_a_video_without_pyav_and_a_video_as_an_image_are_refused_with_advice(fo
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without asking it")
-def test_a_request_to_end_leaves_nothing_half_written(folder, model, monkeypatch):
+def test_sigterm_leaves_no_partial_file(folder, model, monkeypatch):
     monkeypatch.setattr("transformersr.upscale.image_io.to_image", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
     assert run("upscale", folder, "-m", model).exit_code == 128 + signal.SIGTERM
@@ -129,7 +129,7 @@ def test_a_request_to_end_leaves_nothing_half_written(folder, model, monkeypatch
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_sixteen_bits_stay_sixteen_bits(tmp_path, model):
+def test_16_bit_input_gives_16_bit_output(tmp_path, model):
     array = np.linspace(20000, 21000, 256).astype(np.uint16).reshape(16, 16)
     Image.fromarray(array).save(tmp_path / "deep.png")
     assert run("upscale", tmp_path / "deep.png", "-m", model).exit_code == 0
@@ -138,7 +138,7 @@ def test_sixteen_bits_stay_sixteen_bits(tmp_path, model):
     assert len(np.unique(result)) > 256
 
 
-def test_convert_and_info(tmp_path, model):
+def test_convert_writes_fp16_and_info_prints_it(tmp_path, model):
     assert run("convert", model, tmp_path / "half.safetensors", "--dtype", "fp16").exit_code == 0
     result = run("info", tmp_path / "half.safetensors")
     assert "float16" in result.stdout
@@ -161,7 +161,7 @@ def test_convert_and_info(tmp_path, model):
         (("info", "nothing"), "nothing"),
     ],
 )
-def test_mistakes_get_one_clear_line(tmp_path, monkeypatch, arguments, words):
+def test_usage_errors_print_one_clear_line(tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     result = run(*arguments)
     assert result.exit_code in (1, 2)
@@ -169,14 +169,14 @@ def test_mistakes_get_one_clear_line(tmp_path, monkeypatch, arguments, words):
     assert "Traceback" not in result.output
 
 
-def test_the_module_is_the_same_program_and_importing_the_package_is_light():
+def test_module_runs_the_cli_and_package_import_skips_torch():
     help_text = subprocess.run([sys.executable, "-m", "transformersr", "--help"], capture_output=True, text=True, check=True).stdout
     assert "upscale" in help_text
     code = "import sys, transformersr; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
-def test_check_names_what_training_would_leave_out_or_change(folder):
+def test_check_lists_files_that_training_would_skip_or_change(folder):
     noise = Image.effect_noise((300, 300), 80).convert("RGB")
     noise.save(folder / "fine.png")
     noise.resize((280, 280)).save(folder / "twin.png")
@@ -191,7 +191,7 @@ def test_check_names_what_training_would_leave_out_or_change(folder):
     assert "transparent" in result.stdout
 
 
-def test_preview_draws_sixteen_crops(tmp_path):
+def test_preview_writes_a_sheet_of_crops(tmp_path):
     for index in range(2):
         Image.effect_noise((100, 100), 80).convert("RGB").save(tmp_path / f"{index}.png")
     options = ["--size", "tiny", "--scale", "2", "--patch", "16", "--validation", "0.png"]
@@ -201,7 +201,7 @@ def test_preview_draws_sixteen_crops(tmp_path):
         assert image.height > 2000
 
 
-def test_draw_adds_to_what_is_there(tmp_path):
+def test_draw_adds_to_existing_images(tmp_path):
     assert run("draw", tmp_path / "synthetic", "--count", "1", "--size", "96").exit_code == 0
     first = (tmp_path / "synthetic" / "synthetic-0-00000.png").read_bytes()
     assert run("draw", tmp_path / "synthetic", "--count", "2", "--size", "96").exit_code == 0
@@ -209,14 +209,14 @@ def test_draw_adds_to_what_is_there(tmp_path):
     assert (tmp_path / "synthetic" / "synthetic-0-00000.png").read_bytes() == first
 
 
-def test_an_interrupted_pattern_can_be_resumed(folder, model, monkeypatch):
+def test_resume_with_a_pattern_ignores_earlier_results(folder, model, monkeypatch):
     monkeypatch.chdir(folder)
     assert run("upscale", "*.png", "-m", model).exit_code == 0
     assert run("upscale", "*.png", "-m", model, "--resume").exit_code == 0
     assert list_files(folder) == ["a.png", "a_x2.png", "b.jpg", "deep/c.webp"]
 
 
-def test_this_folder_and_the_same_file_twice(folder, model, monkeypatch):
+def test_current_folder_and_repeated_inputs_work(folder, model, monkeypatch):
     monkeypatch.chdir(folder / "deep")
     assert run("upscale", ".", "-m", model).exit_code == 0
     assert list_files(folder / "deep_x2") == ["c.png"]
@@ -224,7 +224,7 @@ def test_this_folder_and_the_same_file_twice(folder, model, monkeypatch):
     assert list_files(folder / "deep") == ["c.webp", "c_x2.png"]
 
 
-def test_a_run_is_resumed_with_its_own_settings(tmp_path):
+def test_resumed_training_uses_its_saved_settings(tmp_path):
     for index in range(3):
         Image.effect_noise((100, 100), 80).convert("RGB").save(tmp_path / f"{index}.png")
     options = [

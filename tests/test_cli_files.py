@@ -20,7 +20,7 @@ SUFFIXES = ["jfif", "jpe", "tga", "ppm", "pgm", "qoi", "apng", "pcx", "ico", "sg
 @pytest.mark.parametrize(
     "suffix", [*SUFFIXES, *(["jp2"] if features.check("jpg_2000") else []), *(["avif"] if features.check("avif") else [])]
 )
-def test_a_folder_is_searched_for_all_that_pillow_reads(cwd, model, suffix):
+def test_folder_search_finds_every_format_pillow_reads(cwd, model, suffix):
     Image.init()
     if f".{suffix}" not in Image.EXTENSION or Image.EXTENSION[f".{suffix}"] not in Image.SAVE:
         pytest.skip("this Pillow does not write it")
@@ -29,7 +29,7 @@ def test_a_folder_is_searched_for_all_that_pillow_reads(cwd, model, suffix):
     assert (result.exit_code, list_files(cwd / "out")) == (0, ["a.png"]), result.output
 
 
-def test_images_that_nothing_reads_are_named_with_what_to_do(cwd, model, caplog):
+def test_unsupported_images_are_named_with_advice(cwd, model, caplog):
     save_image(cwd / "in" / "a.png")
     for name in ("b.heic", "c.jxl", "d.CR2"):
         (cwd / "in" / name).write_bytes(bytes(100))
@@ -50,13 +50,13 @@ def test_images_that_nothing_reads_are_named_with_what_to_do(cwd, model, caplog)
     ("content", "kind"),
     [(b"\0\0\0\x18ftypheic", "HEIC"), (b"\xff\x0a" + bytes(20), "JPEG XL"), (b"<!DOCTYPE html>", "a web page"), (b"%PDF-1.4", "PDF")],
 )
-def test_an_image_that_is_another_thing_is_called_so(cwd, model, caplog, content, kind):
+def test_wrong_content_is_identified_in_the_message(cwd, model, caplog, content, kind):
     (cwd / "a.jpg").write_bytes(content)
     assert run("upscale", "a.jpg", "-m", model).exit_code == 1
     assert f"a.jpg: this is {kind}" in caplog.text
 
 
-def test_files_that_are_passed_over_are_counted(cwd, model, caplog):
+def test_skipped_files_are_counted(cwd, model, caplog):
     save_image(cwd / "in" / "a.png")
     save_image(cwd / "in" / ".hidden.png")
     for name in ("b.mp4", "c.MKV", "d.blend", "notes.txt"):
@@ -79,7 +79,7 @@ def linked(cwd):
     return cwd / "data"
 
 
-def test_a_linked_folder_is_entered_once(linked, model):
+def test_linked_folder_is_searched_once(linked, model):
     (linked / "again").symlink_to(linked.parent / "store")
     (linked / "part").symlink_to(linked.parent / "store" / "deep")
     found = search(linked)
@@ -90,7 +90,7 @@ def test_a_linked_folder_is_entered_once(linked, model):
 
 
 @pytest.mark.parametrize("target", ["data", ".", "data/sub"])
-def test_circles_end(linked, target):
+def test_symlink_loops_end(linked, target):
     (linked / "sub").mkdir()
     (linked / "sub" / "loop").symlink_to(linked.parent / target)
     (linked.parent / "store" / "back").symlink_to(linked)
@@ -99,7 +99,7 @@ def test_circles_end(linked, target):
     assert linked / "sub" / "loop" in found.circles
 
 
-def test_training_and_check_see_linked_folders(linked):
+def test_training_and_check_follow_linked_folders(linked):
     from transformersr.training.data.folders import find_images
 
     assert [path.name for path in find_images(linked)] == ["far.png", "own.png"]
@@ -112,14 +112,14 @@ def test_training_and_check_see_linked_folders(linked):
 
 
 @pytest.mark.parametrize("folder", ["[2024] set", "a [b] c/[x]", "star*", "what?"])
-def test_brackets_in_a_folders_name_are_no_pattern(cwd, model, folder):
+def test_brackets_in_folder_names_are_not_patterns(cwd, model, folder):
     for name in "ab":
         save_image(cwd / folder / f"{name}.png")
     assert run("upscale", f"{folder}/*.png", "-m", model, "-o", "out").exit_code == 0
     assert list_files(cwd / "out") == ["a.png", "b.png"]
 
 
-def test_patterns_of_files_still_work(cwd):
+def test_file_patterns_and_literal_brackets_both_work(cwd):
     for name in ("[x] 1.png", "[x] 2.png", "x1.png", "y.jpg"):
         save_image(cwd / name)
     assert [path.name for path in expand("[x] *.png")] == ["[x] 1.png", "[x] 2.png"]
@@ -128,7 +128,7 @@ def test_patterns_of_files_still_work(cwd):
 
 
 @pytest.mark.parametrize("name", ["-x.png", "--help.png", "%03d.png", "a:b.png", "~a.png", "$HOME.png", "#a.png", "a b.png"])
-def test_a_files_name_is_taken_for_a_name(cwd, model, name):
+def test_special_characters_in_file_names_are_literal(cwd, model, name):
     save_image(cwd / name)
     assert run("upscale", name, "-m", model, "-o", "out").exit_code == 0
     assert list_files(cwd / "out") == [name]
@@ -145,7 +145,7 @@ def test_a_files_name_is_taken_for_a_name(cwd, model, name):
         (["*.png"], "out.png", "the input is 2 inputs; give a folder"),
     ],
 )
-def test_a_files_name_for_a_folder_is_refused(cwd, model, inputs, output, words):
+def test_invalid_output_names_are_rejected(cwd, model, inputs, output, words):
     for name in ("a.png", "b.png", "in/c.png"):
         save_image(cwd / name)
     before = list_files(cwd)
@@ -156,14 +156,14 @@ def test_a_files_name_for_a_folder_is_refused(cwd, model, inputs, output, words)
     assert not (cwd / output).exists()
 
 
-def test_a_still_as_a_gif_is_refused(cwd, model, caplog):
+def test_still_image_as_gif_is_rejected(cwd, model, caplog):
     save_image(cwd / "a.png")
     assert run("upscale", "a.png", "-m", model, "-o", "out.gif").exit_code == 1
     assert "written for animated images alone; expected png" in caplog.text
     assert not (cwd / "out.gif").exists()
 
 
-def test_a_folder_may_be_called_like_a_file(cwd, model):
+def test_output_folder_may_have_an_image_suffix(cwd, model):
     save_image(cwd / "a.png")
     assert run("upscale", "a.png", "-m", model, "-o", "set.png/").exit_code == 0
     assert list_files(cwd / "set.png") == ["a.png"]

@@ -21,7 +21,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="signals and names as
 
 
 @linux
-def test_a_name_that_the_output_cannot_say_is_escaped(cwd, model):
+def test_unencodable_file_names_are_escaped(cwd, model):
     os.mkdir("猫")
     save_image(cwd / "猫" / os.fsdecode(b"\xff.png"))
     environment = {**os.environ, "PYTHONIOENCODING": "cp1252"}
@@ -35,7 +35,7 @@ def test_a_name_that_the_output_cannot_say_is_escaped(cwd, model):
 
 
 @linux
-def test_a_closed_pipe_is_no_error(cwd, model):
+def test_closed_pipe_is_not_an_error(cwd, model):
     save_image(cwd / "a.png")
     read, write = os.pipe()
     os.close(read)
@@ -50,7 +50,7 @@ def test_a_closed_pipe_is_no_error(cwd, model):
 
 @linux
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 128 + signal.SIGTERM)])
-def test_a_signal_ends_the_program_as_shells_expect(cwd, model, number, code):
+def test_signals_give_the_exit_codes_shells_expect(cwd, model, number, code):
     """A loop of the shell ends if the command ended by SIGINT, and goes on if it made an exit code of it."""
     Image.effect_noise((1500, 1500), 60).convert("RGB").save("a.png")
     process = subprocess.Popen(
@@ -75,7 +75,7 @@ cli.main()
 """
 
 
-def test_missing_arguments_and_unknown_options_are_usage_errors(cwd):
+def test_missing_arguments_and_unknown_options_exit_with_2(cwd):
     for arguments in (["upscale"], ["upscale", "a.png", "--nonsense"], ["nonsense"], ["upscale", "a.png", "--format", "tiff"]):
         result = run(*arguments)
         assert result.exit_code == 2
@@ -92,7 +92,7 @@ def png(size=(9, 8), **options):
 
 
 @pytest.mark.parametrize(("format", "expected"), [("png", "PNG"), ("webp", "WEBP"), ("jpg", "JPEG")])
-def test_an_image_goes_from_standard_input_to_standard_output(cwd, model, format, expected):
+def test_image_goes_from_stdin_to_stdout(cwd, model, format, expected):
     done = run("upscale", "-", "-o", "-", "-m", model, "--format", format, input=png())
     assert (done.exit_code, done.stderr_bytes) == (0, b"")
     with Image.open(io.BytesIO(done.stdout_bytes)) as result:
@@ -101,7 +101,7 @@ def test_an_image_goes_from_standard_input_to_standard_output(cwd, model, format
     assert list_files(cwd) == []
 
 
-def test_either_may_be_a_file(cwd, model):
+def test_stdin_or_stdout_may_be_replaced_by_a_file(cwd, model):
     save_image(cwd / "a.png")
     assert Image.open(io.BytesIO(run_process("upscale", "a.png", "-o", "-", "-m", model).stdout)).size == (18, 16)
     assert Image.open(io.BytesIO(run("upscale", "-", "-m", model, input=png()).stdout_bytes)).size == (18, 16)
@@ -122,7 +122,7 @@ def test_either_may_be_a_file(cwd, model):
     ],
     ids=["no image", "nothing", "half an image", "two inputs", "a folder", "into a folder"],
 )
-def test_mistakes_with_standard_streams_write_nothing(cwd, model, caplog, arguments, content, words):
+def test_invalid_stream_use_writes_nothing(cwd, model, caplog, arguments, content, words):
     save_image(cwd / "a.png")
     save_image(cwd / "in" / "b.png")
     done = run("upscale", *arguments, "-m", model, input=content)

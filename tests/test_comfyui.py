@@ -157,7 +157,7 @@ def expected(model: Path, path: Path) -> np.ndarray:
 
 
 @needs_comfyui
-def test_both_nodes_are_there_with_a_tooltip_on_everything(server):
+def test_nodes_are_registered_with_names_and_tooltips(server):
     log = server.log.read_text()
     assert re.search(rf"[0-9.]+ seconds: \S.*{re.escape(FOLDER)}", log)
     nodes = server.json("/object_info")
@@ -178,7 +178,7 @@ def test_both_nodes_are_there_with_a_tooltip_on_everything(server):
 
 
 @needs_comfyui
-def test_help_texts_and_examples_are_served(server):
+def test_help_pages_locales_and_examples_are_served(server):
     folder = FOLDER
     assert server.get(f"/extensions/{folder}/docs/{UPSCALE}/en.md").startswith(b"# Upscale (TransformerSR)")
     assert UPSCALE in server.json("/i18n")["zh"]["nodeDefs"]
@@ -200,12 +200,12 @@ def test_help_texts_and_examples_are_served(server):
         ({"model_name": "older.pt", "size_by": "model scale", "precision": "bf16", "memory_gb": 0.5}, (56, 40)),
     ],
 )
-def test_sizes(server, settings, size):
+def test_size_options_give_the_requested_size(server, settings, size):
     assert [image.size for image in server.images(graph(**settings))] == [size]
 
 
 @needs_comfyui
-def test_the_image_is_the_networks(server):
+def test_result_equals_the_network_output(server):
     (image,) = server.images(graph())
     difference = np.asarray(image) - expected(ROOT / "weights" / "x4-tiny.safetensors", server.base / "input" / "image.png")
     assert np.abs(difference).max() <= 1.01
@@ -226,7 +226,7 @@ def test_transparency_and_batches_are_kept(server):
 @needs_comfyui
 @pytest.mark.parametrize("loader", ["UpscaleModelLoader", LOADER])
 @pytest.mark.parametrize("name", ["older.pt", "newer.pth", "mine.safetensors"])
-def test_cores_nodes_run_both_of_the_authors_layouts_and_ours(server, loader, name):
+def test_core_upscale_node_runs_original_and_own_checkpoints(server, loader, name):
     if name == "mine.safetensors" and loader == "UpscaleModelLoader":  # core looks into its own folder only
         shutil.copy(server.base / "models" / "transformersr" / name, server.base / "models" / "upscale_models" / "copy.safetensors")
         name = "copy.safetensors"
@@ -243,7 +243,7 @@ def test_cores_nodes_run_both_of_the_authors_layouts_and_ours(server, loader, na
 
 @needs_comfyui
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_run_as_far_as_our_node_goes(server, path):
+def test_example_settings_run_in_our_node(server, path):
     (node,) = [node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"] in (UPSCALE, VIDEO)]
     settings = dict(zip(WIDGETS[node["type"]], node["widgets_values"], strict=True))
     if node["type"] == UPSCALE:
@@ -262,7 +262,7 @@ def test_examples_run_as_far_as_our_node_goes(server, path):
 
 
 @needs_comfyui
-def test_a_mask_is_taken(server):
+def test_mask_input_changes_the_result(server):
     nodes = graph()
     nodes["mask"] = ("SolidMask", {"value": 0.0, "width": 28, "height": 20})
     nodes["up"][1]["mask"] = ["mask", 0]
@@ -272,7 +272,7 @@ def test_a_mask_is_taken(server):
 
 
 @needs_comfyui
-def test_a_size_of_nothing_is_refused_before_anything_runs(server):
+def test_zero_size_is_rejected_before_execution(server):
     nodes = graph(size_by="width and height", width=0, height=0)
     answer = server.post("/prompt", {"prompt": {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}})
     errors = answer["node_errors"]["up"]["errors"]  # the host says it once for every input that was looked at
@@ -280,7 +280,7 @@ def test_a_size_of_nothing_is_refused_before_anything_runs(server):
 
 
 @needs_comfyui
-def test_blueprints_are_served_where_the_host_has_them(server):
+def test_subgraph_blueprints_are_served(server):
     try:
         served = server.json("/global_subgraphs")
     except urllib.error.HTTPError:
@@ -290,7 +290,7 @@ def test_blueprints_are_served_where_the_host_has_them(server):
 
 
 @needs_comfyui
-def test_a_model_that_is_not_there_is_refused_before_anything_runs(server):
+def test_missing_model_is_rejected_before_execution(server):
     answer = server.post(
         "/prompt", {"prompt": {name: {"class_type": k, "inputs": i} for name, (k, i) in graph(model_name="gone.pth").items()}}
     )
@@ -299,7 +299,7 @@ def test_a_model_that_is_not_there_is_refused_before_anything_runs(server):
 
 
 @needs_comfyui
-def test_a_damaged_model_is_named_in_one_sentence(server):
+def test_damaged_model_is_reported_in_one_sentence(server):
     done = server.finish(server.start(graph(model_name="transformersr-damaged.pt")))
     (error,) = [content for kind, content in done["status"]["messages"] if kind == "execution_error"]
     assert error["node_id"] == "up"
@@ -309,7 +309,7 @@ def test_a_damaged_model_is_named_in_one_sentence(server):
 
 
 @needs_comfyui
-def test_a_budget_that_is_too_small_is_called_by_the_name_in_the_node(server):
+def test_memory_error_names_the_node_input(server):
     done = server.finish(server.start(graph("large.png", memory_gb=0.01)))
     (error,) = [content for kind, content in done["status"]["messages"] if kind == "execution_error"]
     english = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))
@@ -317,7 +317,7 @@ def test_a_budget_that_is_too_small_is_called_by_the_name_in_the_node(server):
 
 
 @needs_comfyui
-def test_cancel_ends_an_image_in_its_middle(server):
+def test_cancel_interrupts_a_running_image(server):
     server.images(graph())  # loaded
     prompt = server.start(graph("large.png", size_by="factor", factor=16.0, memory_gb=0.2))
     time.sleep(2)
@@ -360,7 +360,7 @@ print("left:", len(management.current_loaded_models), node.upscale(torch.rand(1,
 
 
 @needs_comfyui
-def test_cancel_takes_effect_within_a_band_and_the_host_keeps_charge_of_the_weights(base, tmp_path):
+def test_cancel_stops_within_a_band_and_the_host_still_manages_the_model(base, tmp_path):
     pack = tmp_path / "custom nodes" / "Transformer-SR v0.2 (2)"
     shutil.copytree(base / "custom_nodes" / FOLDER, pack)
     done = subprocess.run(

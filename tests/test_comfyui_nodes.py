@@ -34,14 +34,14 @@ assert package.Upscaler.__name__ == "Upscaler"
 """
 
 
-def test_without_comfyui_the_package_has_no_nodes_and_says_nothing():
+def test_import_without_comfyui_is_silent_and_defines_no_nodes():
     name = "/somewhere/custom_nodes/Transformer-SR v0_x_1 (copy)"
     done = subprocess.run([sys.executable, "-c", IMPORT, str(ROOT), name], capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("language", sorted(path.name for path in (ROOT / "locales").iterdir()))
-def test_every_language_has_every_text(language):
+def test_every_locale_is_complete(language):
     nodes = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
     assert {node: list(texts["inputs"]) for node, texts in nodes.items()} == INPUTS
     for texts in nodes.values():
@@ -54,7 +54,7 @@ def test_every_language_has_every_text(language):
 
 @pytest.mark.parametrize("language", ["en", "zh", "ja", "ko"])
 @pytest.mark.parametrize("node", INPUTS)
-def test_help_names_every_input_as_the_node_shows_it(language, node):
+def test_help_pages_name_every_input(language, node):
     page = (ROOT / "web" / "docs" / node / f"{language}.md").read_text(encoding="utf-8")
     nodes = json.loads((ROOT / "locales" / language / "nodeDefs.json").read_text(encoding="utf-8"))
     for entry in nodes[node]["inputs"].values():
@@ -63,7 +63,7 @@ def test_help_names_every_input_as_the_node_shows_it(language, node):
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_examples_have_images_and_every_setting(path):
+def test_example_workflows_have_thumbnails_and_all_settings(path):
     with Image.open(path.with_suffix(".jpg")) as thumbnail:
         assert thumbnail.format == "JPEG"
     (node,) = [node for node in json.loads(path.read_text(encoding="utf-8"))["nodes"] if node["type"] in (UPSCALE, VIDEO)]
@@ -72,12 +72,12 @@ def test_examples_have_images_and_every_setting(path):
 
 
 @pytest.mark.parametrize("word", ["anime", "4x", "waifu2x", "video", "hires", "upscale"])
-def test_the_search_for_templates_which_knows_only_their_names_finds_one_by(word):
+def test_template_names_contain_search_word(word):
     assert any(word in path.stem.lower() for path in EXAMPLES)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_links_of_examples_are_whole(path):
+def test_example_workflow_links_are_consistent(path):
     graph = json.loads(path.read_text(encoding="utf-8"))
     nodes = {node["id"]: node for node in graph["nodes"]}
     for link, origin, output, target, slot, _ in graph["links"]:
@@ -85,7 +85,7 @@ def test_links_of_examples_are_whole(path):
         assert nodes[target]["inputs"][slot]["link"] == link
 
 
-def test_models_that_examples_need_can_be_downloaded():
+def test_example_checkpoints_have_download_links():
     for path in EXAMPLES:
         for node in json.loads(path.read_text(encoding="utf-8"))["nodes"]:
             if node["type"] == "CheckpointLoaderSimple":
@@ -95,7 +95,7 @@ def test_models_that_examples_need_can_be_downloaded():
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "subgraphs").glob("*.json")), ids=lambda path: path.stem)
-def test_blueprints_hold_one_subgraph_with_our_node_and_what_it_is_for(path):
+def test_blueprints_contain_our_node_and_a_description(path):
     (graph,) = json.loads(path.read_text(encoding="utf-8"))["definitions"]["subgraphs"]
     (node,) = [node for node in graph["nodes"] if node["type"] == UPSCALE]
     assert [entry["name"] for entry in node["inputs"]] == INPUTS[UPSCALE]
@@ -103,13 +103,13 @@ def test_blueprints_hold_one_subgraph_with_our_node_and_what_it_is_for(path):
     assert graph["description"]
 
 
-def test_requirements_leave_the_hosts_pytorch_alone():
+def test_requirements_do_not_touch_pytorch():
     """ComfyUI-Manager and comfy-cli install from this file; without it comfy-cli's `--fast-deps` would read PyTorch in pyproject.toml."""
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert lines == ["einops", "safetensors"]
 
 
-def test_the_registrys_archive_has_nothing_that_its_scanner_flags():
+def test_registry_archive_has_no_code_that_its_scanner_flags():
     """It holds back packs for network calls and for starting programs; what we have of that does not go into the archive."""
     command = ["git", "ls-files", "--cached", "*.py"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
@@ -144,7 +144,7 @@ def random_image(height: int = 24, width: int = 32) -> torch.Tensor:
     return torch.rand(1, height, width, 3, generator=torch.Generator().manual_seed(0))
 
 
-def test_the_patcher_is_of_the_class_that_the_host_chose_at_its_start(nodes, monkeypatch):
+def test_model_patcher_is_the_class_chosen_by_the_host(nodes, monkeypatch):
     """A plain one among dynamic ones makes ComfyUI drop every other model from the device."""
     assert type(nodes.managed(random_model(V2))) is comfyui_standin.ModelPatcher
     host = sys.modules["comfy.model_patcher"]
@@ -153,7 +153,7 @@ def test_the_patcher_is_of_the_class_that_the_host_chose_at_its_start(nodes, mon
 
 
 @pytest.mark.parametrize(("patcher", "moves"), [(comfyui_standin.ModelPatcher, 2), (comfyui_standin.ModelPatcherDynamic, 0)])
-def test_parameters_are_moved_by_hand_only_where_the_patcher_does_not(nodes, monkeypatch, patcher, moves):
+def test_parameters_are_only_moved_if_the_patcher_does_not(nodes, monkeypatch, patcher, moves):
     model = random_model(V2)
     moved = []
     monkeypatch.setattr(model, "to", moved.append)
@@ -162,19 +162,19 @@ def test_parameters_are_moved_by_hand_only_where_the_patcher_does_not(nodes, mon
     assert len(moved) == moves
 
 
-def test_the_page_learns_the_size_of_the_input_and_the_scale(nodes):
+def test_frontend_receives_input_size_and_scale(nodes):
     done = nodes.TransformerSRUpscale().upscale(random_image(), "mine.safetensors")
     assert done["ui"] == {"transformersr": [{"width": 32, "height": 24, "scale": V2.scale}]}
     options = nodes.TransformerSRUpscale.INPUT_TYPES()["required"]["model_name"][1]
     assert options["scales"]["mine.safetensors"] == V2.scale
 
 
-def test_every_model_that_comes_with_the_node_says_what_it_is_for(nodes):
+def test_every_shipped_model_has_a_description(nodes):
     assert nodes.PURPOSES.keys() == available_models().keys()
 
 
 @pytest.mark.parametrize("node", INPUTS)
-def test_inputs_are_in_the_order_of_saved_values_and_say_what_the_english_texts_say(nodes, node):
+def test_inputs_keep_their_saved_order_and_the_english_tooltips(nodes, node):
     texts = json.loads((ROOT / "locales" / "en" / "nodeDefs.json").read_text(encoding="utf-8"))[node]["inputs"]
     types = nodes.NODE_CLASS_MAPPINGS[node].INPUT_TYPES()
     inputs = types["required"] | types.get("optional", {})
@@ -182,13 +182,13 @@ def test_inputs_are_in_the_order_of_saved_values_and_say_what_the_english_texts_
     assert {name: options["tooltip"] for name, (_, options) in inputs.items()} == {name: entry["tooltip"] for name, entry in texts.items()}
 
 
-def test_crispness_and_ensemble_give_what_the_python_api_gives(nodes, siblings):
+def test_crispness_and_ensemble_match_the_python_api(nodes, siblings):
     (image,) = nodes.TransformerSRUpscale().upscale(random_image(), siblings.name, crispness=0.25, ensemble=True)["result"]
     api = Upscaler.from_pretrained(siblings, "cpu", "fp32", crispness=0.25, ensemble=True)
     assert torch.equal(image, api(random_image().movedim(-1, 1)).movedim(1, -1))
 
 
-def test_another_crispness_loads_another_network_and_the_same_one_does_not(nodes, siblings):
+def test_model_is_reloaded_only_if_crispness_changes(nodes, siblings):
     node = nodes.TransformerSRUpscale()
     loaded = [
         node._upscaler(siblings.name, "auto", 0.0, crispness, ensemble).model for crispness, ensemble in ((0, False), (0, True), (1, True))
@@ -197,7 +197,7 @@ def test_another_crispness_loads_another_network_and_the_same_one_does_not(nodes
     assert torch.equal(loaded[2].upsample.weight, load_model(siblings.with_name("mine-crisp.safetensors")).upsample.weight)
 
 
-def test_a_replaced_crisp_sibling_is_noticed(nodes, siblings):
+def test_replaced_crisp_sibling_is_reloaded(nodes, siblings):
     changed, node = nodes.TransformerSRUpscale.IS_CHANGED, nodes.TransformerSRUpscale()
     before, model = changed(siblings.name, crispness=1.0), node._upscaler(siblings.name, "auto", 0.0, 1.0, False).model
     save_model(random_model(V2, seed=2), siblings.with_name("mine-crisp.safetensors"))
@@ -205,14 +205,14 @@ def test_a_replaced_crisp_sibling_is_noticed(nodes, siblings):
     assert node._upscaler(siblings.name, "auto", 0.0, 1.0, False).model is not model
 
 
-def test_pickled_siblings_blend_too(nodes, siblings):
+def test_pickled_siblings_can_be_blended(nodes, siblings):
     for name in ("mine", "mine-crisp"):
         torch.save(load_model(siblings.with_name(f"{name}.safetensors")).state_dict(), siblings.with_name(f"pickled{name[4:]}.pth"))
     upscale = lambda label: nodes.TransformerSRUpscale().upscale(random_image(), label, crispness=0.5)["result"][0]
     assert torch.equal(upscale("pickled.pth"), upscale(siblings.name))
 
 
-def test_the_page_learns_which_models_have_a_crispness(nodes, siblings):
+def test_frontend_receives_the_models_with_crispness(nodes, siblings):
     for node in INPUTS:
         crisp = nodes.NODE_CLASS_MAPPINGS[node].INPUT_TYPES()["required"]["model_name"][1]["crisp"]
         assert siblings.name in crisp
@@ -220,7 +220,7 @@ def test_the_page_learns_which_models_have_a_crispness(nodes, siblings):
 
 
 @pytest.mark.parametrize("node", INPUTS)
-def test_a_crispness_that_cannot_be_is_refused_before_anything_runs(nodes, siblings, node):
+def test_invalid_crispness_is_rejected_before_execution(nodes, siblings, node):
     check = nodes.NODE_CLASS_MAPPINGS[node].VALIDATE_INPUTS
     assert check(model_name=siblings.name, crispness=1.0) is True
     assert check(model_name="mine-crisp.safetensors", crispness=0.0) is True
@@ -232,19 +232,19 @@ def test_a_crispness_that_cannot_be_is_refused_before_anything_runs(nodes, sibli
     )
 
 
-def test_a_crispness_from_another_node_is_refused_in_the_same_words(nodes, siblings):
+def test_invalid_linked_crispness_gets_the_same_message(nodes, siblings):
     with pytest.raises(ValueError, match=r"no crisp sibling, .*; models with one: .*mine.safetensors"):
         nodes.TransformerSRUpscale().upscale(random_image(), "mine-crisp.safetensors", crispness=0.5)
 
 
-def test_the_loader_gives_the_network_between_the_siblings(nodes, siblings):
+def test_loader_blends_the_siblings(nodes, siblings):
     declare_torchvision_operators()
     pytest.importorskip("spandrel")
     (descriptor,) = nodes.TransformerSRModelLoader().load(siblings.name, 0.5)
     assert torch.equal(descriptor.model.upsample.weight, load_blend(siblings, 0.5).upsample.weight)
 
 
-def test_a_mask_keeps_the_networks_pixels_inside_and_a_plain_resize_outside(nodes):
+def test_mask_blends_network_pixels_into_a_bicubic_resize(nodes):
     image, mask = random_image(), torch.zeros(1, 24, 32)
     mask[:, :, :16] = 1
     upscale = lambda **options: nodes.TransformerSRUpscale().upscale(image, "mine.safetensors", **options)["result"][0]
@@ -267,19 +267,19 @@ def test_a_mask_keeps_the_networks_pixels_inside_and_a_plain_resize_outside(node
         ({"model_name": "page.safetensors"}, "page.safetensors: it is a web page, not weights"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_runs(nodes, tmp_path, inputs, words):
+def test_invalid_inputs_are_rejected_before_execution(nodes, tmp_path, inputs, words):
     (tmp_path / "models" / "page.safetensors").write_text("<!DOCTYPE html><html>")
     assert words in nodes.TransformerSRUpscale.VALIDATE_INPUTS(**inputs)
 
 
-def test_sizes_that_can_be_are_let_through(nodes):
+def test_valid_sizes_are_accepted(nodes):
     check = nodes.TransformerSRUpscale.VALIDATE_INPUTS
     assert check("mine.safetensors", size_by="width and height", width=0, height=300) is True
     assert check("mine.safetensors", size_by="model scale", width=0, height=0) is True
     assert check(None, size_by="width and height", width=None, height=0) is True  # the width comes from another node
 
 
-def test_a_file_that_is_no_model_is_named_once_with_the_reason(nodes, tmp_path, caplog):
+def test_file_that_is_not_a_model_is_reported_once(nodes, tmp_path, caplog):
     (tmp_path / "models" / "pointer.pth").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     torch.save({"body.0.weight": torch.zeros(1)}, tmp_path / "models" / "esrgan.pth")
     for second in range(2):
@@ -288,7 +288,7 @@ def test_a_file_that_is_no_model_is_named_once_with_the_reason(nodes, tmp_path, 
     assert "pointer.pth is not listed as a model: it is a Git LFS pointer" in record.getMessage()
 
 
-def test_errors_are_of_pythons_own_classes_as_the_host_shows_their_names(nodes, tmp_path):
+def test_errors_are_raised_as_builtin_exceptions(nodes, tmp_path):
     (tmp_path / "models" / "transformersr-damaged.pt").write_bytes(b"PK\x03\x04")
     for options in ({"model_name": "transformersr-damaged.pt"}, {"model_name": "mine.safetensors", "memory_gb": 1e-9}):
         with pytest.raises(ValueError, match=r"damaged|memory") as caught:
@@ -297,13 +297,13 @@ def test_errors_are_of_pythons_own_classes_as_the_host_shows_their_names(nodes, 
 
 
 @pytest.mark.parametrize(("core", "category"), [(None, "loaders"), (type("Core", (), {"CATEGORY": "model/loaders"}), "model/loaders")])
-def test_the_loader_is_listed_where_cores_is(tmp_path, monkeypatch, core, category):
+def test_loader_node_uses_the_category_of_the_core_loader(tmp_path, monkeypatch, core, category):
     nodes = comfyui_standin.install(monkeypatch, tmp_path, loader=core)
     assert category == nodes.TransformerSRModelLoader.CATEGORY
 
 
 @pytest.mark.parametrize("start", [0.0, 0.2])
-def test_a_video_becomes_the_command_lines_and_leaves_nothing_else_behind(nodes, tmp_path, start):
+def test_video_node_writes_the_same_file_as_the_cli(nodes, tmp_path, start):
     from transformersr.upscale.video import upscale_video
 
     source, weights = make_video(tmp_path / "in.mp4", size=(32, 24), frames=5), tmp_path / "models" / "mine.safetensors"
@@ -314,7 +314,7 @@ def test_a_video_becomes_the_command_lines_and_leaves_nothing_else_behind(nodes,
     assert [path.name for path in (tmp_path / "temp").iterdir()] == [Path(result.file).name]
 
 
-def test_a_cancelled_video_leaves_no_file(nodes, tmp_path, monkeypatch):
+def test_cancelled_video_leaves_no_file(nodes, tmp_path, monkeypatch):
     calls = []
 
     def cancelled_in_the_second_frame():

@@ -89,7 +89,7 @@ def kill_at(event):
 
 
 @forks
-def test_upscaling_killed_at_every_file_resumes_to_the_same_bytes(jobs, tmp_path):
+def test_upscaling_killed_at_any_write_resumes_to_the_same_bytes(jobs, tmp_path):
     upscaler, out = Upscaler(random_model(V2)), tmp_path / "out"
     run_jobs(jobs, upscaler)
     whole = contents(out)
@@ -108,7 +108,7 @@ def test_upscaling_killed_at_every_file_resumes_to_the_same_bytes(jobs, tmp_path
 
 
 @forks
-def test_training_killed_while_it_saves_resumes_to_the_same_weights(folder, tmp_path, tiny_network):
+def test_training_killed_while_saving_resumes_to_the_same_weights(folder, tmp_path, tiny_network):
     config = from_values({**X2_SETTINGS, "steps": 2})
     train(config, folder, tmp_path / "straight")
     for event in (9, 22):
@@ -124,7 +124,7 @@ def test_training_killed_while_it_saves_resumes_to_the_same_weights(folder, tmp_
 
 
 @forks
-def test_what_a_killed_process_left_is_hidden_and_removed_an_hour_later(tmp_path):
+def test_leftover_part_files_are_hidden_and_later_removed(tmp_path):
     target = tmp_path / "precious.txt"
     target.write_text("old")
 
@@ -146,7 +146,7 @@ def test_what_a_killed_process_left_is_hidden_and_removed_an_hour_later(tmp_path
 
 
 @forks
-def test_two_converters_at_once_leave_one_whole_file(tmp_path):
+def test_concurrent_conversions_leave_one_complete_file(tmp_path):
     source, target = tmp_path / "transformerSR_b2_d64_w4_h4.pt", tmp_path / "transformerSR_b2_d64_w4_h4.safetensors"
     torch.save(random_state(2, 64, 4), source)
     convert_file(source, tmp_path / "alone.safetensors")
@@ -190,7 +190,7 @@ def writers(folder, path):
 
 
 @forks
-def test_a_write_that_fails_anywhere_is_an_oserror_and_leaves_the_old_file(folder, tmp_path, tiny_network):
+def test_failed_write_raises_oserror_and_keeps_the_old_file(folder, tmp_path, tiny_network):
     for path, write in writers(folder, tmp_path / "file"):
         write(path)
         size = path.stat().st_size
@@ -215,7 +215,7 @@ def disk(tmp_path):
     subprocess.run(["umount", tmp_path / "disk"], check=True)
 
 
-def test_training_on_a_full_disk_goes_on_and_saves_when_there_is_room(folder, disk, monkeypatch, caplog, tiny_network):
+def test_training_survives_a_full_disk_and_saves_when_space_returns(folder, disk, monkeypatch, caplog, tiny_network):
     def fill():
         with suppress(OSError), open(disk / "full", "wb", buffering=0) as file:
             while file.write(bytes(100)):
@@ -230,7 +230,7 @@ def test_training_on_a_full_disk_goes_on_and_saves_when_there_is_room(folder, di
     assert not list(disk.rglob(LEFT))
 
 
-def test_best_weights_that_could_not_be_saved_do_not_keep_later_ones_out(folder, tmp_path, monkeypatch, tiny_network):
+def test_unsaved_best_weights_do_not_block_later_ones(folder, tmp_path, monkeypatch, tiny_network):
     save, names = monitoring.save_model, []
 
     def full(model, path, **options):
@@ -253,7 +253,7 @@ def test_best_weights_that_could_not_be_saved_do_not_keep_later_ones_out(folder,
     assert read_state(tmp_path / "run")["progress"]["best_psnr"] == 25.0
 
 
-def test_a_torn_line_is_taken_back(tmp_path):
+def test_partial_log_line_is_removed(tmp_path):
     path = tmp_path / "train.jsonl"
     monitoring._append(path, {"step": 1})
     with largest_file(path.stat().st_size + 4), pytest.raises(OSError):
@@ -263,7 +263,7 @@ def test_a_torn_line_is_taken_back(tmp_path):
 
 
 @forks
-def test_a_folder_that_may_not_be_written_to_any_more_costs_the_images_that_follow_and_no_other():
+def test_folder_made_read_only_fails_only_the_images_after_it():
     place = Path(tempfile.mkdtemp())
     place.chmod(0o755)
     (place / "in").mkdir()

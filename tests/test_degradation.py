@@ -46,14 +46,14 @@ def shifts(small_of, side, scale, border):
 
 @pytest.mark.parametrize("method", FILTERS)
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
-def test_no_way_of_shrinking_shifts(method, scale):
+def test_downscaling_filters_do_not_shift(method, scale):
     side = 120 // scale * scale
     assert np.abs(shifts(lambda image: downscale(image, scale, method), side, scale, 4)).max() < 0.01
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("preset", PRESETS)
-def test_no_preset_shifts(preset, scale):
+def test_presets_do_not_shift(preset, scale):
     """Blur, sharpening and every filter, one after another; noise and codecs, which are random, are left to the next test."""
     still = replace(PRESETS[preset], decoder=0.0, noise=0.0, codec=0.0, video=0.0, again=0.0)
     side = 120 // scale * scale
@@ -65,7 +65,7 @@ def test_no_preset_shifts(preset, scale):
 
 
 @pytest.mark.parametrize(("step", "most"), [("again", 0.01), ("decoder", 0.01), ("noise", 0.01), ("codec", 0.1)])
-def test_no_random_step_shifts_on_average(step, most):
+def test_random_steps_do_not_shift_on_average(step, most):
     """Each alone and always, over many draws. A codec rounds every draw of one image alike, so less of that averages out."""
     steps = Degradation(tuple(FILTERS), quality=(98, 98), **{"formats": ("JPEG",), step: 1.0})
 
@@ -77,7 +77,7 @@ def test_no_random_step_shifts_on_average(step, most):
 
 @pytest.mark.parametrize("size", [(120, 120), (121, 122), (122, 123), (123, 121)])
 @pytest.mark.parametrize("method", ["bicubic", "bilinear", "area"])
-def test_validation_pairs_of_any_size_are_not_shifted(size, method, tmp_path):
+def test_validation_pairs_are_not_shifted_at_any_size(size, method, tmp_path):
     """Sizes that are no multiple of the scale are cut, never squeezed."""
     width, height = size
 
@@ -94,7 +94,7 @@ def test_validation_pairs_of_any_size_are_not_shifted(size, method, tmp_path):
 
 
 @pytest.mark.parametrize("side", [101, 102, 103])
-def test_crops_of_images_of_any_size_are_not_shifted(side):
+def test_crops_are_not_shifted_at_any_image_size(side):
     """Every small pixel is the mean of its sharp ones, up to the last whole one of the image."""
     crops = make_crops([TrainingImage("", np.asarray(synthetic_image(2, side)))])
     crops.preset = Degradation(("area",))
@@ -106,26 +106,26 @@ def test_crops_of_images_of_any_size_are_not_shifted(side):
 # --- degradation ---------------------------------------------------------------------------------
 
 
-def test_shrinking_wants_multiples():
+def test_downscaling_requires_a_multiple_of_the_scale():
     with pytest.raises(ValueError, match="crop it first"):
         downscale(Image.new("RGB", (9, 8)), 4, "area")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_preset_gives_the_same_image_for_the_same_seed(preset):
+def test_presets_are_reproducible_from_the_seed(preset):
     one, other = (degrade(synthetic_image(1), 4, PRESETS[preset], np.random.default_rng(5)) for _ in range(2))
     assert one.size == (24, 24)
     assert one.tobytes() == other.tobytes()
 
 
-def test_every_step_of_a_degradation_changes_the_image():
+def test_every_degradation_step_changes_the_image():
     plain = degrade(synthetic_image(1), 4, Degradation(("area",)), np.random.default_rng(0))
     for step in ("blur", "sharpen", "decoder", "noise", "codec", "again", "video"):
         changed = degrade(synthetic_image(1), 4, Degradation(("area",), **{step: 1.0}), np.random.default_rng(0))
         assert changed.tobytes() != plain.tobytes()
 
 
-def test_stills_of_videos_keep_size_and_place_and_get_worse():
+def test_video_stills_keep_size_and_position_and_lose_quality():
     still, source = video_codec.video_still, synthetic_image(1, 95)
     results = [still(source, strength) for strength in (0.0, 1.0)]
     assert {result.size for result in results} == {(95, 95)}
@@ -135,7 +135,7 @@ def test_stills_of_videos_keep_size_and_place_and_get_worse():
     assert np.abs(shifts(lambda image: still(image, 0.0), 120, 1, 4)).max() < 0.05
 
 
-def test_without_a_video_codec_the_preset_says_what_to_install(monkeypatch):
+def test_video_preset_without_pyav_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(ValueError, match=r"preset video needs PyAV.*pip install"):
         make_crops([TrainingImage("", np.asarray(synthetic_image(0)))], "video")

@@ -157,7 +157,7 @@ def parse(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("path", RUN, ids=name_of)
-def test_commands_and_options_in_sentences_exist(path):
+def test_commands_and_options_in_text_exist(path):
     spans = re.findall(r"`([^`\n]+)`", without_blocks(path))
     for span in spans:
         if re.match(r"transformersr [a-z]", span):
@@ -175,7 +175,7 @@ def our_options() -> set[str]:
 
 
 @pytest.mark.parametrize("path", [path for path in RUN if blocks(path, "python")], ids=name_of)
-def test_python_in_the_documents_runs(path, place):
+def test_python_examples_run(path, place):
     image = Image.open("image.png")
     names = {"image": image, "prompt": "", "pipeline": lambda prompt: SimpleNamespace(images=[image])}
     for block in blocks(path, "python"):
@@ -193,7 +193,7 @@ def anchors(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
-def test_links_lead_somewhere(path):
+def test_links_have_targets(path):
     for link in re.findall(r"\]\(([^)\s]+)\)", without_blocks(path)):
         if re.match(r"https?://", link):
             continue
@@ -204,7 +204,7 @@ def test_links_lead_somewhere(path):
 
 
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
-def test_files_named_exist(path):
+def test_named_files_exist(path):
     folders = "|".join(folder.name for folder in ROOT.iterdir() if folder.is_dir() and folder.name not in ("build", "dist", "out", "runs"))
     for name in re.findall(rf"`((?:{folders})/[\w./-]*)`", without_blocks(path)):
         assert (ROOT / name).exists(), name
@@ -223,7 +223,7 @@ WEIGHTS = sorted((ROOT / "weights").glob("*.safetensors"))
 
 
 @pytest.mark.parametrize("path", WEIGHTS, ids=lambda path: path.stem)
-def test_figures_of_models_are_those_of_their_files(path):
+def test_model_figures_match_the_weight_files(path):
     with safe_open(path, framework="pt") as file:
         scale = TransformerSRConfig.from_json(file.metadata()["config"]).scale
     parameters, size = describe(path)["parameters"], f"{path.stat().st_size / 2**20:.1f} MiB"
@@ -235,7 +235,7 @@ def test_figures_of_models_are_those_of_their_files(path):
         assert all([path.stem, str(scale)] in [row[:2] for row in rows(readme)] for readme in READMES)
 
 
-def test_figures_of_sizes_are_those_of_the_networks():
+def test_size_table_matches_the_networks():
     listed = {row[0].split("`")[0]: row[1:] for row in rows(ROOT / "docs" / "architecture.md")}
     for name, config in VARIANTS.items():
         count = sum(parameter.numel() for parameter in TransformerSR(config).parameters())
@@ -248,7 +248,7 @@ def test_figures_of_sizes_are_those_of_the_networks():
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
-def test_figures_beside_others_are_those_of_the_reports(path):
+def test_comparison_tables_match_the_latest_reports(path):
     """After a new report: `python benchmarks/reports.py HOLDOUT FOREIGN`."""
     text = path.read_text(encoding="utf-8")
     assert "<!-- quality" in text
@@ -259,7 +259,7 @@ def test_figures_beside_others_are_those_of_the_reports(path):
         assert all(f"(../benchmarks/results/{report.name})" in text for report in latest)
 
 
-def test_versions_named_twice_agree():
+def test_version_numbers_agree():
     ruff = re.search(r"^(ruff==.+)$", (ROOT / "constraints.txt").read_text(encoding="utf-8"), re.MULTILINE)[1]
     assert set(re.findall(r"ruff==[\d.]+", (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))) == {ruff}
     own = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)[1]

@@ -27,7 +27,7 @@ from random_models import V1, V2, random_model
 
 
 @pytest.mark.parametrize("config", [V1, V2], ids=["v1", "v2"])
-def test_a_small_budget_changes_nothing_but_the_band(config, monkeypatch):
+def test_smallest_budget_changes_only_the_band_height(config, monkeypatch):
     monkeypatch.setattr("transformersr.upscale.planning.CPU_BAND_BYTES", 2**40)
     model, image = random_model(config), torch.rand(2, 3, 96, 40)
     bands = []
@@ -43,7 +43,7 @@ def test_a_small_budget_changes_nothing_but_the_band(config, monkeypatch):
 
 
 @pytest.mark.parametrize("config", [V1, V2], ids=["v1", "v2"])
-def test_frames_together_are_as_each_alone(config):
+def test_batched_frames_match_single_frames(config):
     model, images, shapes = random_model(config), torch.rand(5, 3, 21, 13), []
     together = upscale(model, images, on_progress=lambda done, total: shapes.append((done, total)))
     alone = torch.cat([upscale(model, image[None]) for image in images])
@@ -51,7 +51,7 @@ def test_frames_together_are_as_each_alone(config):
     assert shapes[-1] == (5 * total_rows(model, 21),) * 2
 
 
-def test_frames_go_alone_where_they_do_not_fit_together(monkeypatch):
+def test_frames_run_one_by_one_if_a_batch_does_not_fit(monkeypatch):
     model, counts = random_model(V2), []
 
     def full(model, image, band_rows, **options):
@@ -67,7 +67,7 @@ def test_frames_go_alone_where_they_do_not_fit_together(monkeypatch):
     assert counts[-3:] == [1, 1, 1]
 
 
-def test_a_side_left_out_keeps_the_proportions():
+def test_omitted_side_keeps_the_aspect_ratio():
     assert proportional_size(100, 200, 50) == (50, 100)
     assert proportional_size(100, 200, 0, 300) == (150, 300)
     assert proportional_size(1, 1000, 0, 10) == (1, 10)
@@ -108,7 +108,7 @@ class LivePeak(TorchDispatchMode):
     ids=["tiny", "base", "v1", "x1"],
 )
 @pytest.mark.parametrize("band_rows", [8, 32, 192])
-def test_peak_memory_stays_below_the_announced(config, band_rows):
+def test_peak_memory_stays_below_the_estimate(config, band_rows):
     with LivePeak() as probe:
         torch.ones(8)
     if probe.live:
@@ -121,7 +121,7 @@ def test_peak_memory_stays_below_the_announced(config, band_rows):
     assert memory.peak > announced / 4  # the announcement means something
 
 
-def test_bands_are_whole_windows_and_no_more_than_asked():
+def test_band_height_is_a_multiple_of_the_window_within_the_limit():
     config = VARIANTS["base"]
     work = Workload(config, 1001, 1000, 4)
     assert Workload(config, 1000, 1000, 4).band_rows(None) == 1000
@@ -145,7 +145,7 @@ class Moves(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("config", [V1, V2])
-def test_rows_that_wait_may_be_kept_elsewhere(config):
+def test_features_can_be_offloaded_to_another_device(config):
     model, image, host = random_model(config), torch.rand(1, 3, 40, 24), torch.device("cpu", 0)
     with torch.inference_mode(), Moves() as moves:
         kept = stream(model, image, 8, offload_device=host)
@@ -156,7 +156,7 @@ def test_rows_that_wait_may_be_kept_elsewhere(config):
     assert moves.rows[host] == 0
 
 
-def test_a_device_too_small_for_the_features_leaves_them_to_the_host():
+def test_plan_offloads_features_that_do_not_fit_on_the_device():
     work = Workload(VARIANTS["tiny"], 1000, 1000, 4)
     offloaded = dataclasses.replace(work, offloaded=True)
     assert make_plan(work, work.bytes_for(16), None, can_offload=True, estimated=False) == Plan(16, False)
@@ -166,7 +166,7 @@ def test_a_device_too_small_for_the_features_leaves_them_to_the_host():
     assert make_plan(work, 1000, None, can_offload=True, estimated=True) == Plan(8, True)
 
 
-def test_a_full_device_gets_half_the_band_and_then_no_features():
+def test_smaller_plans_halve_the_band_then_offload_features():
     plans = [Plan(40, False)]
     while plan := plans[-1].smaller(8, can_offload=True):
         plans.append(plan)
@@ -174,7 +174,7 @@ def test_a_full_device_gets_half_the_band_and_then_no_features():
     assert Plan(8, False).smaller(8, can_offload=False) is None
 
 
-def test_running_out_of_memory_halves_the_band_and_says_so_once(monkeypatch, caplog):
+def test_out_of_memory_halves_the_band_and_warns_once(monkeypatch, caplog):
     monkeypatch.setattr("transformersr.upscale.planning.CPU_BAND_BYTES", 2**40)
     model, image = random_model(V2), torch.rand(1, 3, 64, 16)
     expected, tried = upscale(model, image), []
@@ -191,7 +191,7 @@ def test_running_out_of_memory_halves_the_band_and_says_so_once(monkeypatch, cap
     assert len([record for record in caplog.records if "out of memory" in record.message]) == 1
 
 
-def test_a_device_too_small_for_one_band_says_what_to_do(monkeypatch):
+def test_device_too_small_for_one_band_gets_advice(monkeypatch):
     model = random_model(V2)
 
     def full(*args, **options):
@@ -202,14 +202,14 @@ def test_a_device_too_small_for_one_band_says_what_to_do(monkeypatch):
         upscale(model, torch.rand(1, 3, 16, 16))
 
 
-def test_other_errors_travel_on(monkeypatch):
+def test_other_errors_are_not_caught(monkeypatch):
     model = random_model(V2)
     monkeypatch.setattr(engine, "stream", lambda *args, **options: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         upscale(model, torch.rand(1, 3, 16, 16))
 
 
-def test_progress_is_called_for_every_band_and_ends_at_the_total():
+def test_progress_counts_every_band_up_to_the_total():
     model, calls = random_model(V2), []
     upscale(
         model,
@@ -223,7 +223,7 @@ def test_progress_is_called_for_every_band_and_ends_at_the_total():
     assert len(calls) >= 2 * (V2.blocks.count("C") + 1)
 
 
-def test_progress_may_cancel():
+def test_progress_callback_can_cancel():
     class Cancelled(Exception):
         pass
 
@@ -234,7 +234,7 @@ def test_progress_may_cancel():
         upscale(random_model(V2), torch.rand(1, 3, 40, 16), on_progress=cancel)
 
 
-def test_half_precision_that_overflows_is_done_again_in_float32(caplog):
+def test_half_precision_overflow_is_retried_in_float32(caplog):
     model = random_model(V2)
     with torch.no_grad():
         model.conv_first.weight.mul_(1e5)
@@ -249,13 +249,13 @@ def test_half_precision_that_overflows_is_done_again_in_float32(caplog):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.05), (torch.float16, 0.01)])
-def test_half_precisions_stay_close(dtype, tolerance):
+def test_half_precision_stays_close_to_float32(dtype, tolerance):
     image = torch.rand(1, 3, 24, 24)
     expected = upscale(random_model(V2), image)
     assert (upscale(random_model(V2).to(dtype), image) - expected).abs().max() < tolerance
 
 
-def test_nan_in_the_image_is_taken_as_black_and_said(caplog):
+def test_nan_pixels_become_black_with_a_warning(caplog):
     model, image = random_model(V2), torch.rand(1, 3, 16, 16)
     black = image.clone()
     black[0, :, 3, 4] = 0
@@ -265,7 +265,7 @@ def test_nan_in_the_image_is_taken_as_black_and_said(caplog):
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 4, 8, 8), (1, 3, 0, 8)])
-def test_other_shapes_are_refused(shape):
+def test_invalid_shapes_are_rejected(shape):
     with pytest.raises(ValueError, match="expected"):
         upscale(random_model(V2), torch.zeros(shape))
 
@@ -284,7 +284,7 @@ def test_any_factor_gives_the_rounded_size(factor, expected):
     assert calls[-1] == (1000, 1000)
 
 
-def test_a_network_that_starts_as_bicubic_does_not_shift():
+def test_untrained_bicubic_network_does_not_shift():
     model = TransformerSR(dataclasses.replace(VARIANTS["tiny"], blocks="RWC")).eval()
     for parameter in model.upsample.parameters():
         torch.nn.init.zeros_(parameter)
@@ -296,7 +296,7 @@ def test_a_network_that_starts_as_bicubic_does_not_shift():
     assert ((result - expected).abs().max() / slope) < 0.01
 
 
-def test_what_does_not_fit_in_a_later_pass_names_the_pass():
+def test_memory_error_names_the_pass():
     model, image = random_model(V2), torch.rand(1, 3, 16, 16)
     with pytest.raises(MemoryBudgetError, match=r"^pass 2 of 2: an image of 32x32 needs"):
         upscale_to(model, image, 64, 64, memory=300_000)
@@ -304,14 +304,14 @@ def test_what_does_not_fit_in_a_later_pass_names_the_pass():
         upscale_to(model, image, 64, 64, memory=10_000)
 
 
-def test_float_resize_never_goes_through_8_bits():
+def test_float_resize_keeps_more_than_8_bits():
     model = random_model(V2)
     result = upscale_to(model, torch.linspace(0.4, 0.41, 64).expand(1, 3, 64, 64), 96, 96)
     assert len(np.unique(result.numpy())) > 256
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone is it known what it does with freed memory")
-def test_memory_that_a_layer_frees_is_not_cleared_by_the_system_for_the_next_one():
+def test_freed_memory_is_reused_by_the_next_layer():
     program = Path(__file__).parent / "programs" / "count_page_faults.py"
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
     assert int(done.stdout) < 10_240  # pages that the system had to provide, of so many used in each of eight rounds

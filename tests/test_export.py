@@ -37,7 +37,7 @@ def training_of(path):
     return json.loads(read_checkpoint(path).metadata["training"])
 
 
-def test_export_writes_half_precision_with_its_record_and_says_what_it_is(run):
+def test_export_writes_fp16_with_its_training_record_and_prints_the_checksum(run):
     result = CliRunner().invoke(export, [str(run)], catch_exceptions=False)
     target = run / "x2-anime-lines.safetensors"
     size, error = target.stat().st_size, result.output.splitlines()[-1]
@@ -48,7 +48,7 @@ def test_export_writes_half_precision_with_its_record_and_says_what_it_is(run):
     assert training_of(target)["scores"] == {"psnr_y": 30.0}
 
 
-def test_an_exported_file_tells_no_paths(run):
+def test_exported_files_contain_no_local_paths(run):
     exported = export_weights(run / "best.safetensors", run / "one.safetensors").path
     assert training_of(exported)["settings"] == {**SETTINGS, "init": "x4-tiny.safetensors", "feature_file": "vgg19.pth"}
     older = export_weights(run / "last.safetensors", run / "other.safetensors").path  # has no record of its own
@@ -56,14 +56,14 @@ def test_an_exported_file_tells_no_paths(run):
     assert b"secret" not in older.read_bytes()
 
 
-def test_in_full_precision_nothing_changes(run):
+def test_fp32_export_is_exact(run):
     exported = export_weights(find_weights(run, last=True), run / "exact.safetensors", "fp32")
     assert exported.error == 0
     original = load_model(run / "last.safetensors").state_dict()
     assert all(torch.equal(tensor, original[name]) for name, tensor in load_model(exported.path).state_dict().items())
 
 
-def test_weights_that_do_not_fit_are_refused_and_nothing_is_left(run):
+def test_weights_beyond_fp16_range_are_rejected_without_leftovers(run):
     model = random_model(V2)
     with torch.no_grad():
         model.conv_first.bias[0] = 70_000
@@ -73,14 +73,14 @@ def test_weights_that_do_not_fit_are_refused_and_nothing_is_left(run):
     assert {path.name for path in run.iterdir()} == {"best.safetensors", "last.safetensors", "config.json"}
 
 
-def test_no_file_is_replaced(run):
+def test_export_never_overwrites(run):
     (run / "mine.safetensors").write_bytes(b"mine")
     result = CliRunner().invoke(export, [str(run), "--out", str(run / "mine.safetensors")])
     assert isinstance(result.exception, FileExistsError)
     assert (run / "mine.safetensors").read_bytes() == b"mine"
 
 
-def test_names_come_from_the_run_and_say_the_scale(run):
+def test_model_names_combine_scale_and_run_name(run):
     assert model_name(run / "best.safetensors") == "x2-anime-lines"
     save_model(random_model(V2), run / "webtoon_x2.safetensors")
     assert model_name(run / "webtoon_x2.safetensors") == "webtoon_x2"
@@ -119,24 +119,24 @@ def hosts(tmp_path):
         "webui/models/ESRGAN": "webui/models/TransformerSR",
     }.items(),
 )
-def test_hosts_are_recognised(hosts, given, expected):
+def test_host_folders_are_recognised(hosts, given, expected):
     assert model_folder(hosts / given) == (hosts / expected).resolve()
 
 
 @pytest.mark.parametrize("given", ["Images", "ComfyUI/output", "none"])
-def test_another_folder_is_refused_in_a_sentence(hosts, run, given):
+def test_unknown_install_folder_is_rejected(hosts, run, given):
     result = CliRunner().invoke(export, [str(run), "--install", str(hosts / given)])
     assert isinstance(result.exception, ValueError)
     assert "expected the folder of ComfyUI" in str(result.exception)
 
 
-def test_an_installed_model_is_in_the_list_at_once(hosts, run):
+def test_installed_model_is_listed(hosts, run):
     CliRunner().invoke(export, [str(run), "--install", str(hosts / "webui")], catch_exceptions=False)
     assert "x2-anime-lines.safetensors" in list_models([hosts / "webui" / "models" / "TransformerSR"])
     assert {path.name for path in run.iterdir()} == {"best.safetensors", "last.safetensors", "config.json"}
 
 
-def test_installing_leaves_other_files_and_does_nothing_twice(hosts, run):
+def test_installing_keeps_other_files_and_is_idempotent(hosts, run):
     folder = hosts / "ComfyUI" / "models" / "upscale_models"
     (folder / "x2-anime-lines.safetensors").write_bytes(b"another's")
     names = [install_weights(run / f"{one}.safetensors", folder, "x2-anime-lines").path.name for one in ("best", "best", "last", "best")]
@@ -148,7 +148,7 @@ def test_installing_leaves_other_files_and_does_nothing_twice(hosts, run):
 # --- ONNX ----------------------------------------------------------------------------------------
 
 
-def test_without_the_packages_a_sentence_says_what_to_install(run, monkeypatch):
+def test_onnx_export_without_its_packages_says_what_to_install(run, monkeypatch):
     monkeypatch.setattr("transformersr.training.results.onnx_export.find_spec", lambda name: None)
     result = CliRunner().invoke(export, [str(run), "--onnx", str(run / "a.onnx")])
     assert 'pip install "transformersr[onnx]"' in str(result.exception)
@@ -156,7 +156,7 @@ def test_without_the_packages_a_sentence_says_what_to_install(run, monkeypatch):
         require_onnx(run / "a.zip")
 
 
-def test_onnx_makes_the_same_image_at_every_size(tmp_path):
+def test_onnx_model_matches_at_every_size(tmp_path):
     """With plain and shifted windows, and two pixels of the image seen as one."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="ONNX is an extra")

@@ -17,14 +17,14 @@ def install(cwd: Path, flags: tuple[str, ...] = (), path: str = ""):
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=60, check=False)
 
 
-def test_nothing_is_said_or_done_where_nothing_is_missing(tmp_path):
+def test_install_is_silent_if_nothing_is_missing(tmp_path):
     for _ in range(2):
         done = install(cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_is_missing_and_cannot_be_had_is_named(tmp_path):
+def test_uninstallable_dependency_is_named(tmp_path):
     (tmp_path / "pip.py").write_text("raise SystemExit('no connection')")
     done = install(cwd=tmp_path, flags=("-S",), path=str(tmp_path))  # without site-packages
     assert done.returncode == 1
@@ -32,7 +32,7 @@ def test_what_is_missing_and_cannot_be_had_is_named(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_the_webuis_own_pip_is_used_and_takes_nothing_along(tmp_path):
+def test_webui_pip_is_used_without_dependencies(tmp_path):
     (tmp_path / "launch.py").write_text("def run_pip(command, desc=None): print(command)")
     done = install(cwd=tmp_path, flags=("-S",), path=str(tmp_path))
     assert done.returncode == 0

@@ -58,7 +58,7 @@ def webui_exif(kind=b"UNICODE\0", coding="utf-16-be", text=SETTINGS):
 
 
 @pytest.mark.parametrize("suffix", ["webp", "jpg", "tif", AVIF])
-def test_comfyuis_workflow_is_text_in_a_png_and_still_in_exif(tmp_path, suffix):
+def test_comfyui_workflow_in_exif_becomes_png_text(tmp_path, suffix):
     Image.new("RGB", (8, 6)).save(tmp_path / f"a.{suffix}", exif=comfy_exif())
     write_image(read_image(tmp_path / f"a.{suffix}"), tmp_path / "b.png")
     with Image.open(tmp_path / "b.png") as image:
@@ -69,19 +69,19 @@ def test_comfyuis_workflow_is_text_in_a_png_and_still_in_exif(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", ["webp", "jpg", AVIF])
 @pytest.mark.parametrize(("kind", "coding"), [(b"UNICODE\0", "utf-16-be"), (b"UNICODE\0", "utf-16-le"), (b"ASCII\0\0\0", "utf-8")])
-def test_settings_of_the_webui_are_text_in_a_png(tmp_path, suffix, kind, coding):
+def test_webui_parameters_become_png_text(tmp_path, suffix, kind, coding):
     Image.new("RGB", (8, 6)).save(tmp_path / f"a.{suffix}", exif=webui_exif(kind, coding))
     write_image(read_image(tmp_path / f"a.{suffix}"), tmp_path / "b.png")
     assert Image.open(tmp_path / "b.png").text["parameters"] == SETTINGS
 
 
-def test_what_a_camera_comments_is_no_text_of_a_png(tmp_path):
+def test_camera_comment_does_not_become_png_text(tmp_path):
     Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg", exif=webui_exif(b"ASCII\0\0\0", "ascii", "a day at the sea"))
     assert read_image(tmp_path / "a.jpg").carried.text == {}
 
 
 @pytest.mark.parametrize("suffix", ["webp", "jpg"])
-def test_text_goes_from_png_to_exif_and_back_once(tmp_path, suffix):
+def test_text_survives_png_to_exif_and_back_without_duplicates(tmp_path, suffix):
     text = {"workflow": WORKFLOW, "prompt": PROMPT, "parameters": SETTINGS}
     write_image(image_data(GREY, text=text), tmp_path / f"a.{suffix}")
     first = read_image(tmp_path / f"a.{suffix}")
@@ -91,7 +91,7 @@ def test_text_goes_from_png_to_exif_and_back_once(tmp_path, suffix):
     assert read_image(tmp_path / f"c.{suffix}").carried.exif == first.carried.exif
 
 
-def test_a_workflow_has_another_place_where_a_camera_has_taken_its_own(tmp_path):
+def test_workflow_is_kept_next_to_camera_make_and_model(tmp_path):
     exif = Image.Exif()
     exif[0x010F], exif[0x0110] = "Camera", "Model"
     write_image(image_data(GREY, text={"workflow": WORKFLOW, "prompt": PROMPT}, exif=exif.tobytes()), tmp_path / "a.webp")
@@ -99,7 +99,7 @@ def test_a_workflow_has_another_place_where_a_camera_has_taken_its_own(tmp_path)
     assert read_image(tmp_path / "a.webp").carried.text == {"workflow": WORKFLOW, "prompt": PROMPT}
 
 
-def test_text_without_a_place_is_named(tmp_path, caplog):
+def test_text_that_a_format_cannot_store_is_reported(tmp_path, caplog):
     write_image(image_data(GREY, text={"invokeai_metadata": "{}", "date:create": "2026"}), tmp_path / "a.jpg")
     assert "JPEG files have no place for it: 'invokeai_metadata'" in caplog.text
     caplog.clear()
@@ -135,7 +135,7 @@ def thumbnailed(orientation=6, order="<"):
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("order", "<>")
-def test_sizes_are_those_of_the_result_and_the_old_thumbnail_goes(tmp_path, suffix, order):
+def test_exif_sizes_are_updated_and_the_thumbnail_is_removed(tmp_path, suffix, order):
     Image.new("RGB", (48, 32), "red").save(tmp_path / "a.jpg", exif=thumbnailed(order=order))
     read = Image.open(tmp_path / "a.jpg").getexif()
     assert read.get_ifd(ExifTags.IFD.IFD1)[0x0202] > 100
@@ -151,7 +151,7 @@ def test_sizes_are_those_of_the_result_and_the_old_thumbnail_goes(tmp_path, suff
         assert suffix == "tif" or not exif.get_ifd(ExifTags.IFD.IFD1)
 
 
-def test_pil_images_carry_fitting_exif_too():
+def test_exif_of_pil_results_is_updated():
     image = Image.new("RGB", (48, 32))
     image.info["exif"] = thumbnailed(orientation=1)
     large = to_pil(ImageData(np.zeros((64, 96, 3), np.float32), None, from_pil(image).carried))
@@ -159,7 +159,7 @@ def test_pil_images_carry_fitting_exif_too():
     assert not large.getexif().get_ifd(ExifTags.IFD.IFD1)
 
 
-def test_sizes_in_xmp_are_those_of_the_result(tmp_path):
+def test_xmp_sizes_are_updated(tmp_path):
     xmp = b'<x tiff:ImageWidth="4" exif:PixelYDimension="3"/><tiff:ImageLength>3</tiff:ImageLength><xmp:Thumbnails>old</xmp:Thumbnails>'
     write_image(image_data(GREY, xmp=xmp), tmp_path / "a.png")
     result = read_image(tmp_path / "a.png").carried.xmp
@@ -188,7 +188,7 @@ def p3_to_srgb(rgb):
 P3 = b"cICP", bytes([12, 13, 0, 1])
 
 
-def test_cicp_stays_in_a_png(tmp_path):
+def test_cicp_is_kept_in_png(tmp_path):
     source = read_image(png_with(tmp_path / "a.png", P3))
     for bits in (8, 16):
         source.carried.bits = bits
@@ -197,13 +197,13 @@ def test_cicp_stays_in_a_png(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp", "tif"])
-def test_cicp_becomes_a_profile_of_the_same_colours(tmp_path, suffix):
+def test_cicp_becomes_an_equivalent_icc_profile(tmp_path, suffix):
     write_image(read_image(png_with(tmp_path / "a.png", P3)), tmp_path / f"b.{suffix}", quality=100)
     assert np.abs(as_srgb(tmp_path / f"b.{suffix}") - p3_to_srgb((200, 90, 30))).max() <= 3
 
 
 @pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
-def test_nclx_of_an_avif_becomes_cicp_and_profile(tmp_path):
+def test_avif_nclx_becomes_cicp_or_icc_profile(tmp_path):
     Image.new("RGB", (8, 6), (200, 90, 30)).save(tmp_path / "a.avif", quality=100)
     data = bytearray((tmp_path / "a.avif").read_bytes())
     place = data.index(b"colrnclx") + 8
@@ -217,7 +217,7 @@ def test_nclx_of_an_avif_becomes_cicp_and_profile(tmp_path):
 
 
 @pytest.mark.parametrize(("transfer", "name"), [(16, "PQ"), (18, "HLG")])
-def test_hdr_stays_in_a_png_and_is_said_where_it_cannot(tmp_path, caplog, transfer, name):
+def test_hdr_is_kept_in_png_and_reported_as_lost_elsewhere(tmp_path, caplog, transfer, name):
     source = read_image(png_with(tmp_path / "a.png", (b"cICP", bytes([9, transfer, 0, 1]))))
     write_image(source, tmp_path / "b.png")
     assert chunks(tmp_path / "b.png")[b"cICP"][1] == transfer
@@ -226,7 +226,7 @@ def test_hdr_stays_in_a_png_and_is_said_where_it_cannot(tmp_path, caplog, transf
     assert f"HDR ({name})" in caplog.text
 
 
-def test_gamma_and_primaries_of_a_png_become_a_profile(tmp_path):
+def test_png_gamma_and_primaries_become_an_icc_profile(tmp_path):
     white = struct.pack(">8I", 31270, 32900, 68000, 32000, 26500, 69000, 15000, 6000)
     source = png_with(tmp_path / "a.png", (b"cHRM", white), (b"gAMA", struct.pack(">I", 45455)))
     write_image(read_image(source), tmp_path / "b.jpg", quality=100)
@@ -236,7 +236,7 @@ def test_gamma_and_primaries_of_a_png_become_a_profile(tmp_path):
     assert "icc_profile" not in Image.open(tmp_path / "d.jpg").info
 
 
-def test_adobe_rgb_of_a_camera_becomes_a_profile(tmp_path):
+def test_exif_adobe_rgb_becomes_an_icc_profile(tmp_path):
     exif = Image.Exif()
     exif[0x8769] = {0xA001: 0xFFFF, 0xA005: {1: "R03"}}
     Image.new("RGB", (8, 6), (0, 200, 0)).save(tmp_path / "a.jpg", exif=exif.tobytes(), quality=100)
@@ -244,7 +244,7 @@ def test_adobe_rgb_of_a_camera_becomes_a_profile(tmp_path):
     assert np.abs(as_srgb(tmp_path / "b.png") - [0, 201, 0]).max() <= 6  # beyond sRGB
 
 
-def test_a_profile_that_is_not_written_is_named(tmp_path, caplog):
+def test_icc_profile_that_is_not_written_is_reported(tmp_path, caplog):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     write_image(image_data(GREY, icc_profile=profile), tmp_path / "a.bmp")
     assert "BMP files have no place for it: an ICC profile" in caplog.text
@@ -252,7 +252,7 @@ def test_a_profile_that_is_not_written_is_named(tmp_path, caplog):
 
 @pytest.mark.parametrize("primaries", sorted(color.PRIMARIES))
 @pytest.mark.parametrize("transfer", [4, 8, 13])
-def test_made_profiles_are_read_and_keep_white(primaries, transfer):
+def test_generated_icc_profiles_are_valid_and_keep_white(primaries, transfer):
     if (profile := color.CodedColor(primaries, transfer).profile()) is None:
         assert primaries == 1
         assert transfer == 13
@@ -262,7 +262,7 @@ def test_made_profiles_are_read_and_keep_white(primaries, transfer):
     assert min(white.getpixel((0, 0))) >= 254
 
 
-def test_broken_numbers_of_colour_cost_nothing(tmp_path):
+def test_invalid_colour_chunks_are_ignored(tmp_path):
     for data in (b"", b"\xff\xff\xff\xff"):
         source = read_image(png_with(tmp_path / "a.png", (b"cICP", data), (b"cHRM", bytes(32))))
         write_image(source, tmp_path / "b.jpg")
@@ -274,7 +274,7 @@ def test_broken_numbers_of_colour_cost_nothing(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("bits", [8, 16])
-def test_pixels_are_turned_upright_and_the_tag_with_them(tmp_path, monkeypatch, orientation, bits):
+def test_orientation_is_applied_to_pixels_and_reset_in_exif(tmp_path, monkeypatch, orientation, bits):
     monkeypatch.setattr(image_io, "BAND_PIXELS", 20)
     stored = noise(5, 7, 4, bits=bits)
     path = tmp_path / "a.png"
@@ -287,7 +287,7 @@ def test_pixels_are_turned_upright_and_the_tag_with_them(tmp_path, monkeypatch, 
 
 
 @pytest.mark.parametrize("orientation", [1, 6, 7])
-def test_tiff_is_turned_once(tmp_path, orientation):
+def test_tiff_orientation_is_applied_once(tmp_path, orientation):
     stored = noise(5, 7, 3)
     Image.fromarray(stored).save(tmp_path / "a.tif", tiffinfo={0x0112: orientation, 0x010F: "Camera"})
     result = read_image(tmp_path / "a.tif")
@@ -296,7 +296,7 @@ def test_tiff_is_turned_once(tmp_path, orientation):
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_orientation_in_xmp_counts_where_exif_has_none(tmp_path, orientation):
+def test_xmp_orientation_is_used_if_exif_has_none(tmp_path, orientation):
     stored = noise(5, 7, 3)
     info = PngImagePlugin.PngInfo()
     info.add_itxt("XML:com.adobe.xmp", f'<x tiff:Orientation="{orientation}"/>')
@@ -308,7 +308,7 @@ def test_orientation_in_xmp_counts_where_exif_has_none(tmp_path, orientation):
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
 @pytest.mark.parametrize("bits", [8, 16])
-def test_profile_exif_xmp_and_resolution_are_kept(tmp_path, suffix, bits):
+def test_icc_profile_exif_xmp_and_resolution_are_kept(tmp_path, suffix, bits):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     source = image_data(smooth() / 255, bits=bits, icc_profile=profile, exif=exif(comment=b"ASCII\0\0\0hello"), xmp=b"<x/>", dpi=(300, 150))
     result = write_and_read(source, tmp_path / f"a.{suffix}").carried
@@ -331,7 +331,7 @@ def test_png_text_is_kept(tmp_path, bits):
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_colour_chunks_of_a_png_are_kept(tmp_path, bits):
+def test_png_colour_chunks_are_kept(tmp_path, bits):
     gamma, white = struct.pack(">I", 100000), struct.pack(">8I", 31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
     source = plain_png(noise(2, 2, 3, bits=16), extra=chunk(b"gAMA", gamma) + chunk(b"cHRM", white))
     (tmp_path / "a.png").write_bytes(source)
@@ -342,7 +342,7 @@ def test_colour_chunks_of_a_png_are_kept(tmp_path, bits):
     assert (found[b"gAMA"], found[b"cHRM"]) == (gamma, white)
 
 
-def test_long_text_does_not_cost_the_image(tmp_path):
+def test_long_png_text_can_be_read(tmp_path):
     info = PngImagePlugin.PngInfo()
     info.add_text("workflow", "x" * 2_000_000, zip=True)
     Image.fromarray(smooth()).save(tmp_path / "a.png", pnginfo=info)
@@ -352,7 +352,7 @@ def test_long_text_does_not_cost_the_image(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])
-def test_parameters_become_the_user_comment_and_stay_there(tmp_path, suffix):
+def test_parameters_become_the_exif_user_comment(tmp_path, suffix):
     source = image_data(smooth() / 255, text={"parameters": "ねこ, cat", "workflow": '{"a": 1}'}, exif=exif())
     result = write_and_read(source, tmp_path / f"a.{suffix}")
     again = write_and_read(result, tmp_path / "b.png")
@@ -363,13 +363,13 @@ def test_parameters_become_the_user_comment_and_stay_there(tmp_path, suffix):
         assert read[0x010F] == "Camera"  # in use, so the workflow has no place
 
 
-def test_user_comment_in_use_stays(tmp_path):
+def test_existing_user_comment_is_kept(tmp_path):
     block = exif(comment=b"ASCII\0\0\0hello")
     assert write_and_read(image_data(smooth() / 255, text={"parameters": "cat"}, exif=block), tmp_path / "a.jpg").carried.exif == block
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
-def test_exif_that_is_not_ascii_is_kept(tmp_path, suffix):
+def test_non_ascii_exif_is_kept(tmp_path, suffix):
     block = Image.Exif()
     block[0x013B] = "José".encode()
     source = write_and_read(
@@ -380,13 +380,13 @@ def test_exif_that_is_not_ascii_is_kept(tmp_path, suffix):
     assert suffix == "png" or "©".encode() in result.exif
 
 
-def test_comfyui_finds_its_workflow_in_webp(tmp_path):
+def test_webp_exif_uses_comfyui_layout_for_workflows(tmp_path):
     write_image(image_data(smooth() / 255, text={"prompt": '{"a": 1}', "workflow": '{"b": 2}'}), tmp_path / "a.webp")
     with Image.open(tmp_path / "a.webp") as image:
         assert dict(image.getexif()) == {0x010F: 'workflow:{"b": 2}', 0x0110: 'prompt:{"a": 1}'}
 
 
-def test_text_too_long_for_jpeg_is_left_out_with_a_warning(tmp_path, caplog):
+def test_text_too_long_for_jpeg_is_dropped_with_a_warning(tmp_path, caplog):
     text = {"workflow": "x" * 70_000, "parameters": "cat"}
     result = write_and_read(image_data(smooth() / 255, text=text, xmp=b"y" * 70_000), tmp_path / "a.jpg")
     assert b"c\0a\0t" in result.carried.exif
@@ -394,14 +394,14 @@ def test_text_too_long_for_jpeg_is_left_out_with_a_warning(tmp_path, caplog):
     assert "XMP data of" in caplog.text
 
 
-def test_comment_goes_from_jpeg_to_png_and_back(tmp_path):
+def test_comment_survives_jpeg_to_png_and_back(tmp_path):
     Image.fromarray(smooth()).save(tmp_path / "a.jpg", comment="hé".encode())
     result = write_and_read(write_and_read(read_image(tmp_path / "a.jpg"), tmp_path / "b.png"), tmp_path / "c.jpg")
     assert result.carried.text == {"Comment": "hé"}
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
-def test_damaged_exif_does_not_stop_writing(tmp_path):
+def test_damaged_exif_does_not_prevent_writing(tmp_path):
     source = image_data(smooth() / 255, text={"parameters": "cat"}, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
     for suffix in ("png", "jpg", "webp", "tif"):
         assert write_and_read(source, tmp_path / f"a.{suffix}").color.shape == (48, 64, 3)
@@ -410,7 +410,7 @@ def test_damaged_exif_does_not_stop_writing(tmp_path):
 # Colour spaces
 
 
-def test_lab_with_a_profile_becomes_srgb(tmp_path):
+def test_lab_with_an_icc_profile_becomes_srgb(tmp_path):
     lab = ImageCms.createProfile("LAB")
     image = ImageCms.profileToProfile(Image.fromarray(smooth()), ImageCms.createProfile("sRGB"), lab, outputMode="LAB")
     image.info["icc_profile"] = ImageCms.ImageCmsProfile(lab).tobytes()
@@ -419,7 +419,7 @@ def test_lab_with_a_profile_becomes_srgb(tmp_path):
     assert result.carried.icc_profile is None
 
 
-def test_a_profile_that_does_not_fit_is_dropped(caplog):
+def test_mismatched_icc_profile_is_dropped(caplog):
     image = Image.fromarray(smooth()).convert("CMYK")
     image.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     result = from_pil(image)

@@ -40,12 +40,12 @@ def own(folder) -> list[str]:
     return [label for label in list_models([folder]) if label not in available_models()]
 
 
-def test_the_shipped_models_are_first_then_every_file_of_ours(folder):
+def test_shipped_models_are_listed_first_and_foreign_files_not_at_all(folder):
     assert list(list_models([folder, folder / "missing"])) == [*available_models(), *own(folder)]
     assert own(folder) == ["anime/mine.safetensors", "legacy.ckpt", "newer.pth", "older.pt"]
 
 
-def test_a_list_unpickles_nothing_and_looks_once(folder, monkeypatch):
+def test_listing_unpickles_nothing_and_is_cached(folder, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *args, **options: pytest.fail("a list reads no weights"))
     first = own(folder)
     looks = models._look_into.cache_info().misses
@@ -53,7 +53,7 @@ def test_a_list_unpickles_nothing_and_looks_once(folder, monkeypatch):
     assert models._look_into.cache_info().misses == looks
 
 
-def test_the_earlier_folder_counts_and_links_in_circles_end(folder, tmp_path_factory):
+def test_first_folder_wins_and_symlink_loops_end(folder, tmp_path_factory):
     other = tmp_path_factory.mktemp("other")
     shutil.copy(folder / "older.pt", other)
     (other / "again").symlink_to(other, target_is_directory=True)
@@ -62,14 +62,14 @@ def test_the_earlier_folder_counts_and_links_in_circles_end(folder, tmp_path_fac
     assert not any(label.startswith("again") for label in found)
 
 
-def test_a_damaged_file_that_calls_itself_ours_is_listed_so_that_its_user_hears_why(folder):
+def test_damaged_file_with_our_name_is_listed_and_explained_on_use(folder):
     (folder / "transformerSR_b8.pt").write_text("<html>Sign in</html>")
     assert "transformerSR_b8.pt" in own(folder)
     with pytest.raises(CheckpointError, match=r"transformerSR_b8\.pt: this is a web page"):
         as_safetensors(folder / "transformerSR_b8.pt")
 
 
-def test_labels_are_found_with_backslashes_and_unknown_ones_are_named(folder):
+def test_labels_may_use_backslashes_and_unknown_ones_are_reported(folder):
     listed = list_models([folder])
     assert find_in_list("anime\\mine.safetensors", listed) == folder / "anime" / "mine.safetensors"
     for nothing in ("", ".", "/"):
@@ -80,7 +80,7 @@ def test_labels_are_found_with_backslashes_and_unknown_ones_are_named(folder):
 
 
 @pytest.mark.parametrize("name", ["older.pt", "newer.pth", "legacy.ckpt"])
-def test_first_use_converts_beside_the_file_and_leaves_it_alone(folder, name):
+def test_first_use_converts_next_to_the_pickle_and_keeps_it(folder, name):
     before, labels = (folder / name).read_bytes(), own(folder)
     converted = as_safetensors(folder / name)
     assert converted == (folder / name).with_suffix(".safetensors")
@@ -93,7 +93,7 @@ def test_first_use_converts_beside_the_file_and_leaves_it_alone(folder, name):
     assert all(torch.equal(tensor, expected[key]) for key, tensor in load_model(converted).state_dict().items())
 
 
-def test_a_replaced_file_is_converted_again_and_a_lone_copy_is_found(folder):
+def test_replaced_pickle_is_converted_again(folder):
     converted = as_safetensors(folder / "older.pt")
     torch.save(random_state(pairs=2, dim=32, scale=2), folder / "older.pt")
     assert load_model(as_safetensors(folder / "older.pt")).config.blocks == "WCWC"
@@ -101,7 +101,7 @@ def test_a_replaced_file_is_converted_again_and_a_lone_copy_is_found(folder):
     assert find_in_list("older.pt", list_models([folder])) == converted
 
 
-def test_somebody_elses_file_is_never_overwritten(folder):
+def test_conversion_never_overwrites_an_unrelated_file(folder):
     save_model(random_model(V2), folder / "older.safetensors", metadata={"card": "mine"})
     assert as_safetensors(folder / "older.pt") == folder / "older.pt"
     cached = as_safetensors(folder / "older.pt", folder / "new" / "cache")
@@ -111,7 +111,7 @@ def test_somebody_elses_file_is_never_overwritten(folder):
         assert file.metadata()["card"] == "mine"
 
 
-def test_a_folder_that_cannot_be_written_to_is_left_for_the_cache(folder, monkeypatch):
+def test_read_only_folder_falls_back_to_the_cache(folder, monkeypatch):
     beside = folder / "older.safetensors"
     convert = models.convert_file
 
@@ -126,7 +126,7 @@ def test_a_folder_that_cannot_be_written_to_is_left_for_the_cache(folder, monkey
     assert not beside.exists()
 
 
-def test_pickles_under_a_name_of_safetensors_keep_their_place(folder):
+def test_pickle_named_safetensors_is_not_replaced(folder):
     os.replace(folder / "older.pt", folder / "renamed.safetensors")
     assert is_transformersr(folder / "renamed.safetensors")
     before = (folder / "renamed.safetensors").read_bytes()

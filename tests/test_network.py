@@ -20,7 +20,7 @@ from random_models import V1, V2, random_model
 @pytest.mark.parametrize("scale", [2, 4])
 @pytest.mark.parametrize("window", [4, 8])
 @pytest.mark.parametrize(("height", "width"), [(8, 24), (32, 16)])
-def test_v1_is_the_plain_definition(tmp_path, scale, window, height, width):
+def test_v1_matches_the_plain_definition(tmp_path, scale, window, height, width):
     state = random_state(pairs=2, dim=32, scale=scale)
     image = torch.rand(2, 3, height, width)
     expected = plain_v1(state, image, heads=4, window=window)
@@ -47,7 +47,7 @@ def test_v1_is_the_plain_definition(tmp_path, scale, window, height, width):
     ids=str,
 )
 @pytest.mark.parametrize(("height", "width"), [(45, 37), (16, 64), (1, 1), (3, 50)])
-def test_every_band_height_gives_the_full_frame_result(config, height, width):
+def test_every_band_height_matches_the_full_image(config, height, width):
     model = random_model(config)
     image = torch.rand(2, 3, height, width)
     with torch.inference_mode():
@@ -57,7 +57,7 @@ def test_every_band_height_gives_the_full_frame_result(config, height, width):
             assert (stream(model, image, band_rows) - whole).abs().max() <= 1e-5, band_rows
 
 
-def test_rows_are_counted_to_the_announced_total():
+def test_row_callbacks_add_up_to_the_total():
     model = random_model(V2)
     image = torch.rand(1, 3, 45, 20)
     for band_rows in (4, 12, 1000):
@@ -66,7 +66,7 @@ def test_rows_are_counted_to_the_announced_total():
         assert sum(counts) == total_rows(model, 45)
 
 
-def test_channel_attention_from_the_gram_matrix_is_attention_among_channels():
+def test_gram_matrix_attention_equals_channel_attention():
     torch.manual_seed(0)
     attention = ChannelAttention(16, 2, correlation=True)
     torch.nn.init.normal_(attention.temperature)
@@ -79,7 +79,7 @@ def test_channel_attention_from_the_gram_matrix_is_attention_among_channels():
     assert torch.allclose(got, expected, atol=1e-5)
 
 
-def test_shifted_windows_see_the_image_mirrored_beyond_its_edge():
+def test_shifted_windows_use_mirrored_padding():
     x = torch.randn(2, 8, 12, 5)
     mirrored = torch.cat([x[:, :2].flip(1), x, x[:, -2:].flip(1)], 1)
     mirrored = torch.cat([mirrored[:, :, :2].flip(2), mirrored, mirrored[:, :, -2:].flip(2)], 2)
@@ -89,21 +89,21 @@ def test_shifted_windows_see_the_image_mirrored_beyond_its_edge():
 @pytest.mark.parametrize(
     ("height", "offset", "top", "bottom"), [(8, 0, True, True), (8, 2, True, True), (6, 2, True, False), (8, 2, False, False)]
 )
-def test_windows_merge_to_the_rows_they_were_split_from(height, offset, top, bottom):
+def test_merge_windows_inverts_split_windows(height, offset, top, bottom):
     x = torch.randn(2, height, 12, 5)
     windows = split_windows(x, 4, offset, top, bottom)
     assert windows.shape[1:] == (16, 5)
     assert torch.equal(merge_windows(windows, x, 4, offset, top), x)
 
 
-def test_windows_exchange_and_channels_see_everything():
+def test_receptive_field_is_the_whole_image():
     model = random_model(V2)
     image = torch.rand(1, 3, 16, 16, requires_grad=True)
     model(image)[0, 0, 0, 0].backward()
     assert (image.grad != 0).all()
 
 
-def test_a_new_v2_network_starts_near_bicubic():
+def test_untrained_v2_network_is_close_to_bicubic():
     image = torch.rand(1, 3, 24, 24)
     bicubic = torch.nn.functional.interpolate(image, scale_factor=4, mode="bicubic", antialias=True)  # with it, PyTorch takes a = -1/2
     with torch.inference_mode():
@@ -116,7 +116,7 @@ def test_parameter_counts():
 
 
 @pytest.mark.parametrize("config", [*VARIANTS.values(), V1, V2], ids=str)
-def test_configuration_survives_json_and_integers(config):
+def test_config_roundtrips_through_json_and_integers(config):
     assert TransformerSRConfig.from_json(config.to_json()) == config
     assert TransformerSRConfig.from_integers(config.as_integers()) == config
 
@@ -124,12 +124,12 @@ def test_configuration_survives_json_and_integers(config):
 @pytest.mark.parametrize(
     "change", [{"embed_dim": 51}, {"design": "v3"}, {"blocks": ""}, {"scale": 0}, {"window_size": 7}, {"num_heads": "4"}]
 )
-def test_impossible_configurations_are_refused(change):
+def test_invalid_configs_are_rejected(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         dataclasses.replace(V2, **change)
 
 
-def test_gradient_checkpointing_changes_no_gradient():
+def test_gradient_checkpointing_keeps_the_gradients():
     model, image = random_model(V2).train(), torch.rand(1, 3, 16, 8)
     model(image).sum().backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
@@ -140,12 +140,12 @@ def test_gradient_checkpointing_changes_no_gradient():
         assert torch.allclose(parameter.grad, gradient, rtol=1e-4, atol=1e-5)
 
 
-def test_attention_in_training_is_that_of_eval():
+def test_training_and_eval_attention_agree():
     model, image = random_model(V2), torch.rand(2, 3, 16, 24)
     assert (model.train()(image) - model.eval()(image)).abs().max() < 1e-5
 
 
-def test_every_block_is_a_module_from_features_to_features():
+def test_every_block_keeps_the_feature_shape():
     model, seen = random_model(V2), []
     for block in model.body:
         block.register_forward_hook(lambda module, args, result: seen.append((args[0].shape, result.shape)))
@@ -154,14 +154,14 @@ def test_every_block_is_a_module_from_features_to_features():
 
 
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
-def test_bicubic_upscale_is_that_of_pillow_and_pytorch(scale):
+def test_bicubic_upscale_matches_pytorch(scale):
     image = torch.rand(1, 3, 9, 7)
     expected = torch.nn.functional.interpolate(image, scale_factor=scale, mode="bicubic", antialias=True)
     inner = (..., slice(2 * scale, -2 * scale), slice(2 * scale, -2 * scale))
     assert torch.allclose(BicubicUpscale(scale)(image, 0, 9)[inner], expected[inner], atol=1e-6)
 
 
-def test_mixed_precision_keeps_the_trunk_in_float32():
+def test_autocast_keeps_the_features_in_float32():
     model, image = random_model(V2), torch.rand(1, 3, 16, 16)
     with torch.autocast("cpu", torch.bfloat16):
         result = model(image)

@@ -58,26 +58,26 @@ def difference(one, other) -> float:
 # --- the same every time -------------------------------------------------------------------------
 
 
-def test_a_second_run_gives_the_same_bits(upscaler, image, expected):
+def test_repeated_runs_are_bit_identical(upscaler, image, expected):
     assert torch.equal(upscaler(image), expected)
 
 
-def test_how_an_image_lies_in_memory_does_not_matter(upscaler, image, expected):
+def test_memory_format_does_not_change_the_result(upscaler, image, expected):
     assert torch.equal(upscaler(image.contiguous(memory_format=torch.channels_last)), expected)
 
 
 @pytest.mark.parametrize("rows", [8, 24])
-def test_the_height_of_bands_changes_rounding_at_most(upscaler, image, expected, rows):
+def test_band_height_changes_only_rounding(upscaler, image, expected, rows):
     with torch.inference_mode():
         assert difference(stream(upscaler.model, image, rows).clamp(0, 1), expected) <= ROUNDING
 
 
-def test_company_in_a_batch_changes_rounding_at_most(upscaler, image, expected):
+def test_batching_changes_only_rounding(upscaler, image, expected):
     batch = torch.cat([image, 1 - image, image.flip(3)])
     assert difference(upscaler(batch)[:1], expected) <= ROUNDING
 
 
-def test_the_number_of_threads_changes_rounding_at_most(upscaler, image, expected):
+def test_thread_count_changes_only_rounding(upscaler, image, expected):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -87,12 +87,12 @@ def test_the_number_of_threads_changes_rounding_at_most(upscaler, image, expecte
 
 
 @pytest.mark.parametrize(("dtype", "levels"), [("fp16", 2), ("bf16", 12)])
-def test_half_precision_is_as_close_as_said(name, upscaler, image, dtype, levels):
+def test_half_precision_error_is_within_the_documented_limit(name, upscaler, image, dtype, levels):
     corner = image[..., :24, :24]
     assert 255 * difference(load(name, dtype)(corner), upscaler(corner)) < levels
 
 
-def test_a_precision_that_the_device_cannot_do_is_done_in_float32_and_said(upscaler, image, expected, monkeypatch, caplog):
+def test_unsupported_precision_falls_back_to_float32_with_a_warning(upscaler, image, expected, monkeypatch, caplog):
     model = copy.deepcopy(upscaler.model).half()
 
     def refuse(model, rows, band_rows, **options):
@@ -118,7 +118,7 @@ def extremes(side: int = 16) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
-def test_extreme_images_give_finite_ones_of_about_their_brightness(name, dtype):
+def test_extreme_images_stay_finite_and_keep_their_brightness(name, dtype):
     upscaler, batch = load(name, dtype), torch.stack(list(extremes().values()))
     large = upscaler(batch)
     assert large.isfinite().all()
@@ -127,7 +127,7 @@ def test_extreme_images_give_finite_ones_of_about_their_brightness(name, dtype):
         assert levels < (10 if name in ("checks", "noise") else 1), f"{name} came out {levels:.2f} levels of 255 off"
 
 
-def test_values_that_are_no_numbers_are_black_and_said(upscaler, image, caplog):
+def test_non_finite_values_become_black_with_a_warning(upscaler, image, caplog):
     broken, black = image.clone(), image.clone()
     for value, column in ((float("nan"), 3), (float("inf"), 4), (float("-inf"), 5)):
         broken[..., 7, column], black[..., 7, column] = value, 0
@@ -136,7 +136,7 @@ def test_values_that_are_no_numbers_are_black_and_said(upscaler, image, caplog):
     assert torch.equal(upscale(upscaler.model, torch.full_like(image, float("nan"))), upscaler(torch.zeros_like(image)))
 
 
-def test_transparency_outlives_one_value_that_is_no_number(upscaler, image):
+def test_nan_pixel_does_not_damage_transparency(upscaler, image):
     source = torch.cat([image, torch.ones_like(image[:, :1])], 1)
     source[:, 3, :24] = 0
     expected = upscaler(source)
@@ -146,12 +146,12 @@ def test_transparency_outlives_one_value_that_is_no_number(upscaler, image):
 
 
 @pytest.mark.parametrize("peak", [255.0, 1e30])
-def test_values_far_outside_are_cut_off_and_said(upscaler, image, peak, caplog):
+def test_values_far_out_of_range_are_clipped_with_a_warning(upscaler, image, peak, caplog):
     assert torch.equal(upscaler(image * peak), upscaler((image * peak).clamp(0, 1)))
     assert f"to {float((image * peak).max()):g}; expected 0 to 1" in caplog.text
 
 
-def test_a_small_overshoot_is_cut_off_in_silence(upscaler, image, caplog):
+def test_small_overshoot_is_clipped_silently(upscaler, image, caplog):
     caplog.set_level(logging.WARNING)
     overshot = image * 1.2 - 0.1
     assert torch.equal(upscaler(overshot), upscaler(overshot.clamp(0, 1)))
@@ -161,7 +161,7 @@ def test_a_small_overshoot_is_cut_off_in_silence(upscaler, image, caplog):
 # --- colours -------------------------------------------------------------------------------------
 
 
-def test_plain_areas_keep_their_colour(upscaler, name):
+def test_flat_areas_keep_their_colour(upscaler, name):
     """Half a level of 255, in every channel of 27 colours, away from the image's edge; one level against a discriminator."""
     levels, edge = torch.tensor([0.0, 0.5, 1.0]), 8 * upscaler.scale
     colours = torch.cartesian_prod(levels, levels, levels)
@@ -171,7 +171,7 @@ def test_plain_areas_keep_their_colour(upscaler, name):
     assert shift.abs().max() < 0.5, f"{colours[worst].tolist()} shifts by {shift[worst].tolist()} levels"
 
 
-def test_a_drawing_keeps_its_mean_colour(upscaler, name):
+def test_mean_colour_of_an_image_is_kept(upscaler, name):
     """Half a level, one with lines that are sharper than the truth's."""
     source = to_tensor(synthetic_image(1))
     assert 255 * (upscaler(source).mean((2, 3)) - source.mean((2, 3))).abs().max() < 0.5 + MODELS[name] / 2

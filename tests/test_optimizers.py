@@ -13,14 +13,14 @@ SMALL = TransformerSRConfig(scale=2, embed_dim=16, num_heads=2, blocks="RWC")
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (96, 48), (48, 96)])
-def test_all_directions_of_an_orthogonalized_matrix_are_about_as_long(shape):
+def test_orthogonalized_matrices_have_singular_values_near_one(shape):
     torch.manual_seed(0)
     sizes = torch.linalg.svdvals(orthogonalize(torch.randn(2, *shape)))
     assert sizes.min() > 0.4
     assert sizes.max() < 1.3
 
 
-def test_queries_keys_and_values_are_stepped_as_matrices_of_their_own():
+def test_muon_steps_queries_keys_and_values_as_separate_matrices():
     torch.manual_seed(0)
     together, alone = torch.nn.Parameter(torch.zeros(48, 16)), torch.nn.Parameter(torch.zeros(16, 16))
     together.grad = torch.randn(48, 16)
@@ -30,7 +30,7 @@ def test_queries_keys_and_values_are_stepped_as_matrices_of_their_own():
 
 
 @pytest.mark.parametrize("name", ["muon", "adamw"])
-def test_an_optimizer_moves_every_parameter_about_as_far(name):
+def test_every_parameter_moves_by_about_the_learning_rate(name):
     torch.manual_seed(0)
     net_g = TransformerSR(SMALL)
     before = {key: parameter.detach().clone() for key, parameter in net_g.named_parameters()}
@@ -43,7 +43,7 @@ def test_an_optimizer_moves_every_parameter_about_as_far(name):
         assert 1e-3 < moved < 1.2e-2, key
 
 
-def test_a_saved_optimizer_goes_on_where_it_was():
+def test_restored_optimizer_continues_exactly():
     def steps(net_g, optimizer, seeds):
         for seed in seeds:
             torch.manual_seed(seed)

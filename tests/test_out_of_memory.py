@@ -41,7 +41,7 @@ def raising_at(monkeypatch, number, error):
 FULL = [RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), RuntimeError("could not create a primitive"), MemoryError()]
 
 
-def test_running_out_of_memory_at_any_band_gives_the_same_image(monkeypatch):
+def test_out_of_memory_at_any_band_gives_the_same_image(monkeypatch):
     monkeypatch.setattr("transformersr.upscale.planning.CPU_BAND_BYTES", 8 * 8 * 16 * 16 * 4)
     model, image, calls = random_model(V2), torch.rand(1, 3, 24, 16), []
     expected = upscale(model, image, on_progress=lambda *call: calls.append(call))
@@ -51,13 +51,13 @@ def test_running_out_of_memory_at_any_band_gives_the_same_image(monkeypatch):
     assert len(calls) > 5
 
 
-def test_a_result_that_no_memory_holds_is_refused_in_one_sentence():
+def test_result_larger_than_memory_is_rejected_in_one_sentence():
     huge = torch.zeros(1, 3, 8, 8).expand(10**13, 3, 8, 8)
     with pytest.raises(MemoryBudgetError, match=r"10000000000000 results of 16x16.*fewer at a time"):
         Upscaler(random_model(V2))(huge)
 
 
-def test_what_there_is_no_room_for_costs_a_checkpoint_or_a_line_and_not_the_run(folder, tmp_path, monkeypatch, caplog, tiny_network):
+def test_failed_log_line_or_checkpoint_does_not_end_the_run(folder, tmp_path, monkeypatch, caplog, tiny_network):
     measure, append, numbers = Validation.measure, monitoring._append, itertools.count()
 
     def full(*args):
@@ -78,7 +78,7 @@ def test_what_there_is_no_room_for_costs_a_checkpoint_or_a_line_and_not_the_run(
     assert read_state(tmp_path / "run")["progress"]["step"] == 3
 
 
-def test_training_out_of_memory_at_any_part_of_a_step_does_it_again(folder, tmp_path, monkeypatch, tiny_network):
+def test_out_of_memory_in_any_micro_batch_repeats_the_step(folder, tmp_path, monkeypatch, tiny_network):
     config = from_values({**X2_SETTINGS, "steps": 2, "save_every": 0, "batch": 4, "micro_batch": 2})
     expected = read_checkpoint(train(config, folder, tmp_path / "one")).weights
     measure = losses.edge_weighted_l1
@@ -114,7 +114,7 @@ def group(root, path, version, limit, used, droppable):
     ("membership", "version"),
     [("0::/a/b", 2), ("3:cpu:/\n5:memory:/a/b\n0::/", 1), ("0::/only/outside", 2), ("7:cpuset,memory:/only/outside", 1)],
 )
-def test_the_limit_of_a_container_is_known(tmp_path, membership, version):
+def test_container_memory_limit_is_read_from_cgroups(tmp_path, membership, version):
     assert room_in_container(tmp_path) is None
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/cgroup").write_text(membership + "\n")

@@ -48,7 +48,7 @@ def unpacked(tmp_path_factory):
     return unpacked
 
 
-def test_the_wheel_has_all_of_the_package_and_nothing_else(unpacked):
+def test_wheel_contains_the_whole_package_and_nothing_else(unpacked):
     package = unpacked / "transformersr"
     top = {path.name for path in unpacked.iterdir()}
     assert {name.partition("-")[0] for name in top} == {"transformersr"}, "something would be installed beside the package"
@@ -62,7 +62,7 @@ def test_the_wheel_has_all_of_the_package_and_nothing_else(unpacked):
     assert found - {Path(name) for name in NEEDED} == expected
 
 
-def test_the_wheel_upscales_an_image(unpacked, tmp_path):
+def test_wheel_can_upscale_an_image(unpacked, tmp_path):
     Image.new("RGB", (8, 9), (10, 200, 30)).save(tmp_path / "girl.png")
     where = run(sys.executable, "-c", "import transformersr; print(transformersr.__file__)", cwd=tmp_path, PYTHONPATH=str(unpacked))
     assert Path(where) == unpacked / "transformersr" / "__init__.py"

@@ -52,7 +52,7 @@ def contents(folder):
 
 
 @needs_cpu_processes
-def test_two_processes_leave_the_files_of_one_and_speak_with_one_voice(folder):
+def test_two_processes_give_the_same_files_and_output_as_one(folder):
     command = [sys.executable, *LAUNCH, "-m", "transformersr", *arguments(folder, "two")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
@@ -64,7 +64,7 @@ def test_two_processes_leave_the_files_of_one_and_speak_with_one_voice(folder):
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 @needs_cpu_processes
-def test_a_process_that_dies_hangs_nobody_and_the_rest_is_done_by_the_next_run(folder):
+def test_killed_process_does_not_hang_the_other_and_can_be_resumed(folder):
     (folder / "broken.png").unlink()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -89,7 +89,7 @@ def test_a_process_that_dies_hangs_nobody_and_the_rest_is_done_by_the_next_run(f
     assert contents(folder.parent / "out") == contents(folder.parent / "one")
 
 
-def test_dealing_out_the_largest_first_is_fair(tmp_path):
+def test_images_are_shared_out_largest_first(tmp_path):
     for width in (10, 80, 20, 40):
         Image.new("L", (width, 10)).save(tmp_path / f"{width}.png")
     (tmp_path / "none.png").touch()
@@ -108,7 +108,7 @@ def fake(rank, count):
     return processes
 
 
-def test_each_process_has_a_device_of_its_own(monkeypatch):
+def test_each_process_gets_its_own_device(monkeypatch):
     assert fake(1, 2).device("cpu") == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -117,7 +117,7 @@ def test_each_process_has_a_device_of_its_own(monkeypatch):
     assert Processes().device("auto") == "auto"
 
 
-def test_accelerate_is_asked_only_where_a_launcher_started_several_and_is_named_where_it_is_missing(monkeypatch):
+def test_accelerate_is_needed_only_for_several_processes(monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     assert find_processes().share([1, 2, 3]) == [1, 2, 3]
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}.items():
@@ -128,7 +128,7 @@ def test_accelerate_is_asked_only_where_a_launcher_started_several_and_is_named_
         find_processes()
 
 
-def test_a_pytorch_that_cannot_have_several_processes_on_cpus_is_named_before_accelerate_fails(monkeypatch, tmp_path):
+def test_old_pytorch_with_several_cpu_processes_is_rejected_early(monkeypatch, tmp_path):
     monkeypatch.delattr(torch.cpu, "set_device", raising=False)  # as in 2.1
     config = from_values({"size": "tiny", "init": "none", "device": "cpu", "trackers": []})
     for name in ("RANK", "LOCAL_RANK"):

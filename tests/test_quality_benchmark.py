@@ -47,7 +47,7 @@ def entry(name: str, *rows: tuple[str, Figures], ours: bool = False) -> Entry:
     return Entry(Peer(name, 4, resize_with("bicubic", 4), 1234, ours=ours), list(rows))
 
 
-def test_tables_rank_and_mark_the_best():
+def test_tables_are_ranked_and_mark_the_best():
     gmsd = Distance("GMSD", "{:.3f}", True, lambda sr, gt: 0.0)
     table = format_entries(
         [entry("worse", ("area", figures(30.0, 0.05))), entry("better", ("area", figures(31.0, 0.20)), ours=True)], [gmsd], "area"
@@ -63,7 +63,7 @@ def test_tables_rank_and_mark_the_best():
     assert row["CPU s / LR MP"] == "8"
 
 
-def test_means_are_over_images_and_times_over_megapixels():
+def test_scores_are_means_over_images_and_times_per_megapixel():
     one = entry("a", ("area", figures(30.0, float("nan"))), ("bicubic", figures(32.0, 0.3, seconds=4.0)))
     assert one.mean().scores.psnr_y == 31
     assert one.mean("bicubic").scores.psnr_y == 32
@@ -72,7 +72,7 @@ def test_means_are_over_images_and_times_over_megapixels():
     assert (mean.seconds, mean.megapixels) == (6.0, 1.0)
 
 
-def test_equal_looking_figures_are_equally_best():
+def test_equal_rounded_values_share_first_place():
     assert bold_best(["1.0", "nan", "1.0", "0.9"]) == ["**1.0**", "nan", "**1.0**", "0.9"]
     assert bold_best(["nan"]) == ["nan"]
     assert [format_time(seconds) for seconds in (0.12345, 70.94, 1234.5)] == ["0.123", "70.9", "1234"]
@@ -83,7 +83,7 @@ def test_equal_looking_figures_are_equally_best():
 
 @pytest.mark.parametrize("swallows", [True, False])
 @pytest.mark.parametrize("size", [(20, 24), (21, 25)])
-def test_borders_are_cut_off_where_they_were_put(swallows, size):
+def test_padding_is_removed_exactly(swallows, size):
     """A network that does nothing but double gives exactly the doubled image, whether or not it returns its border."""
     network = Ncnn("package", "file", 0, border=7, padding="reflect", multiple=4)
 
@@ -96,7 +96,7 @@ def test_borders_are_cut_off_where_they_were_put(swallows, size):
     assert (upscale_padded(double, network, 2, lq) == F.interpolate(lq, scale_factor=2, mode="nearest")).all()
 
 
-def test_networks_stand_in_for_other_scales(tmp_path):
+def test_networks_are_reused_for_other_scales(tmp_path):
     save_model(random_model(V2), tmp_path / "mine.safetensors")
     lq = to_tensor(synthetic_image(1, 40).crop((0, 0, 24, 20)))
     twice = load_ours(str(tmp_path / "mine.safetensors"), 4)
@@ -107,7 +107,7 @@ def test_networks_stand_in_for_other_scales(tmp_path):
         at_scale({3: lambda: twice}, 4)
 
 
-def test_what_is_not_installed_is_left_out_and_named(monkeypatch):
+def test_missing_packages_are_skipped_and_reported(monkeypatch):
     def absent(package):
         raise PackageNotFoundError(package)
 
@@ -121,7 +121,7 @@ def test_what_is_not_installed_is_left_out_and_named(monkeypatch):
 # --- from images to a report -------------------------------------------------------------------
 
 
-def test_a_run_writes_a_report_and_a_sheet(folder, tmp_path, monkeypatch):
+def test_benchmark_writes_a_report_and_a_sheet(folder, tmp_path, monkeypatch):
     save_model(random_model(V2), tmp_path / "mine.safetensors")
     monkeypatch.setattr(quality, "load_distances", lambda: ([], ["GMSD is left out"]))
     sheet = tmp_path / "sheet.png"
@@ -178,7 +178,7 @@ def test_images_are_chosen_evenly(folder):
         (["--columns", "nobody"], "nobody is not measured"),
     ],
 )
-def test_a_sheet_that_cannot_be_drawn_is_refused_before_the_work(folder, monkeypatch, more, message):
+def test_invalid_sheet_options_are_rejected_before_measuring(folder, monkeypatch, more, message):
     monkeypatch.setattr(quality, "load_distances", lambda: ([], []))
     monkeypatch.setattr(quality, "measure_peer", None)
     command = [str(folder), "--side", "24", "--peers", "bicubic", "--models", *more]
@@ -186,13 +186,13 @@ def test_a_sheet_that_cannot_be_drawn_is_refused_before_the_work(folder, monkeyp
         quality.run(quality.parse_arguments(command), "")
 
 
-def test_windows_are_read_from_the_command_line():
+def test_window_argument_is_parsed():
     assert parse_window("a b:1,2,3") == quality.Window("a b", 1, 2, 3)
     with pytest.raises(argparse.ArgumentTypeError, match="expected NAME:x,y,side"):
         parse_window("a:1,2")
 
 
-def test_the_gallery_shows_where_most_happens():
+def test_gallery_shows_the_most_detailed_window():
     image = Image.new("RGB", (96, 64), "white")
     image.paste(synthetic_image(0, 32), (64, 32))
     x, y = liveliest_window(image, 32)
@@ -203,7 +203,7 @@ def test_the_gallery_shows_where_most_happens():
     assert np.abs(np.asarray(row[0], np.int16) - np.asarray(row[1], np.int16)).mean() < 30  # the same place
 
 
-def test_every_foreign_image_names_its_author_and_licence():
+def test_every_foreign_image_has_an_author_and_a_licence():
     rows = read_manifest()
     assert len({row["file"] for row in rows}) == len(rows) > 10
     for row in rows:
@@ -223,12 +223,12 @@ def make_showcase(folder, monkeypatch, at: str) -> None:
     showcase.main()
 
 
-def test_the_showcase_is_a_whole_image_and_two_parts(tmp_path, monkeypatch):
+def test_showcase_shows_the_whole_image_and_two_insets(tmp_path, monkeypatch):
     make_showcase(tmp_path, monkeypatch, "100,20")
     with Image.open(tmp_path / "a.jpg") as image:
         assert image.size == (720 + 2 * (8 + 440), 720)
 
 
-def test_a_part_outside_the_image_is_refused(tmp_path, monkeypatch):
+def test_inset_outside_the_image_is_rejected(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="440x720 pixels from there do not fit into the result of 768x768"):
         make_showcase(tmp_path, monkeypatch, "200,20")

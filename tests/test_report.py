@@ -66,7 +66,7 @@ def run(tmp_path):
     return run
 
 
-def test_a_report_says_how_good_the_best_weights_are(run):
+def test_report_rates_the_best_weights(run):
     result = CliRunner().invoke(report, [str(run)])
     assert result.output.strip() == str(run / "report.html")
     page = (run / "report.html").read_text()
@@ -83,7 +83,7 @@ def test_a_report_says_how_good_the_best_weights_are(run):
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
 
 
-def test_a_report_does_not_call_the_start_an_achievement(run):
+def test_report_does_not_present_the_start_as_progress(run):
     (run / "validation.jsonl").write_text(lines(measured(30.0, 29.0, 29.5)))
     (run / "best.safetensors").touch()
     page = write_report(run).read_text()
@@ -93,7 +93,7 @@ def test_a_report_does_not_call_the_start_an_achievement(run):
     assert "--last --install" in page
 
 
-def test_a_report_answers_before_it_shows_figures(run):
+def test_report_shows_answers_before_charts(run):
     first, _, folded = write_report(run).read_text().partition("<details>")
     assert "Lines drawn better?" in first
     assert "<img" in first
@@ -101,7 +101,7 @@ def test_a_report_answers_before_it_shows_figures(run):
     assert len(re.findall("<svg", folded)) == 12  # eight of validation; loss, gradient, rate, discriminator twice
 
 
-def test_curves_are_gains_over_the_start_and_the_discriminators_has_both_lines(run):
+def test_charts_show_gain_over_start_and_both_discriminator_curves(run):
     page = write_report(run).read_text()
     charts = {re.sub("<.*", "", text): text for text in re.findall("<figcaption>(.*?)</figure>", page, re.DOTALL)}
     gain = ElementTree.fromstring(re.search("<svg.*?</svg>", charts["gain over a&amp;b, all pixels (dB)"], re.DOTALL)[0])
@@ -109,7 +109,7 @@ def test_curves_are_gains_over_the_start_and_the_discriminators_has_both_lines(r
     assert len(re.findall('class="line-', charts["discriminator&#x27;s answers"])) == 2
 
 
-def test_a_report_needs_nothing_else(run):
+def test_report_is_self_contained(run):
     page = write_report(run).read_text()
     sources = re.findall(r'(?:src|href)="(.{10})', page)
     assert len(sources) == 2
@@ -121,7 +121,7 @@ def test_a_report_needs_nothing_else(run):
 
 @pytest.mark.parametrize("name", ["config.json", "run.json", "validation.jsonl", "train.jsonl", "strips"])
 @pytest.mark.parametrize("damage", ["missing", "torn", "of another kind"])
-def test_what_is_missing_or_torn_is_left_out(run, name, damage):
+def test_report_skips_missing_or_damaged_files(run, name, damage):
     path = run / name
     if name == "strips":
         path = path / "0000060.png"
@@ -132,38 +132,38 @@ def test_what_is_missing_or_torn_is_left_out(run, name, damage):
     assert write_report(run).read_text().endswith("</html>\n")
 
 
-def test_a_run_that_has_only_begun_has_a_report(tmp_path):
+def test_run_without_measurements_has_a_report(tmp_path):
     (tmp_path / "config.json").write_text('{"size": "tiny"}')
     assert "Nothing has been measured yet" in write_report(tmp_path).read_text()
 
 
-def test_no_run_is_said_so(tmp_path):
+def test_folder_without_a_run_is_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"config\.json"):
         write_report(tmp_path)
     with pytest.raises(ValueError, match="no such folder"):
         write_report(tmp_path / "none")
 
 
-def test_what_a_resumed_run_did_again_counts_once(tmp_path):
+def test_steps_repeated_after_a_resume_count_once(tmp_path):
     path = tmp_path / "train.jsonl"
     path.write_text(lines([{"step": step, "loss": loss} for step, loss in ((1, 1), (2, 2), (3, 3), (2, 20), (3, 30))]))
     assert [(record["step"], record["loss"]) for record in read_records(path)] == [(1, 1), (2, 20), (3, 30)]
 
 
-def test_the_step_where_the_loss_changes_is_marked(run):
+def test_step_with_a_loss_change_is_marked(run):
     assert "edges weigh more" in write_report(run).read_text()
     assert read_run(run).last["step"] == 60
 
 
 @pytest.mark.parametrize("values", [[5.0], [0.0, 0.0], [1e-9, 2e-9], [float(value) for value in range(5000)]])
-def test_charts_of_any_values_are_drawn_within_their_frame(values):
+def test_charts_stay_within_their_frame(values):
     svg = re.search("<svg.*</svg>", draw(Chart("a & b", {"one": list(enumerate(values))}, {"c<d": 3.0})))[0]
     places = re.findall(r"[ML]([0-9.-]+) ([0-9.-]+)", ElementTree.fromstring(svg).find("g/path").get("d"))
     assert 1 <= len(places) <= 300
     assert all(58 <= float(x) <= 536 and 22 <= float(y) <= 194 for x, y in places)
 
 
-def test_a_chart_without_points_is_not_drawn():
+def test_chart_without_points_is_not_drawn():
     assert draw(Chart("empty", {"one": []})) == ""
 
 
@@ -178,12 +178,12 @@ def test_a_chart_without_points_is_not_drawn():
         ({"steps": 600, "save_minutes": 0.0, "save_every": 5}, "2.0 s a step: about 40 min for 600 steps on this machine"),
     ],
 )
-def test_a_forecast_counts_the_checkpoints(settings, words):
+def test_forecast_includes_checkpoint_time(settings, words):
     pace = Pace(steps=deque([2.0] * 10), checkpoint=10.0)
     assert pace.forecast(from_values({"save_minutes": 2.0, **settings}), Progress()) == words
 
 
-def test_a_run_is_compared_with_its_start_unless_that_was_no_better_than_bicubic():
+def test_baseline_is_the_start_unless_bicubic_is_better():
     bicubic, start = {"psnr_y": 27.0}, {"psnr_y": 30.0}
     assert find_baseline("x4-tiny", start, bicubic) == Baseline("x4-tiny", start)
     assert find_baseline("x4-tiny", {"psnr_y": 6.0}, bicubic).name == "bicubic"  # of another scale, without its last layer
@@ -201,11 +201,11 @@ def test_a_run_is_compared_with_its_start_unless_that_was_no_better_than_bicubic
         ({"psnr_y": 30.0, "measured_on": 8, "better_on": 0}, "not better than x4-tiny on your images yet"),
     ],
 )
-def test_a_gain_is_not_claimed_on_more_than_was_measured(best, words):
+def test_summary_claims_no_more_than_was_measured(best, words):
     assert words in summary(best, Baseline("x4-tiny", {"psnr_y": 30.0}), {"psnr_y": 27.0})
 
 
-def test_an_artists_questions_are_answered_in_words():
+def test_report_questions_are_answered_in_words():
     before = {"psnr_y": 30.0, "edge_psnr": 24.0, "flat_psnr": 44.0, "sharpness": 0.8, "color_shift": 0.3}
     after = {"psnr_y": 30.2, "edge_psnr": 24.01, "flat_psnr": 43.0, "sharpness": 0.9, "color_shift": 2.0}
     assert [one.answer for one in answers(after, Baseline("x4-tiny", before))] == ["Yes", "About the same", "No, worse", "Yes", "No"]
@@ -220,7 +220,7 @@ def pair(size, scale=4):
     return Pair("Zeichnung-ö.png", to_tensor(gt.resize((size // scale, size // scale))), to_tensor(gt))
 
 
-def test_a_strip_shows_the_place_with_most_edges():
+def test_strip_shows_the_area_with_the_most_edges():
     gt = torch.full((1, 3, 256, 200), 0.5)
     gt[..., 150:180:4, 90:130] = 0
     place = busiest_place(gt, 64, 4)
@@ -230,12 +230,12 @@ def test_a_strip_shows_the_place_with_most_edges():
 
 
 @pytest.mark.parametrize(("size", "side"), [(256, 192), (100, 96), (64, 64), (20, 16)])
-def test_pixels_of_a_strip_are_whole_pixels_of_its_sheet(size, side):
+def test_strip_pixels_are_scaled_by_whole_numbers(size, side):
     assert strip_side(torch.zeros(1, 3, size, size + 50)) == side
     assert CELL % side == 0
 
 
-def test_a_strip_has_a_row_for_every_image_and_figures_below():
+def test_strip_has_a_row_per_image_and_captions():
     watched = [pair(256), pair(96)]
     columns = {way: [resize_with(way, 4)(one.lq) for one in watched] for way in ("bicubic", "lanczos")}
     strip = draw_strip(watched, columns, 4)

@@ -24,7 +24,7 @@ CONFIGS = [V1, V2, dataclasses.replace(V2, scale=1), dataclasses.replace(VARIANT
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["v1", "v2", "v2-x1", "tiny-x3"])
-def test_no_built_in_detector_matches_our_keys(registry, config):
+def test_no_other_detector_matches_our_keys(registry, config):
     state = TransformerSR(config).state_dict()
     matching = {one.architecture.id for one in registry.architectures() if one.detect(state)}
     assert matching <= {"TransformerSR"}
@@ -43,7 +43,7 @@ def loader(registry):
 
 
 @pytest.mark.parametrize("config", CONFIGS[:3], ids=["v1", "v2", "v2-x1"])
-def test_our_files_are_loaded_and_run(loader, config):
+def test_our_models_load_and_run(loader, config):
     model, image = random_model(config), torch.rand(1, 3, 21, 13)
     loaded = loader.load_from_state_dict(model.state_dict())
     assert (loaded.architecture.id, loaded.scale, loaded.input_channels) == ("TransformerSR", config.scale, 3)
@@ -52,7 +52,7 @@ def test_our_files_are_loaded_and_run(loader, config):
 
 @pytest.mark.parametrize("layout", [dict, newer_keys], ids=["older", "newer"])
 @pytest.mark.parametrize("wrap", [False, True])
-def test_both_author_layouts_are_loaded_and_nobody_elses_network(registry, loader, layout, wrap):
+def test_both_original_layouts_match_only_our_detector(registry, loader, layout, wrap):
     state = layout(random_state(pairs=1, dim=32, scale=2))
     assert [one.architecture.id for one in registry.architectures() if one.detect(state)] == ["TransformerSR"]
     loaded = loader.load_from_state_dict({"params_ema": {f"module.{name}": tensor for name, tensor in state.items()}} if wrap else state)
@@ -60,7 +60,7 @@ def test_both_author_layouts_are_loaded_and_nobody_elses_network(registry, loade
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_close(loader, dtype):
+def test_half_precision_is_close_to_float32(loader, dtype):
     model, image = random_model(V2), torch.rand(1, 3, 32, 32)
     half = loader.load_from_state_dict(model.state_dict()).to(dtype)(image.to(dtype)).float()
     assert (half - model(image).clamp(0, 1)).abs().max() < 0.05

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # --- weights -------------------------------------------------------------------------------------
 
 
-def test_every_shipped_file_of_weights_has_its_sum():
+def test_shipped_weights_match_their_checksums():
     """After replacing or adding one: `cd weights && sha256sum *.safetensors > SHA256SUMS`."""
     found = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in sorted(WEIGHTS.glob("*.safetensors"))]
     assert (WEIGHTS / "SHA256SUMS").read_text(encoding="utf-8").splitlines() == found
@@ -46,7 +46,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("spoil", DAMAGE.values(), ids=DAMAGE)
 @pytest.mark.parametrize("by_path", [False, True])
-def test_shipped_weights_that_changed_are_refused_in_one_sentence(weights, spoil, by_path):
+def test_modified_shipped_weights_are_rejected(weights, spoil, by_path):
     path = find_model("x4-tiny")
     path.write_bytes(spoil(path.read_bytes()))
     with pytest.raises(CheckpointError, match=r"x4-tiny\.safetensors is not the file that came with the package.*install.*again"):
@@ -54,13 +54,13 @@ def test_shipped_weights_that_changed_are_refused_in_one_sentence(weights, spoil
     assert find_model("x2-tiny").parent == weights
 
 
-def test_weights_without_their_list_are_refused(weights):
+def test_missing_checksum_file_is_reported(weights):
     (weights / "SHA256SUMS").unlink()
     with pytest.raises(CheckpointError, match="SHA256SUMS"):
         find_model()
 
 
-def test_changed_weights_are_used_knowingly_from_elsewhere(weights, tmp_path):
+def test_own_weights_with_a_shipped_name_load_by_path(weights, tmp_path):
     own = tmp_path / "x4-tiny.safetensors"
     shutil.copyfile(weights / "x2-tiny.safetensors", own)
     assert load_model(find_model(own)).config.scale == 2
@@ -102,18 +102,18 @@ def run_closed(code: str, *arguments: object, home: Path) -> str:
     return done.stdout
 
 
-def test_importing_training_and_upscaling_ask_the_network_nothing(folder, tmp_path):
+def test_importing_training_and_upscaling_make_no_network_calls(folder, tmp_path):
     run_closed(EVERYTHING, ROOT, folder, tmp_path, home=tmp_path)
     assert (tmp_path / "run" / "best.safetensors").is_file()
     assert (tmp_path / "0.png").is_file()
 
 
-def test_the_hook_that_closes_the_network_works(tmp_path):
+def test_network_block_raises_on_a_connection(tmp_path):
     code = "import urllib.request\ntry: urllib.request.urlopen('http://127.0.0.1:9')\nexcept AssertionError as error: print(error)"
     assert "with the network closed" in run_closed(code, home=tmp_path)
 
 
-def test_only_the_installer_knows_how_to_call_out():
+def test_package_imports_no_network_modules():
     """No module of the package imports what opens addresses, so the tests above cannot have missed a path through it."""
     modules = [path for folder in ("arch", "upscale", "training", "weights") for path in (ROOT / folder).rglob("*.py")]
     opening = re.compile(r"^\s*(?:import|from)\s+(?:urllib\.request|http\.client|requests|httpx|socket|huggingface_hub|torch\.hub)\b", re.M)
@@ -123,7 +123,7 @@ def test_only_the_installer_knows_how_to_call_out():
 # --- versions ------------------------------------------------------------------------------------
 
 
-def test_the_oldest_versions_are_those_announced():
+def test_oldest_pinned_versions_match_pyproject():
     """`constraints-oldest.txt` pins what pyproject.toml promises; where it cannot, a comment there says why."""
     announced = dict(re.findall(r'"([a-z]+)>=([0-9.]+)', (ROOT / "pyproject.toml").read_text(encoding="utf-8")))
     pinned = dict(re.findall(r"^([a-z]+)==([0-9.]+)", (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8"), re.M))
@@ -131,5 +131,5 @@ def test_the_oldest_versions_are_those_announced():
         assert f"{pinned[name]}.0.0".startswith(f"{announced[name]}."), name
 
 
-def test_shipped_models_are_there_to_be_checked():
+def test_there_are_at_least_two_shipped_models():
     assert len(available_models()) >= 2

@@ -14,37 +14,37 @@ def images():
 
 
 @pytest.mark.parametrize("size", [64, 96, 250, 512])
-def test_shape_and_dtype(size):
+def test_image_has_the_requested_shape_and_dtype(size):
     image = draw(np.random.default_rng(0), size)
     assert image.shape == (size, size, 3)
     assert image.dtype == np.uint8
 
 
-def test_same_generator_state_gives_same_image():
+def test_same_seed_gives_the_same_image():
     first, second = (draw(np.random.default_rng(5), SIZE) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
-def test_one_generator_goes_on_to_other_images():
+def test_one_generator_gives_different_images():
     rng = np.random.default_rng(5)
     assert not np.array_equal(draw(rng, SIZE), draw(rng, SIZE))
 
 
-def test_seeds_give_different_images(images):
+def test_different_seeds_give_different_images(images):
     assert len({image.tobytes() for image in images}) == len(images)
 
 
 @pytest.mark.parametrize("name", SCENES)
-def test_every_kind_of_scene_draws_something(name):
+def test_every_scene_draws_something(name):
     assert draw_scene(name, np.random.default_rng(0), 192).std() > 1
 
 
-def test_much_is_exactly_flat(images):
+def test_most_neighbouring_pixels_are_equal(images):
     shares = [np.mean(np.all(image[:, 1:] == image[:, :-1], axis=-1)) for image in images]
     assert np.mean(shares) > 0.5
 
 
-def test_edges_are_done_within_two_pixels(images):
+def test_edges_are_at_most_two_pixels_wide(images):
     """Where an image changes much over four pixels, it mostly changes as much over two of them."""
     kept = []
     for image in images:
@@ -57,7 +57,7 @@ def test_edges_are_done_within_two_pixels(images):
     assert np.mean(kept) > 0.75
 
 
-def test_colours_reach_dark_and_light_and_many_hues(images):
+def test_colours_cover_dark_light_and_many_hues(images):
     every = np.concatenate([image.reshape(-1, 3) for image in images]).astype(int)
     assert every.min() < 30
     assert every.max() > 240
@@ -73,14 +73,14 @@ def test_coverage_is_the_exact_area():
     np.testing.assert_allclose(coverage(start, np.roll(start, -1, axis=0), 8, 8), expected, atol=1e-9)
 
 
-def test_coverage_of_triangles_is_the_mean_of_a_finer_one():
+def test_triangle_coverage_matches_supersampling():
     for corners in np.random.default_rng(0).uniform(-20, 40, (20, 3, 2)):
         after = np.roll(corners, -1, axis=0)
         fine = coverage(corners * 8, after * 8, 160, 160).reshape(20, 8, 20, 8).mean(axis=(1, 3))
         np.testing.assert_allclose(coverage(corners, after, 20, 20), fine, atol=1e-6)
 
 
-def test_a_file_that_is_no_font_is_named(tmp_path):
+def test_invalid_font_file_is_named(tmp_path):
     broken = tmp_path / "letters.ttf"
     broken.write_bytes(b"no font")
     for path in (broken, tmp_path / "missing.ttf"):
@@ -88,7 +88,7 @@ def test_a_file_that_is_no_font_is_named(tmp_path):
             draw(np.random.default_rng(0), 64, [path])
 
 
-def test_without_a_scalable_font_nothing_is_written(monkeypatch):
+def test_lettering_without_a_scalable_font_still_draws_a_scene(monkeypatch):
     monkeypatch.setattr(motifs, "load_font", lambda name, size: None)
     motifs._alphabets.cache_clear()
     try:

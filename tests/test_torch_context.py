@@ -43,7 +43,7 @@ def results(upscaler):
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_results_are_the_same_in_any_context(path, context):
+def test_results_do_not_depend_on_torch_contexts(path, context):
     upscaler = Upscaler.from_pretrained(path, device="cpu", dtype="fp32")
     wanted = results(upscaler)
     with CONTEXTS[context]():
@@ -54,7 +54,7 @@ def test_results_are_the_same_in_any_context(path, context):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_results_are_the_same_with_any_default_type(path, default_dtype, dtype):
+def test_results_do_not_depend_on_the_default_dtype(path, default_dtype, dtype):
     upscaler = Upscaler.from_pretrained(path, device="cpu", dtype="fp32")
     wanted = results(upscaler)
     default_dtype(dtype)
@@ -64,21 +64,21 @@ def test_results_are_the_same_with_any_default_type(path, default_dtype, dtype):
     assert torch.get_default_dtype() is dtype
 
 
-def test_a_network_loaded_in_inference_mode_can_be_trained(path):
+def test_network_loaded_in_inference_mode_can_be_trained(path):
     with torch.inference_mode():
         model = load_model(path)
     model(torch.rand(1, 3, 8, 8)).mean().backward()
     assert model.conv_first.weight.grad is not None
 
 
-def test_the_callers_autocast_is_on_again_afterwards(path):
+def test_autocast_of_the_caller_is_restored(path):
     with torch.autocast("cpu", torch.bfloat16):
         Upscaler.from_pretrained(path, device="cpu")(np.zeros((4, 4, 3), np.uint8))
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype is torch.bfloat16
 
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="this system does not fork")
-def test_a_fork_of_a_process_that_has_upscaled_can_upscale(path):
+def test_forked_process_can_upscale(path):
     """As gunicorn does with --preload, and multiprocessing on Linux up to Python 3.13."""
     code = f"""
 import os, numpy as np, torch

@@ -20,7 +20,7 @@ from synthetic_images import synthetic_image
 # --- losses --------------------------------------------------------------------------------------
 
 
-def test_sobel_is_zero_on_flats_and_at_the_border_of_ramps():
+def test_sobel_is_zero_on_flat_images_and_known_on_ramps():
     assert sobel_magnitude(torch.full((1, 3, 8, 8), 0.5)).max() == 0
     ramp = torch.arange(8.0).expand(1, 1, 8, 8)
     assert torch.allclose(sobel_magnitude(ramp)[..., 1:-1], torch.tensor(8.0))
@@ -28,12 +28,12 @@ def test_sobel_is_zero_on_flats_and_at_the_border_of_ramps():
 
 
 @pytest.mark.parametrize("flat_weight", [0.0, 0.25, 1.0])
-def test_edge_weights_have_mean_one_in_every_sample(flat_weight):
+def test_edge_weights_average_to_one_per_sample(flat_weight):
     gt = torch.rand(3, 3, 16, 16) * torch.tensor([1.0, 0.5, 0.1])[:, None, None, None]
     assert torch.allclose(edge_weights(gt, flat_weight).mean(dim=(1, 2, 3)), torch.ones(3))
 
 
-def test_the_ends_of_the_edge_loss_are_l1_and_the_original():
+def test_edge_loss_ranges_from_the_original_loss_to_l1():
     sr, gt = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16)
     error, edge = (sr - gt).abs(), sobel_magnitude(gt)
     assert torch.allclose(edge_weighted_l1(sr, gt, 1.0), error.mean())
@@ -41,14 +41,14 @@ def test_the_ends_of_the_edge_loss_are_l1_and_the_original():
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
-def test_the_edge_loss_is_finite_on_flat_crops(value):
+def test_edge_loss_gradient_is_finite_on_flat_crops(value):
     gt = torch.full((1, 3, 8, 8), value)
     sr = torch.rand(1, 3, 8, 8, requires_grad=True)
     edge_weighted_l1(sr, gt, 0.0).backward()
     assert sr.grad.isfinite().all()
 
 
-def test_the_colour_loss_sees_colours_and_not_detail():
+def test_colour_loss_measures_colour_and_ignores_detail():
     gt = torch.rand(1, 3, 16, 16)
     assert color_loss(gt + 0.1, gt).item() == pytest.approx(0.1, abs=1e-6)
     checks = 0.1 * (torch.arange(16) % 2 * 2 - 1.0).expand(1, 3, 16, 16)
@@ -58,7 +58,7 @@ def test_the_colour_loss_sees_colours_and_not_detail():
 # --- metrics -------------------------------------------------------------------------------------
 
 
-def test_metrics_of_known_cases():
+def test_metrics_match_known_values():
     image = to_tensor(synthetic_image(0))
     assert psnr(image, image + 0.1) == pytest.approx(20, abs=1e-3)
     assert ssim(luma(image), luma(image)) == pytest.approx(1)
@@ -67,7 +67,7 @@ def test_metrics_of_known_cases():
 
 
 @pytest.mark.parametrize("by", [(0.0, 0.0), (0.5, -0.25), (-1.5, 1.0)])
-def test_shift_finds_the_shift(by):
+def test_shift_metric_finds_the_shift(by):
     y, x = np.mgrid[:128, :128]
 
     def waves(dy, dx):
@@ -77,7 +77,7 @@ def test_shift_finds_the_shift(by):
     assert shift(waves(*by), waves(0, 0), 4) == pytest.approx(by, abs=0.02)
 
 
-def test_sharpness_and_colour_say_what_changed():
+def test_sharpness_and_colour_shift_detect_changes():
     image = to_tensor(synthetic_image(0))
     soft = torch.nn.functional.avg_pool2d(image, 3, 1, 1, count_include_pad=False)
     assert sharpness(image, image) == 1
@@ -86,7 +86,7 @@ def test_sharpness_and_colour_say_what_changed():
     assert color_shift(image + 10 / 255, image) == pytest.approx(10, abs=1e-3)
 
 
-def test_shift_of_a_flat_image_is_unknown():
+def test_shift_of_a_flat_image_is_nan():
     assert np.isnan(shift(torch.zeros(1, 3, 96, 96), torch.zeros(1, 3, 96, 96), 4)).all()
 
 
@@ -106,7 +106,7 @@ def test_evaluation_pairs_are_not_shifted(tmp_path):
 # --- configuration -------------------------------------------------------------------------------
 
 
-def test_recipes_are_read_and_checked(tmp_path):
+def test_recipes_are_parsed_and_validated(tmp_path):
     recipe = tmp_path / "recipe.toml"
     recipe.write_text('size = "tiny"\nvalidation = ["a/*"]\nlearning_rate = 1\n')
     config = load_recipe(recipe, batch=3)
@@ -123,7 +123,7 @@ def test_recipes_are_read_and_checked(tmp_path):
         assert "recipe.toml" in str(caught.value)
 
 
-def test_phases_are_constant_rates_in_turn():
+def test_phases_give_constant_learning_rates_one_after_another():
     config = from_values({"size": "tiny", "phases": ["3 at 1e-4", "2 at 5e-5"]})
     assert config.steps == 5
     assert [learning_rate(config, step, step / 5) for step in range(5)] == [1e-4] * 3 + [5e-5] * 2
@@ -133,7 +133,7 @@ def test_phases_are_constant_rates_in_turn():
         from_values({"phases": ["3 at 1e-4"], "minutes": 5.0})
 
 
-def test_the_authors_recipe_is_the_one_written_down():
+def test_author_recipe_matches_the_original_settings():
     from importlib.resources import files
 
     config = load_recipe(str(files("transformersr.training").joinpath("configs/author.toml")))
@@ -156,12 +156,12 @@ def test_the_authors_recipe_is_the_one_written_down():
         ({"trackers": ["none", "wandb"]}, "none stands alone"),
     ],
 )
-def test_impossible_settings_are_named_with_what_was_expected(setting, words):
+def test_invalid_settings_are_named_with_the_expected_values(setting, words):
     with pytest.raises(ValueError, match=f"^{next(iter(setting))} is .*{words}"):
         from_values(setting)
 
 
-def test_trackers_can_be_switched_off_in_a_word():
+def test_trackers_can_be_disabled_with_none():
     assert from_values({"trackers": ["none"]}) == from_values({"trackers": []})
 
 
@@ -174,14 +174,14 @@ def test_shipped_recipes_are_valid():
         load_recipe(path)
 
 
-def test_bad_validation_images_are_left_out(tmp_path, caplog):
+def test_bad_validation_images_are_skipped(tmp_path, caplog):
     synthetic_image(0).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"no")
     assert len(validation_pairs([tmp_path / "bad.png", tmp_path / "good.png"], 4, 0)) == 1
     assert "bad.png" in caplog.text
 
 
-def test_what_is_left_open_is_settled_by_the_device():
+def test_unset_settings_are_filled_in_for_the_device():
     filled, reasons = fill_in(from_values({"device": "cpu"}))
     assert (filled.size, filled.init, filled.patch, filled.batch, filled.learning_rate, filled.minutes) == (
         "tiny",

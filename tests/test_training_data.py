@@ -57,7 +57,7 @@ def equal(one, other):
 # --- crops ---------------------------------------------------------------------------------------
 
 
-def test_crops_depend_on_seed_and_number_alone_and_fit_together(folder):
+def test_crops_depend_only_on_seed_and_index_and_match_their_pair(folder):
     crops = make_crops(read_images(find_images(folder), 32))
     lq, gt = crops[17]
     assert (lq.shape, gt.shape) == ((3, 8, 8), (3, 32, 32))
@@ -67,7 +67,7 @@ def test_crops_depend_on_seed_and_number_alone_and_fit_together(folder):
     assert (box - lq).abs().mean() < 15  # the small crop is of the same place
 
 
-def test_small_crops_are_those_of_the_whole_image_made_small():
+def test_low_resolution_crops_equal_crops_of_the_downscaled_image():
     """Filters see what lies around a crop, not its border."""
     image = TrainingImage("", np.asarray(synthetic_image(0)))
     crops = make_crops([image])
@@ -80,7 +80,7 @@ def test_small_crops_are_those_of_the_whole_image_made_small():
         assert np.array_equal(small, whole[row : row + 8, column : column + 8])
 
 
-def test_reduced_crops_are_larger_places_made_smaller():
+def test_zoomed_out_crops_cover_a_larger_area():
     """On a ramp down and a ramp across, a crop's values say where in the image it lies and how much of it there is."""
     slope = 2
     steps = np.arange(120) * slope
@@ -105,7 +105,7 @@ def test_reduced_crops_are_larger_places_made_smaller():
     assert len(sides) > 10
 
 
-def test_reduced_crops_stay_out_of_pairs_and_of_images_without_room():
+def test_pairs_and_small_images_are_not_zoomed_out():
     paired = make_crops(
         [TrainingImage("", np.asarray(synthetic_image(0)), np.asarray(downscale(synthetic_image(0), 4, "area")))], zoom_out_prob=1.0
     )
@@ -113,7 +113,7 @@ def test_reduced_crops_stay_out_of_pairs_and_of_images_without_room():
     assert {crops.place(index).side for crops in (paired, small) for index in range(20)} == {32}
 
 
-def test_a_crop_says_where_it_is_from(folder):
+def test_crop_position_names_its_image_and_offset(folder):
     crops = make_crops(read_images(find_images(folder), 32))
     place, (_, gt) = crops.place(5), crops[5]
     cut = place.image.gt[place.y : place.y + 32, place.x : place.x + 32]
@@ -121,7 +121,7 @@ def test_a_crop_says_where_it_is_from(folder):
     assert str(place) == f"{place.image.name} at {place.x}, {place.y}"
 
 
-def test_places_without_detail_are_mostly_passed_over():
+def test_flat_crops_are_mostly_skipped():
     image = np.full((256, 256, 3), 200, np.uint8)
     image[:, :64] = np.asarray(synthetic_image(0, 64)).repeat(4, axis=0)
     crops = make_crops([TrainingImage("", image)])
@@ -132,7 +132,7 @@ def test_places_without_detail_are_mostly_passed_over():
 # --- files, pairs, drawings ----------------------------------------------------------------------
 
 
-def test_a_split_keeps_what_it_is_told_and_else_goes_by_content(folder):
+def test_split_follows_patterns_or_else_content_hashes(folder):
     named = split_images(folder, validation=("[01].png",), exclude=("2.*",))
     assert [path.name for path in named.validation] == ["0.png", "1.png"]
     assert [path.name for path in named.train] == ["3.png", "4.png", "5.png"]
@@ -142,7 +142,7 @@ def test_a_split_keeps_what_it_is_told_and_else_goes_by_content(folder):
     assert by_hash == split_images(folder, validation=("made/for/others/*",))
 
 
-def test_bad_images_are_named_together_and_left_out(tmp_path, caplog):
+def test_bad_images_are_skipped_and_reported(tmp_path, caplog):
     synthetic_image(0).save(tmp_path / "good.png")
     synthetic_image(1).convert("CMYK").save(tmp_path / "print.tif")
     synthetic_image(2).convert("RGBA").save(tmp_path / "clear.png")
@@ -160,7 +160,7 @@ def test_bad_images_are_named_together_and_left_out(tmp_path, caplog):
     assert all(str(finding) in caplog.text for finding in store.findings)
 
 
-def test_a_folder_without_usable_images_is_an_error(tmp_path):
+def test_folder_without_usable_images_is_an_error(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no images"):
         find_images(tmp_path / "empty")
@@ -171,7 +171,7 @@ def test_a_folder_without_usable_images_is_an_error(tmp_path):
                 read_images(find_images(tmp_path), 32, synthetic=synthetic, cache=cache)
 
 
-def test_pairs_that_do_not_fit_are_named_together_and_the_others_used(paired):
+def test_mismatched_pairs_are_reported_and_the_rest_is_used(paired):
     split = split_images(paired, validation=("hr/deep/[01].png",))
     assert not {path for path in split.train if path.parts[-2] == "lr" and path.name != "without sharp.png"}
     store = read_images(split.train, 32, 4, split.partners)
@@ -183,7 +183,7 @@ def test_pairs_that_do_not_fit_are_named_together_and_the_others_used(paired):
     assert (len(report.train), len(report.validation), report.findings) == (4, 2, list(store.findings))
 
 
-def test_crops_of_pairs_are_cut_from_both_and_not_degraded(paired):
+def test_paired_crops_are_aligned_and_not_degraded(paired):
     split = split_images(paired, validation=("hr/deep/0.png",))
     crops = make_crops(read_images(split.train, 32, 4, split.partners), "scan")
     for index in range(12):
@@ -191,7 +191,7 @@ def test_crops_of_pairs_are_cut_from_both_and_not_degraded(paired):
         assert (torch.nn.functional.avg_pool2d(gt.float(), 4) - lq).abs().max() <= 1  # rounded along rows, then columns
 
 
-def test_validation_takes_the_small_image_of_a_pair(paired):
+def test_validation_uses_the_low_resolution_image_of_a_pair(paired):
     split = split_images(paired, validation=("hr/deep/[01].png",))
     for crop, side in ((0, 96), (70, 68)):
         for pair in validation_pairs(split.validation, 4, crop, split.partners):
@@ -199,12 +199,12 @@ def test_validation_takes_the_small_image_of_a_pair(paired):
             assert (torch.nn.functional.avg_pool2d(pair.gt, 4) - pair.lq).abs().max() <= 1.01 / 255
 
 
-def test_large_images_are_made_smaller_if_asked_to(folder):
+def test_max_pixels_downscales_large_images(folder):
     store = read_images(find_images(folder), 32, max_pixels=70 * 70)
     assert {image.gt.shape for image in store} == {(70, 70, 3)}
 
 
-def test_images_that_look_the_same_are_named_and_never_on_both_sides(tmp_path):
+def test_near_duplicates_are_reported_and_never_split_across_sets(tmp_path):
     (tmp_path / "held").mkdir()
     for name in ("one.png", "two.jpg", "held/three.webp"):
         synthetic_image(1).resize((90, 90)).save(tmp_path / name)
@@ -220,7 +220,7 @@ def test_images_that_look_the_same_are_named_and_never_on_both_sides(tmp_path):
     assert dhash(np.zeros((9, 9, 3), np.uint8)) == 0
 
 
-def test_the_same_file_again_is_left_out_and_named(tmp_path):
+def test_identical_files_are_skipped_and_reported(tmp_path):
     for seed in range(6):
         synthetic_image(seed).save(tmp_path / f"{seed}.png")
     for name in ("copy.png", "again.png"):
@@ -236,7 +236,7 @@ PAIR_NAMES += [("DIV2K_train_HR", "DIV2K_train_LR_bicubic/X4"), ("set/Hr", "set/
 
 @pytest.mark.parametrize(("sharp", "small"), PAIR_NAMES)
 @pytest.mark.parametrize("ending", ["", "x4", "_x4"])
-def test_folders_of_pairs_are_known_by_their_usual_names(tmp_path, sharp, small, ending):
+def test_common_names_of_pair_folders_are_recognised(tmp_path, sharp, small, ending):
     for folder in (sharp, small):
         (tmp_path / folder).mkdir(parents=True)
     for seed in range(4):
@@ -250,7 +250,7 @@ def test_folders_of_pairs_are_known_by_their_usual_names(tmp_path, sharp, small,
 
 
 @pytest.mark.parametrize("other", [2, 3])
-def test_of_several_scales_the_one_of_the_network_counts(tmp_path, other):
+def test_only_pairs_of_the_network_scale_are_used(tmp_path, other):
     for folder in ("HR", "LR/X4", f"LR/X{other}"):
         (tmp_path / folder).mkdir(parents=True)
     for seed in range(4):
@@ -266,7 +266,7 @@ def test_of_several_scales_the_one_of_the_network_counts(tmp_path, other):
 
 @pytest.mark.parametrize("scale", [4, 2])
 @pytest.mark.parametrize(("sharp", "small"), [("big/{}.png", "little/{}.png"), ("{}.png", "{}x4.png"), ("a/{}.png", "b/{}_x4.jpg")])
-def test_small_versions_under_any_name_are_not_trained_on_as_sharp_ones(tmp_path, sharp, small, scale):
+def test_downscaled_copies_are_never_used_as_ground_truth(tmp_path, sharp, small, scale):
     for seed in range(5):
         for pattern, side in ((sharp, 96), (small, 24)):
             path = tmp_path / pattern.format(seed)
@@ -282,7 +282,7 @@ def test_small_versions_under_any_name_are_not_trained_on_as_sharp_ones(tmp_path
         assert "expected 1 / 2 of its size" in split.left_out[0][1]
 
 
-def test_images_of_one_name_and_different_content_are_not_pairs(tmp_path):
+def test_same_names_with_different_content_are_not_pairs(tmp_path):
     """Frames of two videos of different size are numbered alike."""
     for folder, side, first in (("one", 96, 0), ("two", 48, 10)):
         (tmp_path / folder).mkdir()
@@ -292,7 +292,7 @@ def test_images_of_one_name_and_different_content_are_not_pairs(tmp_path):
     assert (len(split.train) + len(split.validation), split.partners, split.left_out) == (10, {}, [])
 
 
-def test_check_says_sizes_what_a_run_would_do_and_the_next_command(tmp_path):
+def test_check_prints_sizes_the_plan_and_the_next_command(tmp_path):
     for index in range(2):
         synthetic_image(index, 160 + 32 * index).save(tmp_path / f"{index}.png")
     result = CliRunner().invoke(check, [str(tmp_path), "--device", "cpu", "--minutes", "20"], catch_exceptions=False)
@@ -309,7 +309,7 @@ def test_check_says_sizes_what_a_run_would_do_and_the_next_command(tmp_path):
         assert text in result.output
 
 
-def test_drawings_are_mixed_in_and_have_their_share_of_the_crops(folder):
+def test_synthetic_images_get_their_share_of_the_crops(folder):
     store = read_images(find_images(folder), 32, synthetic=Synthetic(2, 80, seed=5))
     generated = [image for image in store if image.synthetic]
     assert [image.name for image in generated] == ["synthetic 5-0", "synthetic 5-1"]
@@ -321,7 +321,7 @@ def test_drawings_are_mixed_in_and_have_their_share_of_the_crops(folder):
 # --- where images are kept ---------------------------------------------------------------------
 
 
-def test_a_file_gives_the_same_images_as_memory_and_is_made_once(paired, tmp_path, monkeypatch):
+def test_cache_file_holds_the_same_images_and_is_reused(paired, tmp_path, monkeypatch):
     split = split_images(paired, validation=("hr/deep/0.png",))
     options = {"smallest": 32, "scale": 4, "partners": split.partners, "synthetic": Synthetic(1, 64)}
     memory = read_images(split.train, **options)
@@ -338,7 +338,7 @@ def test_a_file_gives_the_same_images_as_memory_and_is_made_once(paired, tmp_pat
     assert {path.suffix for path in (tmp_path / "cache").iterdir()} == {".json", ".rgb"}
 
 
-def test_images_within_the_budget_stay_in_memory(folder, tmp_path):
+def test_images_within_the_budget_are_kept_in_memory(folder, tmp_path):
     paths = find_images(folder)
     assert isinstance(read_images(paths, 32, cache=Cache(tmp_path)).images, list)
     assert isinstance(read_images(paths, 32, cache=Cache(tmp_path, budget=6 * 96 * 96 * 3 - 1)).images, MappedImages)
@@ -346,7 +346,7 @@ def test_images_within_the_budget_stay_in_memory(folder, tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["cut", "changed", "index", "touched", "settings"])
-def test_a_file_that_no_longer_fits_is_made_anew(folder, tmp_path, harm):
+def test_outdated_or_damaged_cache_is_rebuilt(folder, tmp_path, harm):
     data = tmp_path / "data"
     shutil.copytree(folder, data)
     cache, smallest = Cache(tmp_path / "cache", shared=True), 32
@@ -369,13 +369,13 @@ def test_a_file_that_no_longer_fits_is_made_anew(folder, tmp_path, harm):
     assert json.loads((tmp_path / "cache" / "images.json").read_text())["data"] == files[0].name
 
 
-def test_a_full_disk_is_said_before_anything_is_read(folder, tmp_path, monkeypatch):
+def test_full_disk_is_reported_before_reading(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
     with pytest.raises(ValueError, match="max_pixels"):
         read_images(find_images(folder), 32, cache=Cache(tmp_path, shared=True))
 
 
-def test_what_is_sent_to_a_worker_is_a_path(folder, tmp_path):
+def test_workers_receive_a_path_instead_of_pixels(folder, tmp_path):
     store = read_images(find_images(folder), 32, cache=Cache(tmp_path, shared=True))
     sent = pickle.dumps(make_crops(store))
     assert len(sent) < 4000
@@ -383,7 +383,7 @@ def test_what_is_sent_to_a_worker_is_a_path(folder, tmp_path):
 
 
 @pytest.mark.parametrize("method", sorted({"fork", "spawn"} & set(multiprocessing.get_all_start_methods())))
-def test_crops_are_the_same_with_workers_of_every_kind(folder, tmp_path, method):
+def test_crops_are_the_same_with_forked_and_spawned_workers(folder, tmp_path, method):
     workers = 2 if method == "fork" else 1  # a spawned one takes seconds to start
     store = read_images(find_images(folder), 32, cache=Cache(tmp_path, shared=True), workers=2 if method == "fork" else 0)
     crops = make_crops(store, "web")
@@ -393,7 +393,7 @@ def test_crops_are_the_same_with_workers_of_every_kind(folder, tmp_path, method)
             assert equal((lq[index], gt[index]), crops[4 * place + index])
 
 
-def test_spawned_workers_always_get_a_file(folder, tmp_path, monkeypatch):
+def test_spawned_workers_always_use_the_cache_file(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(image_cache, "in_order", lambda function, arguments, workers: map(function, arguments))
     for method, kind in {"fork": list, "spawn": MappedImages}.items():
         monkeypatch.setattr(image_cache.multiprocessing, "get_start_method", lambda allow_none, method=method: method)

@@ -45,7 +45,7 @@ def assert_same_state(one, other):
 # --- what a run leaves ---------------------------------------------------------------------------
 
 
-def test_a_run_writes_weights_that_load_and_its_figures(folder, tmp_path):
+def test_run_writes_loadable_weights_and_metrics(folder, tmp_path):
     run = tmp_path / "run"
     best = train(from_values(SETTINGS), folder, run)
     assert load_model(best).config.embed_dim == 48
@@ -69,7 +69,7 @@ def test_a_run_writes_weights_that_load_and_its_figures(folder, tmp_path):
         train(from_values(SETTINGS), folder, run)
 
 
-def test_figures_and_strips_go_to_tensorboard(folder, tmp_path):
+def test_metrics_and_strips_are_logged_to_tensorboard(folder, tmp_path):
     train(from_values({**SETTINGS, "steps": 3, "trackers": ["tensorboard"]}), folder, tmp_path / "run")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -78,7 +78,7 @@ def test_figures_and_strips_go_to_tensorboard(folder, tmp_path):
     assert events.Tags()["images"]
 
 
-def test_the_debug_recipe_learns(folder, tmp_path):
+def test_debug_recipe_beats_bicubic(folder, tmp_path):
     """Its sixty small steps bring the network above bicubic on the images it sees."""
     model = load_model(train(load_recipe("debug", trackers=[], preset="author"), folder, tmp_path / "run"))
     pair = make_pair(find_images(folder)[0], 2, "bicubic")
@@ -87,7 +87,7 @@ def test_the_debug_recipe_learns(folder, tmp_path):
     assert ours.psnr_y > score_pair(pair, resize_with("bicubic", 2)(pair.lq), 2).psnr_y
 
 
-def test_another_scale_starts_from_the_same_body(folder, tmp_path):
+def test_init_from_another_scale_keeps_the_body(folder, tmp_path):
     x4 = train(from_values({**SETTINGS, "steps": 1}), folder, tmp_path / "x4")
     net_g = networks.initial_network(from_values({**SETTINGS, "scale": 2, "init": str(x4)}))
     given = load_model(x4)
@@ -99,7 +99,7 @@ def test_another_scale_starts_from_the_same_body(folder, tmp_path):
         networks.initial_network(from_values({**SETTINGS, "size": "base", "init": str(x4)}))
 
 
-def test_a_run_inside_its_data_does_not_learn_from_its_own_strips(folder, tmp_path):
+def test_run_inside_its_data_folder_does_not_train_on_its_strips(folder, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(folder, data)
     train(from_values({**SETTINGS, "steps": 1}), data, data / "run")
@@ -114,7 +114,7 @@ def start(folder, tmp_path_factory):
     return train(from_values({**SETTINGS, "steps": 3}), folder, tmp_path_factory.mktemp("start") / "mine")
 
 
-def test_a_run_that_brings_nothing_says_so_and_is_not_exported(folder, start, tmp_path, caplog, monkeypatch):
+def test_run_without_improvement_is_reported_and_not_exported(folder, start, tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(monitoring, "find_baseline", lambda init, first, bicubic: Baseline("mine", first))
     caplog.set_level(logging.INFO)
     run = tmp_path / "run"
@@ -126,7 +126,7 @@ def test_a_run_that_brings_nothing_says_so_and_is_not_exported(folder, start, tm
     assert find_weights(run, last=True).name == "last.safetensors"
 
 
-def test_a_run_is_compared_with_the_weights_that_it_began_with_after_a_resume_too(folder, start, tmp_path):
+def test_resumed_run_is_still_compared_with_its_start_weights(folder, start, tmp_path):
     config = from_values({**SETTINGS, "init": str(start), "steps": 3})
     train(config, folder, tmp_path / "run")
     first = load_file(tmp_path / "run" / "start.safetensors")
@@ -141,13 +141,13 @@ def test_a_run_is_compared_with_the_weights_that_it_began_with_after_a_resume_to
 
 
 @pytest.mark.parametrize("setting", [{"micro_batch": 1}, {"gradient_checkpointing": True}, {"channels_last": True}])
-def test_memory_settings_change_the_weights_by_rounding_alone(folder, tmp_path, setting):
+def test_memory_settings_change_only_rounding(folder, tmp_path, setting):
     one = load_file(train(from_values({**SETTINGS, "steps": 3}), folder, tmp_path / "one"))
     other = load_file(train(from_values({**SETTINGS, "steps": 3, **setting}), folder, tmp_path / "other"))
     assert all(torch.allclose(one[name].float(), other[name].float(), atol=2e-4) for name in one)
 
 
-def test_checkpointing_keeps_less():
+def test_gradient_checkpointing_saves_memory():
     config = from_values({**SETTINGS, "patch": 16})
     image = torch.zeros(1, 3, 16, 16)
     plain, forgetful = networks.initial_network(config), networks.initial_network(config)
@@ -155,14 +155,14 @@ def test_checkpointing_keeps_less():
     assert networks.saved_bytes(forgetful, image) < 0.6 * networks.saved_bytes(plain, image)
 
 
-def test_bf16_trains(folder, tmp_path):
+def test_bf16_training_keeps_float32_weights(folder, tmp_path):
     train(from_values({**SETTINGS, "steps": 3, "precision": "bf16"}), folder, tmp_path / "run")
     assert all(tensor.dtype != torch.bfloat16 for tensor in read_state(tmp_path / "run")["net_g"].values())
 
 
 @pytest.mark.skipif(not hasattr(torch.cpu, "set_device"), reason="accelerate's processes on CPUs need a PyTorch after 2.1")
 @pytest.mark.parametrize("more", [{}, GAN], ids=["pixels", "gan"])
-def test_two_processes_come_to_the_weights_of_one(folder, tmp_path, more):
+def test_two_processes_give_the_same_weights_as_one(folder, tmp_path, more):
     settings = {**SETTINGS, **more, "batch": 4}
     named = [(f"--{name.replace('_', '-')}", value) for name, value in settings.items() if name != "trackers"]
     options = [name if value is True else f"{name}={value}" for name, value in named]
@@ -184,7 +184,7 @@ KILLED = Path(__file__).parent / "programs" / "train_and_die.py"
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 @pytest.mark.parametrize("more", [{"workers": 0}, {"workers": 2}, GAN], ids=["alone", "workers", "gan"])
-def test_a_killed_run_resumes_to_the_same_bytes(folder, tmp_path, more):
+def test_killed_run_resumes_to_the_same_bytes(folder, tmp_path, more):
     config = from_values({**SETTINGS, **more})
     train(config, folder, tmp_path / "straight")
     command = [sys.executable, str(KILLED), json.dumps({**SETTINGS, **more}), str(folder), str(tmp_path / "killed")]
@@ -195,7 +195,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(folder, tmp_path, more):
     assert_same_state(read_state(tmp_path / "straight"), read_state(tmp_path / "killed"))
 
 
-def test_a_stopped_run_prints_the_command_that_goes_on_and_a_finished_one_how_to_train_longer(folder, tmp_path, monkeypatch, caplog):
+def test_stopped_and_finished_runs_print_the_command_to_continue(folder, tmp_path, monkeypatch, caplog):
     run, options = tmp_path / "my run", [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items() if value != []]
     caplog.set_level(logging.INFO)
     with monkeypatch.context() as patch:
@@ -223,13 +223,13 @@ def pasted(log, before):
 
 
 @pytest.mark.parametrize("words", [["DATA"], ["--resume", "NONE"], ["--resume", "NONE", "--out", "RUN"]])
-def test_a_run_that_cannot_be_found_is_said_so(tmp_path, words):
+def test_missing_run_folder_is_a_usage_error(tmp_path, words):
     result = CliRunner().invoke(main, ["train", *words])
     assert result.exit_code == 2
     assert "--out" in result.output
 
 
-def test_resuming_does_not_need_what_the_run_started_from(folder, tmp_path):
+def test_resume_does_not_need_the_init_weights(folder, tmp_path):
     given = tmp_path / "given.safetensors"
     shutil.copy(train(from_values({**SETTINGS, "steps": 1}), folder, tmp_path / "first"), given)
     config = from_values({**SETTINGS, "init": str(given)})
@@ -239,7 +239,7 @@ def test_resuming_does_not_need_what_the_run_started_from(folder, tmp_path):
     assert read_state(tmp_path / "run")["progress"]["step"] == 7
 
 
-def test_resuming_another_network_says_so(folder, tmp_path):
+def test_resume_with_another_network_is_rejected(folder, tmp_path):
     train(from_values({**SETTINGS, "steps": 1}), folder, tmp_path / "run")
     with pytest.raises(ValueError, match="other settings"):
         train(from_values({**SETTINGS, "scale": 2}), folder, tmp_path / "run", resume=True)
@@ -258,7 +258,7 @@ def broken_at(monkeypatch, *steps):
     monkeypatch.setattr(losses, "edge_weighted_l1", broken)
 
 
-def test_a_step_that_is_not_finite_is_left_out_and_its_crops_named(folder, tmp_path, monkeypatch, caplog):
+def test_non_finite_step_is_skipped_and_its_crops_are_named(folder, tmp_path, monkeypatch, caplog):
     broken_at(monkeypatch, 2)
     train(from_values(SETTINGS), folder, tmp_path / "run")
     saved = read_state(tmp_path / "run")
@@ -269,7 +269,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_its_crops_named(folder, tmp_p
     assert ".png" in caplog.text
 
 
-def test_ten_in_a_row_go_back_to_the_last_good_state_at_half_the_rate_once(folder, tmp_path, monkeypatch):
+def test_ten_non_finite_steps_roll_back_once(folder, tmp_path, monkeypatch):
     train(from_values({**SETTINGS, "steps": 3}), folder, tmp_path / "run")
     good = read_state(tmp_path / "run")["net_g"]
     broken_at(monkeypatch, *range(10))
@@ -284,7 +284,7 @@ def test_ten_in_a_row_go_back_to_the_last_good_state_at_half_the_rate_once(folde
     assert all(torch.equal(good[name], kept[name]) for name in good)
 
 
-def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(folder, tmp_path, monkeypatch, caplog):
+def test_out_of_memory_halves_only_the_micro_batch(folder, tmp_path, monkeypatch, caplog):
     config = {**SETTINGS, "batch": 4, "steps": 3}
     one = load_file(train(from_values(config), folder, tmp_path / "one"))
     once = steps._add_gradients
@@ -301,7 +301,7 @@ def test_out_of_memory_halves_the_micro_batch_and_not_the_batch(folder, tmp_path
     assert "the batch stays the same" in caplog.text
 
 
-def test_a_full_disk_says_so_and_keeps_what_was_saved(folder, tmp_path, monkeypatch, caplog):
+def test_full_disk_is_reported_and_saved_files_are_kept(folder, tmp_path, monkeypatch, caplog):
     save, calls = monitoring.save_model, []
 
     def full(*args, **options):
@@ -320,13 +320,13 @@ def test_a_full_disk_says_so_and_keeps_what_was_saved(folder, tmp_path, monkeypa
 # --- the adversarial stage -----------------------------------------------------------------------
 
 
-def test_an_adversarial_run_wants_something_to_start_from():
+def test_adversarial_run_requires_init_weights():
     with pytest.raises(ValueError, match="init"):
         from_values({**SETTINGS, **GAN, "gan_from_scratch": False})
 
 
 @pytest.mark.parametrize("relativistic", [False, True])
-def test_an_adversarial_run_trains_both_networks(folder, tmp_path, relativistic):
+def test_adversarial_run_trains_both_networks(folder, tmp_path, relativistic):
     train(from_values({**SETTINGS, **GAN, "gan_relativistic": relativistic}), folder, tmp_path / "run")
     saved = read_state(tmp_path / "run")
     assert saved["progress"]["gan_steps"] == 5
@@ -335,7 +335,7 @@ def test_an_adversarial_run_trains_both_networks(folder, tmp_path, relativistic)
     assert load_model(tmp_path / "run" / "last.safetensors")
 
 
-def test_a_discriminator_far_ahead_holds_the_ramp(folder, tmp_path, monkeypatch):
+def test_strong_discriminator_pauses_the_gan_ramp(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(steps, "STRONG_STEPS", 3)
     monkeypatch.setattr(steps, "STRONG", 0.0)
     train(from_values({**SETTINGS, **GAN, "steps": 9}), folder, tmp_path / "run")

@@ -47,7 +47,7 @@ def any_format(format: str) -> bytes:
 
 
 @pytest.mark.parametrize("format", WRITABLE)
-def test_a_format_is_told_by_its_content_and_half_an_image_is_none(tmp_path, format):
+def test_formats_are_detected_by_content_and_truncation_is_rejected(tmp_path, format):
     whole = any_format(format)
     path = tmp_path / "image.jpg"
     path.write_bytes(whole)
@@ -58,7 +58,7 @@ def test_a_format_is_told_by_its_content_and_half_an_image_is_none(tmp_path, for
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20000)])
-def test_images_of_any_shape_are_enlarged(tmp_path, size):
+def test_images_of_extreme_shape_are_upscaled(tmp_path, size):
     Image.new("RGB", size, "red").save(tmp_path / "a.png")
     upscaled = Upscaler(random_model(V2)).upscale_image(read_image(tmp_path / "a.png"))
     assert upscaled.color.shape == (2 * size[1], 2 * size[0], 3)
@@ -67,7 +67,7 @@ def test_images_of_any_shape_are_enlarged(tmp_path, size):
 PROGRAM = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(ran) (w) file closefile\nshowpage\n%%EOF\n"
 
 
-def test_an_image_that_is_a_program_is_not_run(tmp_path, monkeypatch):
+def test_postscript_is_rejected_and_not_run(tmp_path, monkeypatch):
     """Pillow gives PostScript to Ghostscript, whatever the file is called."""
     monkeypatch.setattr(subprocess, "check_call", lambda *args, **options: pytest.fail("a program is run"))
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: pytest.fail("a program is run"))
@@ -95,7 +95,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
-def test_bombs_are_refused_before_they_go_off(tmp_path, monkeypatch, bomb):
+def test_decompression_bombs_are_rejected_from_the_header(tmp_path, monkeypatch, bomb):
     resource = pytest.importorskip("resource")
     monkeypatch.setattr(image_io, "free_memory", lambda device: 2**30)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -104,7 +104,7 @@ def test_bombs_are_refused_before_they_go_off(tmp_path, monkeypatch, bomb):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 2**10
 
 
-def test_an_enlarged_image_can_be_read_again(tmp_path, monkeypatch):
+def test_images_beyond_pillows_limit_are_read_if_memory_allows(tmp_path, monkeypatch):
     """Pillow refuses what is larger than 179 megapixels, which four times 3400x3400 is."""
     (tmp_path / "a.png").write_bytes(png(13600, 13600))
     monkeypatch.setattr(image_io, "free_memory", lambda device: 2**33)
@@ -113,7 +113,7 @@ def test_an_enlarged_image_can_be_read_again(tmp_path, monkeypatch):
     assert "13600x13600 pixels need 2.8 GiB of memory, and 2.0 are free" in refused(tmp_path / "a.png", ImageError, read_image)
 
 
-def test_a_size_that_a_format_cannot_have_is_known_before_the_work(tmp_path):
+def test_format_size_limits_are_checked_before_upscaling(tmp_path):
     for file, side in (("a.webp", 16384), ("a.jpg", 65501)):
         with pytest.raises(ImageError, match=rf"{file}: .* write it as png"):
             check_target(file, format_of(tmp_path / file), 1, side)
@@ -149,7 +149,7 @@ UNFOLDING = {
 
 
 @pytest.mark.parametrize("file", UNFOLDING)
-def test_small_files_that_unfold_are_refused(tmp_path, file):
+def test_small_files_that_expand_are_rejected(tmp_path, file):
     resource = pytest.importorskip("resource")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     content, words = UNFOLDING[file]
@@ -158,7 +158,7 @@ def test_small_files_that_unfold_are_refused(tmp_path, file):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 2**10
 
 
-def test_text_and_profiles_do_not_unfold_into_results(tmp_path, caplog):
+def test_large_text_and_profiles_stay_compressed_in_results(tmp_path, caplog):
     """A text of 4 million equal letters is 4 KB in a PNG."""
     carried = Carried(text={"parameters": "a" * 2**22}, icc_profile=(bytes(16) + b"RGB ").ljust(2**24 + 2**23, b"a"))
     for suffix in ("png", "jpg", "webp", "tif"):
@@ -171,7 +171,7 @@ def test_text_and_profiles_do_not_unfold_into_results(tmp_path, caplog):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX only")
-def test_pipes_and_broken_links_are_not_waited_for(tmp_path):
+def test_pipes_and_broken_links_do_not_block(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
     assert "expected a file" in refused(tmp_path / "pipe.png", ImageError, read_image)
     (tmp_path / "circle.png").symlink_to("circle.png")
@@ -181,7 +181,7 @@ def test_pipes_and_broken_links_are_not_waited_for(tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file systems that take any name")
 @pytest.mark.parametrize("file", [b"caf\xe9.png", b"two\nlines\x1b[31m.png", b"n" * 250 + b".png", b"%s %d {} $(touch ran).png"])
-def test_strange_names_are_read_and_told_in_one_line(tmp_path, file):
+def test_unusual_file_names_are_read_and_printed_in_one_line(tmp_path, file):
     path = tmp_path / os.fsdecode(file)
     path.write_bytes(encoded("PNG"))
     assert read_image(path).color.shape == (30, 40, 3)
@@ -195,7 +195,7 @@ OPTIONS = {"TIFF": {"compression": "tiff_lzw"}}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file systems that take any name")
-def test_a_name_moves_no_cursor_of_the_terminal(tmp_path):
+def test_escape_sequences_in_file_names_are_not_printed(tmp_path):
     path = tmp_path / "two\nlines\x1b[2J.gif"
     red, blue = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
     red.save(path, save_all=True, append_images=[blue])  # of which a line in the log tells
@@ -214,7 +214,7 @@ SEEDS = [
 
 @FEW
 @given(seed=st.sampled_from(SEEDS), changes=st.lists(st.tuples(st.integers(0, 400), st.binary(max_size=8)), min_size=1, max_size=5))
-def test_a_changed_image_is_refused_or_read(tmp_path, seed, changes):
+def test_fuzzed_image_is_rejected_or_read(tmp_path, seed, changes):
     data = bytearray(seed)
     for start, piece in changes:
         data[start : start + len(piece)] = piece

@@ -49,7 +49,7 @@ def saved_with(run: RunState, path: Path, change) -> Path:
     return save_pickle(path, content)
 
 
-def test_the_state_of_a_run_comes_back_and_the_rates_are_those_of_the_settings(run, tmp_path):
+def test_state_is_restored_and_optimizer_settings_come_from_the_config(run, tmp_path):
     run.save(tmp_path / "state.pt")
     again = RunState.resume(tmp_path / "state.pt", dataclasses.replace(TINY_RUN, weight_decay=0.5), torch.device("cpu"))
     assert again.progress == run.progress
@@ -71,7 +71,7 @@ class Scaler:
         self.scale = state["scale"]
 
 
-def test_the_scale_of_gradients_in_fp16_comes_back(run, tmp_path):
+def test_fp16_gradient_scale_is_restored(run, tmp_path):
     run.scaler = Scaler(512.0)
     run.save(tmp_path / "state.pt")
     scaler = Scaler(65536.0)
@@ -89,7 +89,7 @@ STATES = {
 
 
 @pytest.mark.parametrize("attack", STATES)
-def test_the_state_of_a_run_runs_nothing_and_takes_no_memory(run, tmp_path, monkeypatch, attack):
+def test_malicious_state_runs_no_code_and_takes_no_memory(run, tmp_path, monkeypatch, attack):
     resource = pytest.importorskip("resource")
     monkeypatch.chdir(tmp_path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -114,7 +114,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_state_of_a_run_is_refused(run, tmp_path, change):
+def test_modified_state_is_rejected(run, tmp_path, change):
     path = saved_with(run, tmp_path / "state.pt", CHANGES[change])
     assert "of a run with other settings" in refused(path, ValueError, run.load)
     path.write_bytes(path.read_bytes()[:1000])
@@ -145,13 +145,13 @@ FEATURES = {
 
 
 @pytest.mark.parametrize("fault", FEATURES)
-def test_features_that_are_not_vgg19s_are_refused(tmp_path, fault):
+def test_feature_files_other_than_vgg19_are_rejected(tmp_path, fault):
     for path in (save_any(tmp_path / "vgg.safetensors", FEATURES[fault]), save_pickle(tmp_path / "vgg.pth", FEATURES[fault])):
         assert "expected the state dict of torchvision's VGG19" in refused(path, CheckpointError, FeatureLoss)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_no_code_runs_from_a_file_of_features(tmp_path, monkeypatch, attack):
+def test_no_code_runs_from_a_feature_file(tmp_path, monkeypatch, attack):
     monkeypatch.chdir(tmp_path)
     assert "code" in refused(
         write_checkpoint(tmp_path / "vgg.safetensors", ATTACKS[attack]), CheckpointError, FeatureLoss
@@ -182,7 +182,7 @@ RECIPES = {
 
 
 @pytest.mark.parametrize("file", RECIPES)
-def test_invalid_recipes_are_refused(tmp_path, file):
+def test_invalid_recipes_are_rejected(tmp_path, file):
     (tmp_path / file).write_bytes(RECIPES[file][0])
     with pytest.raises(ValueError, match=RECIPES[file][1]):
         load_recipe(tmp_path / file)
@@ -194,6 +194,6 @@ VALUES = st.one_of(st.integers(), st.floats(), st.text(max_size=9), st.booleans(
 
 @FEW
 @given(values=st.dictionaries(st.sampled_from(sorted(TrainConfig.__dataclass_fields__)), VALUES, max_size=4))
-def test_random_settings_are_refused_or_read(tmp_path, values):
+def test_random_settings_are_rejected_or_read(tmp_path, values):
     (tmp_path / "config.json").write_text(json.dumps(values))
     read_or_refused(tmp_path / "config.json", ValueError, load_recipe)

@@ -49,7 +49,7 @@ INPUTS = [
 ]
 
 
-def test_invalid_inputs_are_refused_in_one_sentence(node):
+def test_invalid_inputs_are_rejected_in_one_sentence(node):
     for changed, words in INPUTS:
         with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:
             node.upscale(**{"image": IMAGES, "model_name": "mine.safetensors", **changed})

@@ -52,7 +52,7 @@ def test_tensors_keep_layout_and_dtype(upscaler, channels, dtype):
     assert result.dtype == dtype
 
 
-def test_uint8_and_single_images_are_tensors_too_and_arrays_may_be_batches(upscaler):
+def test_tensors_may_be_uint8_or_single_and_arrays_may_be_batches(upscaler):
     images = torch.randint(0, 256, (2, 3, 7, 13), dtype=torch.uint8)
     large = upscaler(images)
     assert large.dtype == torch.uint8
@@ -62,7 +62,7 @@ def test_uint8_and_single_images_are_tensors_too_and_arrays_may_be_batches(upsca
     assert np.array_equal(upscaler(array), large.permute(0, 2, 3, 1).numpy())
 
 
-def test_what_it_is_can_be_seen_and_what_is_no_image_is_refused_with_advice(upscaler):
+def test_repr_is_readable_and_other_types_are_rejected_with_advice(upscaler):
     assert repr(upscaler) == "Upscaler(scale=2, device='cpu', dtype=torch.float32, memory=None)"
     with pytest.raises(TypeError, match=r"is a str.*PIL\.Image\.open"):
         upscaler("image.png")
@@ -71,7 +71,7 @@ def test_what_it_is_can_be_seen_and_what_is_no_image_is_refused_with_advice(upsc
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
-def test_a_long_batch_is_done_a_few_at_a_time_into_the_room_given(upscaler, monkeypatch, channels):
+def test_large_batch_is_split_and_written_into_out(upscaler, monkeypatch, channels):
     images, seen = torch.rand(5, channels, 7, 13), []
     whole = upscaler(images)
     monkeypatch.setattr("transformersr.upscale.upscaler.BATCH_PIXELS", 2 * 14 * 26)
@@ -86,14 +86,14 @@ def test_a_long_batch_is_done_a_few_at_a_time_into_the_room_given(upscaler, monk
         upscaler.upscale_batch(images, out=room)
 
 
-def test_room_to_ask_a_host_for_is_that_of_the_largest_pass_or_the_budget(upscaler):
+def test_memory_required_is_the_largest_pass_or_the_budget(upscaler):
     ask = upscaler.memory_required
     assert ask(1, 100, 100) < ask(1, 200, 100) < ask(1, 200, 100, factor=4) < ask(1, 200, 100, factor=8)
     assert ask(1, 100, 100) < ask(8, 100, 100) == ask(8, 100, 100, size=(200, 200))
     assert Upscaler(upscaler.model, memory=1234).memory_required(8, 100, 100) == 1234
 
 
-def test_kinds_agree(upscaler):
+def test_pil_array_and_tensor_results_agree(upscaler):
     image = Image.effect_noise((16, 16), 50).convert("RGB")
     array = np.asarray(image)
     tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)[None] / 255
@@ -102,12 +102,12 @@ def test_kinds_agree(upscaler):
     assert np.array_equal((upscaler(tensor)[0].permute(1, 2, 0) * 255).round().byte().numpy(), from_array)
 
 
-def test_uint16_is_finer_than_uint8(upscaler):
+def test_uint16_has_finer_levels_than_uint8(upscaler):
     ramp = np.linspace(30000, 31000, 64).astype(np.uint16)
     assert len(np.unique(upscaler(np.broadcast_to(ramp, (16, 64))))) > 100
 
 
-def test_hidden_colour_does_not_bleed_into_what_is_seen(upscaler):
+def test_hidden_colour_does_not_change_visible_pixels(upscaler):
     image = np.zeros((24, 24, 4), np.uint8)
     image[:, :12] = (200, 100, 50, 255)
     hidden = image.copy()
@@ -118,7 +118,7 @@ def test_hidden_colour_does_not_bleed_into_what_is_seen(upscaler):
 @pytest.mark.parametrize(
     ("options", "expected"), [({}, (14, 26)), ({"factor": 3}, (21, 39)), ({"factor": 1.5}, (10, 20)), ({"size": (50, 9)}, (50, 9))]
 )
-def test_sizes(upscaler, options, expected):
+def test_factor_and_size_give_the_requested_size(upscaler, options, expected):
     assert upscaler(np.zeros((7, 13, 3), np.uint8), **options).shape == (*expected, 3)
 
 
@@ -137,12 +137,12 @@ def test_sizes(upscaler, options, expected):
         (np.zeros((4, 4, 3), np.uint8), {"size": (0, 8)}, "at least 1x1"),
     ],
 )
-def test_what_cannot_be_done_is_said(upscaler, image, options, words):
+def test_invalid_images_and_sizes_are_rejected(upscaler, image, options, words):
     with pytest.raises(ValueError, match=words):
         upscaler(image, **options)
 
 
-def test_the_default_model_is_the_smallest_scale_that_reaches_in_one_pass(monkeypatch):
+def test_default_model_has_the_smallest_sufficient_scale(monkeypatch):
     from transformersr.upscale import upscaler
 
     monkeypatch.setattr(upscaler, "available_models", lambda: {"x4-tiny": None, "x2-tiny": None, "x2-other": None})
@@ -150,7 +150,7 @@ def test_the_default_model_is_the_smallest_scale_that_reaches_in_one_pass(monkey
     assert chosen == {None: "x4-tiny", 1.0: "x2-tiny", 1.5: "x2-tiny", 2.0: "x2-tiny", 2.1: "x4-tiny", 4.0: "x4-tiny", 8.0: "x4-tiny"}
 
 
-def test_from_pretrained_takes_files_and_says_what_there_is(tmp_path):
+def test_from_pretrained_takes_files_and_lists_valid_choices(tmp_path):
     save_model(random_model(V2), tmp_path / "mine.safetensors")
     assert Upscaler.from_pretrained(tmp_path / "mine.safetensors", "cpu", "fp32", "1G").memory == 2**30
     with pytest.raises(FileNotFoundError, match="x4-tiny"):
@@ -163,14 +163,14 @@ def test_from_pretrained_takes_files_and_says_what_there_is(tmp_path):
             find_dtype(dtype, torch.device("cpu"))
 
 
-def test_the_default_model_comes_with_the_package():
+def test_default_model_is_shipped_with_the_package():
     upscaler = Upscaler.from_pretrained(device="cpu")
     assert next(iter(available_models().values())) == find_model()
     assert upscaler.scale == 4
 
 
 @pytest.mark.parametrize("method", ["bicubic", "bilinear", "area"])
-def test_the_default_model_beats_bicubic_and_does_not_shift(method):
+def test_default_model_beats_bicubic_without_a_shift(method):
     upscaler = Upscaler.from_pretrained(device="cpu")
     gt = synthetic_image(3, 256)
     small = downscale(gt, 4, method)
@@ -182,17 +182,17 @@ def test_the_default_model_beats_bicubic_and_does_not_shift(method):
 @pytest.mark.parametrize(
     ("text", "count"), [("2G", 2**31), ("1.5GiB", 3 * 2**29), ("800M", 800 * 2**20), ("1000", 1000), (77, 77), (None, None)]
 )
-def test_memory_sizes(text, count):
+def test_memory_sizes_are_parsed(text, count):
     assert parse_bytes(text) == count
 
 
 @pytest.mark.parametrize("text", ["much", "2X", "", "1.2.3G"])
-def test_memory_sizes_that_are_none(text):
+def test_invalid_memory_sizes_are_rejected(text):
     with pytest.raises(ValueError, match="2G"):
         parse_bytes(text)
 
 
-def test_an_ensemble_sees_no_difference_between_turned_and_mirrored_images():
+def test_ensemble_is_invariant_to_rotation_and_mirroring():
     image = torch.rand(1, 3, 9, 14)
     single, ensemble = Upscaler(random_model(V2)), Upscaler(random_model(V2), ensemble=True)
     turned = torch.rot90(image.flip(3), 1, (2, 3))
@@ -201,7 +201,7 @@ def test_an_ensemble_sees_no_difference_between_turned_and_mirrored_images():
     assert not torch.allclose(single(turned), expected, atol=1e-3)
 
 
-def test_an_ensemble_counts_its_progress_to_the_end():
+def test_ensemble_progress_reaches_the_end():
     calls = []
     Upscaler(random_model(V2), ensemble=True)(torch.rand(1, 3, 9, 14), on_progress=lambda *call: calls.append(call))
     assert calls == sorted(calls)
@@ -222,7 +222,7 @@ def test_crispness_blends_the_weights_of_two_siblings(siblings):
     assert torch.allclose(half.upsample.weight, (faithful.upsample.weight + crisp.upsample.weight) / 2)
 
 
-def test_crispness_is_refused_out_of_range_and_without_a_sibling(siblings):
+def test_crispness_out_of_range_or_without_a_sibling_is_rejected(siblings):
     with pytest.raises(ValueError, match="from 0 to 1"):
         Upscaler.from_pretrained(siblings / "mine.safetensors", crispness=1.1)
     with pytest.raises(ValueError, match="no crisp sibling"):
@@ -230,7 +230,7 @@ def test_crispness_is_refused_out_of_range_and_without_a_sibling(siblings):
 
 
 @pytest.mark.parametrize("transparent", [False, True])
-def test_sixteen_bits_of_colour_go_through_upscaling(tmp_path, transparent):
+def test_upscaled_file_keeps_16_bit_colour(tmp_path, transparent):
     color = np.random.default_rng(0).random((9, 7, 3), np.float32)
     write_image(ImageData(color, color[..., 0] if transparent else None, Carried(bits=16)), tmp_path / "in.png")
     assert run_jobs([Job(tmp_path / "in.png", tmp_path / "out.png")], Upscaler(random_model(V2))) == []

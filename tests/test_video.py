@@ -68,7 +68,7 @@ def worst(ours, wanted):
     ],
     ids=["untagged", "full range BT.709", "HDR"],
 )
-def test_times_colours_depth_sound_and_title_stay(tmp_path, upscaler, pixels, tags):
+def test_timestamps_colours_depth_audio_and_title_are_kept(tmp_path, upscaler, pixels, tags):
     source, target, shares = make_clip(tmp_path / "video.mp4", pixels, **tags), tmp_path / "large.mp4", []
     before = source.read_bytes()
     video.upscale_video(source, target, upscaler, on_progress=shares.append)
@@ -86,7 +86,7 @@ def test_times_colours_depth_sound_and_title_stay(tmp_path, upscaler, pixels, ta
 
 
 @pytest.mark.skipif(not hasattr(av.VideoStream, "set_display_rotation"), reason="this PyAV cannot make such a video")
-def test_a_video_that_a_player_turns_stands_upright(tmp_path, upscaler):
+def test_rotated_video_is_written_upright(tmp_path, upscaler):
     source = make_clip(tmp_path / "video.mp4", rotation=90, sound=False)
     video.upscale_video(source, tmp_path / "large.mkv", upscaler, factor=1.4)
     _, small, *_ = read_video(source)
@@ -97,7 +97,7 @@ def test_a_video_that_a_player_turns_stands_upright(tmp_path, upscaler):
     assert np.abs(large[0, ::-1, ::-1].astype(int) - wanted).mean() > 12
 
 
-def test_the_command_takes_videos_beside_images_and_names_what_is_none(tmp_path):
+def test_command_takes_videos_and_images_and_reports_broken_files(tmp_path):
     save_model(random_model(V2), tmp_path / "model.safetensors")
     make_clip(tmp_path / "video.mkv")
     synthetic_image(0, 16).save(tmp_path / "still.png")
@@ -111,7 +111,7 @@ def test_the_command_takes_videos_beside_images_and_names_what_is_none(tmp_path)
     assert not list(tmp_path.glob("broken_*")) + list(tmp_path.glob(".*.part"))
 
 
-def test_a_playlist_under_the_name_of_a_video_opens_no_other_file(tmp_path, upscaler):
+def test_playlist_named_as_video_opens_no_other_file(tmp_path, upscaler):
     """FFmpeg goes by what is in a file, and a playlist may name any."""
     make_clip(tmp_path / "private.mkv")
     (tmp_path / "video.mp4").write_text("ffconcat version 1.0\nfile private.mkv\n")
@@ -122,7 +122,7 @@ def test_a_playlist_under_the_name_of_a_video_opens_no_other_file(tmp_path, upsc
     assert not (tmp_path / "large.mp4").exists()
 
 
-def test_frames_that_do_not_fit_into_memory_are_refused_before_and_on_the_way(tmp_path, upscaler, monkeypatch):
+def test_frames_too_large_for_memory_are_rejected(tmp_path, upscaler, monkeypatch):
     source = make_clip(tmp_path / "video.mp4")
     for module in (image_io, video_read):
         monkeypatch.setattr(module, "most_pixels", lambda: 1000)

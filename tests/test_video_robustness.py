@@ -78,7 +78,7 @@ def claim(monkeypatch):
     ],
     ids=["order of packets", "the same", "none", "some", "far out of order", "below zero"],
 )
-def test_broken_times_of_any_kind_increase(tmp_path, upscaler, claim, times, right):
+def test_broken_timestamps_are_made_increasing(tmp_path, upscaler, claim, times, right):
     source = make_video(tmp_path / "a.avi", "mpeg4", frames=len(times), rate=25)
     claim(times)
     with video.open_container(source, **video.READING) as container:
@@ -87,7 +87,7 @@ def test_broken_times_of_any_kind_increase(tmp_path, upscaler, claim, times, rig
     assert np.diff(read_times(tmp_path / "b.mkv")) == pytest.approx(np.diff(right) / 25, abs=2e-3)
 
 
-def test_a_file_joined_from_two_goes_on_where_the_first_ends(tmp_path, upscaler):
+def test_timestamps_continue_across_concatenated_files(tmp_path, upscaler):
     for name in ("a", "b"):
         make_video(tmp_path / f"{name}.ts", sound="mp2", frames=20)
     joined = tmp_path / "joined.ts"
@@ -99,7 +99,7 @@ def test_a_file_joined_from_two_goes_on_where_the_first_ends(tmp_path, upscaler)
 
 
 @pytest.mark.parametrize("suffix", ["avi", "flv", "ts", "mpg", "mov", "mkv", "wmv"])
-def test_old_containers_come_out_with_their_frames_and_sound(tmp_path, upscaler, suffix):
+def test_old_containers_keep_their_frames_and_audio(tmp_path, upscaler, suffix):
     codec, sound = {"flv": ("flv1", "libmp3lame"), "mpg": ("mpeg2video", "mp2"), "wmv": ("wmv2", "wmav2")}.get(suffix, ("mpeg4", "mp2"))
     codec = {"flv1": "flv"}.get(codec, codec)
     rate = 25 if suffix == "mpg" else 10
@@ -114,7 +114,7 @@ def test_old_containers_come_out_with_their_frames_and_sound(tmp_path, upscaler,
 # Other streams
 
 
-def test_sound_that_cannot_be_copied_is_encoded_without_loss_and_said(tmp_path, upscaler, caplog):
+def test_audio_that_cannot_be_copied_becomes_flac_with_a_warning(tmp_path, upscaler, caplog):
     source = make_video(tmp_path / "old.avi", "mpeg4", sound="adpcm_ms")
     video.upscale_video(source, tmp_path / "new.mkv", upscaler)
     (_, old), (name, new) = read_sound(source), read_sound(tmp_path / "new.mkv")
@@ -123,14 +123,14 @@ def test_sound_that_cannot_be_copied_is_encoded_without_loss_and_said(tmp_path, 
     assert "stream 1, audio (adpcm_ms) becomes flac" in caplog.text
 
 
-def test_sound_that_a_kind_of_file_cannot_hold_becomes_one_that_it_can(tmp_path, upscaler, caplog):
+def test_audio_that_mp4_cannot_hold_becomes_aac(tmp_path, upscaler, caplog):
     source = make_video(tmp_path / "a.mkv", sound="tta")
     video.upscale_video(source, tmp_path / "b.mp4", upscaler)
     assert read_sound(tmp_path / "b.mp4")[0] == "aac"
     assert ".mkv files hold most as they are" in caplog.text
 
 
-def test_subtitles_become_those_of_the_container(tmp_path, upscaler, caplog):
+def test_subtitles_are_converted_for_the_container(tmp_path, upscaler, caplog):
     if not hasattr(pytest.importorskip("av.subtitles.codeccontext").SubtitleCodecContext, "encode_subtitle"):
         pytest.skip("this PyAV encodes no subtitles")
     make_video(tmp_path / "a.mkv")
@@ -156,7 +156,7 @@ def test_subtitles_become_those_of_the_container(tmp_path, upscaler, caplog):
     assert "becomes mov_text" in caplog.text
 
 
-def test_streams_that_cannot_go_along_are_named_and_cost_nothing(tmp_path, upscaler, caplog):
+def test_unsupported_streams_are_skipped_and_reported(tmp_path, upscaler, caplog):
     make_video(tmp_path / "a.mkv")
     with av.open(str(tmp_path / "a.mkv")) as old, av.open(str(tmp_path / "with.mkv"), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0], opaque=True)
@@ -174,7 +174,7 @@ def test_streams_that_cannot_go_along_are_named_and_cost_nothing(tmp_path, upsca
 
 
 @pytest.mark.parametrize("name", ["Part 2: dawn.mp4", "http:a.mp4", "pipe:1.mp4", "-x.mp4", "%03d.mp4", "a|b.mp4", "concat:a.mkv"])
-def test_a_name_is_no_address(tmp_path, upscaler, monkeypatch, name):
+def test_file_names_are_not_interpreted_as_urls(tmp_path, upscaler, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     make_video(tmp_path / "a.mp4", frames=3).rename(tmp_path / name)
     video.upscale_video(Path(name), Path(f"large {name}"), upscaler)
@@ -185,7 +185,7 @@ def test_a_name_is_no_address(tmp_path, upscaler, monkeypatch, name):
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4", "libvpx-vp9"])
-def test_damaged_packets_cost_themselves_alone_and_are_counted(tmp_path, upscaler, caplog, codec):
+def test_damaged_packets_lose_only_their_frames_and_are_counted(tmp_path, upscaler, caplog, codec):
     options = {"bf": "0"} if codec == "libx264" else {}
     source = damage(make_video(tmp_path / "a.mkv", codec, frames=20, options=options, rate=25), [9, 13])
     video.upscale_video(source, tmp_path / "b.mkv", upscaler)
@@ -194,7 +194,7 @@ def test_damaged_packets_cost_themselves_alone_and_are_counted(tmp_path, upscale
 
 
 @pytest.mark.parametrize("codec", ["ffv1", "mpeg2video", "libsvtav1"])
-def test_damage_that_a_decoder_passes_over_costs_no_more_than_its_frames(tmp_path, upscaler, codec):
+def test_damage_skipped_by_the_decoder_loses_only_its_frames(tmp_path, upscaler, codec):
     if codec not in av.codecs_available:
         pytest.skip(f"this FFmpeg has no {codec}")
     options = {"preset": "10"} if codec == "libsvtav1" else {}
@@ -203,7 +203,7 @@ def test_damage_that_a_decoder_passes_over_costs_no_more_than_its_frames(tmp_pat
     assert 18 <= len(read_times(tmp_path / "b.mkv")) <= 20
 
 
-def test_a_video_cut_short_gives_what_is_there_and_says_so(tmp_path, upscaler, caplog):
+def test_truncated_video_is_upscaled_up_to_its_end_with_a_warning(tmp_path, upscaler, caplog):
     source = make_video(tmp_path / "a.mkv", frames=60, options={"g": "10"})
     data = source.read_bytes()
     source.write_bytes(data[: len(data) // 2])
@@ -212,7 +212,7 @@ def test_a_video_cut_short_gives_what_is_there_and_says_so(tmp_path, upscaler, c
     assert "without its end: the file says that it takes 6.0 s" in caplog.text
 
 
-def test_a_video_of_which_nothing_can_be_read_leaves_no_file(tmp_path, upscaler):
+def test_unreadable_video_leaves_no_file(tmp_path, upscaler):
     source = make_video(tmp_path / "a.mkv", "libvpx-vp9", frames=3)
     damage(source, [0, 1, 2])
     with pytest.raises(ValueError, match=r"a\.mkv: not one frame of it can be read"):
@@ -241,7 +241,7 @@ TRANSPARENT = [
 
 @pytest.mark.parametrize(("name", "codec", "pixels", "options"), TRANSPARENT)
 @pytest.mark.parametrize("suffix", [".mov", ".mkv"])
-def test_transparency_stays_where_the_container_can_hold_it(tmp_path, upscaler, suffix, name, codec, pixels, options):
+def test_transparency_is_kept_if_the_container_supports_it(tmp_path, upscaler, suffix, name, codec, pixels, options):
     source = make_video(tmp_path / name, codec, pixels, frames=2, rgba=see_through(), options=options)
     target = tmp_path / f"b{suffix}"
     video.upscale_video(source, target, upscaler)
@@ -253,7 +253,7 @@ def test_transparency_stays_where_the_container_can_hold_it(tmp_path, upscaler, 
     assert np.abs(rgba[24:40, 24:40, :3].mean(axis=(0, 1)) - [200, 0, 0]).max() < 12
 
 
-def test_transparency_that_a_container_cannot_hold_is_put_on_white_and_said(tmp_path, upscaler, caplog):
+def test_unsupported_transparency_is_flattened_onto_white(tmp_path, upscaler, caplog):
     source = make_video(tmp_path / "a.mov", "qtrle", "argb", frames=2, rgba=see_through())
     video.upscale_video(source, tmp_path / "b.mp4", upscaler)
     with av.open(str(tmp_path / "b.mp4")) as container:
@@ -262,7 +262,7 @@ def test_transparency_that_a_container_cannot_hold_is_put_on_white_and_said(tmp_
     assert "put on white" in caplog.text
 
 
-def test_an_alpha_channel_that_is_opaque_is_none(tmp_path, upscaler, caplog):
+def test_opaque_alpha_channel_is_dropped(tmp_path, upscaler, caplog):
     rgba = see_through()
     rgba[..., 3] = 255
     source = make_video(tmp_path / "a.mov", "qtrle", "argb", frames=2, rgba=rgba)
@@ -274,7 +274,7 @@ def test_an_alpha_channel_that_is_opaque_is_none(tmp_path, upscaler, caplog):
     assert np.abs(rgb.mean(axis=(0, 1)) - [200, 0, 0]).max() < 12
 
 
-def test_the_brightness_of_hdr_goes_along(tmp_path, upscaler):
+def test_hdr_brightness_metadata_is_kept(tmp_path, upscaler):
     display = "G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)"
     options = {"x264-params": f"mastering-display={display}:cll=1000,400"}
     source = make_video(tmp_path / "a.mkv", "libx264", "yuv420p10le", frames=3, options=options)
@@ -288,7 +288,7 @@ def test_the_brightness_of_hdr_goes_along(tmp_path, upscaler):
     assert side_data(tmp_path / "b.mkv") == side_data(source)
 
 
-def test_captions_in_the_frames_are_named(tmp_path, upscaler, caplog, monkeypatch):
+def test_lost_closed_captions_are_reported(tmp_path, upscaler, caplog, monkeypatch):
     """No encoder here takes them from a frame; a frame that carries some cannot be made with PyAV, so another kind is called so."""
     monkeypatch.setitem(video_read.LOST_WITH_FRAMES, "SEI_UNREGISTERED", "closed captions")
     source = make_video(tmp_path / "a.mkv", frames=3)

@@ -50,7 +50,7 @@ def noise_image(width: int, height: int, mode: str = "RGB") -> Image.Image:
 # --- without a host ------------------------------------------------------------------------------
 
 
-def test_preload_adds_the_option_that_the_loader_derives_from_the_class(tmp_path):
+def test_preload_adds_the_models_path_option(tmp_path):
     parser = argparse.ArgumentParser()
     runpy.run_path(str(ROOT / "preload.py"))["preload"](parser)
     assert parser.parse_args([]).transformersr_models_path is None
@@ -177,41 +177,41 @@ def alone(request, tmp_path_factory) -> dict:
     return json.loads(done.stdout) | {"folder": folder}
 
 
-def test_script_is_loaded_by_file_and_lists_everything_once(alone):
+def test_script_lists_every_model_once(alone):
     assert alone["names"][0] == NAME
     assert alone["listed"] == len(alone["names"])  # callbacks have run twice
     assert alone["package"] == "transformersr_webui"
     assert not alone["path"]
 
 
-def test_sizes_are_those_asked_for_in_every_host(alone):
+def test_every_host_gets_the_requested_sizes(alone):
     assert alone["sizes"] == [[23, 17], [57, 42], [69, 51], [11, 8]]
 
 
-def test_crispness_and_ensemble_are_off_at_first_and_where_the_host_has_no_such_settings(alone):
+def test_crispness_and_ensemble_are_off_by_default_and_without_settings(alone):
     assert alone["settings"] == [0, False]
     assert alone["looks"]["unset"] == alone["looks"]["no settings"]
 
 
-def test_crispness_counts_for_a_model_with_a_crisp_sibling_and_others_ignore_it(alone):
+def test_crispness_applies_only_to_models_with_a_crisp_sibling(alone):
     """The sibling itself, chosen while crispness is 1, has none: it gives its own image."""
     assert alone["looks"]["crisp"] == alone["looks"]["crisp again"] != alone["looks"]["unset"]
 
 
-def test_ensemble_gives_what_the_python_api_gives(alone):
+def test_ensemble_matches_the_python_api(alone):
     api = Upscaler.from_pretrained(alone["folder"] / "TransformerSR" / "mine.safetensors", "cpu", "fp32", ensemble=True)
     assert alone["looks"]["ensemble"] == api(Image.open(alone["folder"] / "noise.png")).tobytes().hex()
     assert alone["looks"]["ensemble"] != alone["looks"]["unset"]
 
 
-def test_a_failure_gives_the_image_and_one_report(alone):
+def test_failure_returns_the_image_with_one_report(alone):
     assert alone["unchanged"] == [True, True]
     (report,), (warning,) = alone["reports"], alone["warnings"]
     assert "a folder" in report
     assert "did not upscale the image: broken.safetensors" in warning
 
 
-def test_a_failure_stays_in_the_images_information_with_the_name_of_the_file_alone(alone):
+def test_failure_is_noted_in_the_image_info_without_the_path(alone):
     assert alone["well"] == {"Postprocess upscaler": MINE}
     (reason,) = alone["failed"].values()
     assert [*alone["failed"]] == ["Not upscaled"]
@@ -219,12 +219,12 @@ def test_a_failure_stays_in_the_images_information_with_the_name_of_the_file_alo
     assert "folder" not in reason
 
 
-def test_an_interruption_stays_in_the_information_of_a_generated_image_and_is_said_once(alone):
+def test_interruption_is_noted_in_the_image_info_once(alone):
     assert alone["generated"] == {"Not upscaled": f"{MINE} did not upscale: interrupted"}
     assert alone["again"] == alone["well"]
 
 
-def test_progress_speaks_of_this_image_and_the_hosts_text_comes_back(alone):
+def test_progress_text_is_shown_and_then_restored(alone):
     assert f"{MINE}: 0% of this image" in alone["texts"]
     assert alone["text"] == "before"
 
@@ -334,7 +334,7 @@ def inside(data, tmp_path_factory) -> dict:
 
 
 @needs_forge
-def test_every_model_is_listed_once_before_and_after_a_reload(inside):
+def test_models_are_listed_once_before_and_after_a_reload(inside):
     assert inside["names"] == inside["names_after_reload"]
     assert sorted(inside["names"]) == sorted({*inside["names"]})
     expected = {NAME, *(f"TransformerSR {label}" for label in ("mine/x2.safetensors", "mine/pickled.pth", "far.safetensors"))}
@@ -346,12 +346,12 @@ def test_every_model_is_listed_once_before_and_after_a_reload(inside):
 
 
 @needs_forge
-def test_hosts_own_loader_opens_our_files(inside):
+def test_host_loader_opens_our_files(inside):
     assert inside["spandrel"] == 4
 
 
 @needs_forge
-def test_sizes_are_those_asked_for(inside):
+def test_host_gets_the_requested_sizes(inside):
     assert inside["hires"] == [152, 104]
     assert inside["cropped"] == [101, 103]
     assert inside["odd"] == [117, 80]  # 38 * 3.1 and 26 * 3.1, without their fractions
@@ -359,14 +359,14 @@ def test_sizes_are_those_asked_for(inside):
 
 
 @needs_forge
-def test_hires_pass_gives_what_the_python_api_gives(inside):
+def test_hires_pass_matches_the_python_api(inside):
     expected = Upscaler.from_pretrained(device="cpu")(Image.open(inside["source"]))
     difference = np.abs(np.asarray(expected, int) - np.asarray(Image.open(inside["image"]), int))
     assert difference.max() <= 1  # other versions of PyTorch round otherwise
 
 
 @needs_forge
-def test_pickled_model_is_read_and_becomes_safetensors_beside_it(inside):
+def test_pickled_model_is_converted_to_safetensors_next_to_it(inside):
     assert inside["pickled"] == [True, ["pickled.pth", "pickled.safetensors", "x2.safetensors"]]
 
 
@@ -377,7 +377,7 @@ def test_model_is_kept_until_its_file_changes(inside):
 
 
 @needs_forge
-def test_interruption_ends_it_within_a_band_and_is_no_error(inside):
+def test_interruption_stops_within_a_band_without_an_error(inside):
     unchanged, looks, silent = inside["interrupted"]
     assert unchanged
     assert silent
@@ -385,7 +385,7 @@ def test_interruption_ends_it_within_a_band_and_is_no_error(inside):
 
 
 @needs_forge
-def test_damaged_weights_give_the_image_and_a_reason_and_stay_where_they_are(inside):
+def test_damaged_weights_return_the_image_with_a_reason(inside):
     assert [*map(tuple, inside["broken"])] == [
         ("TransformerSR transformersr broken.pth", True, True),
         ("TransformerSR transformersr broken.safetensors", True, True),
@@ -447,7 +447,7 @@ def extra(address: str, image: Image.Image, **options) -> Image.Image:
 
 
 @needs_forge
-def test_server_lists_and_enlarges_to_the_size_asked_for_and_starts_a_second_time(data, tmp_path):
+def test_server_lists_models_and_upscales_to_the_requested_size(data, tmp_path):
     with served(data, tmp_path / "first.log") as address:
         listed = [one["name"] for one in ask(f"{address}/upscalers")]
         assert listed.count(NAME) == 1
