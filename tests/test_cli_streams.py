@@ -7,12 +7,15 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from command_line import list_files, run, run_process
 from image_files import save_image
+
+PROGRAM = Path(__file__).parent / "programs" / "upscale_and_announce.py"
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="signals and names as on Linux")
 
@@ -54,25 +57,14 @@ def test_signals_give_the_exit_codes_shells_expect(cwd, model, number, code):
     """A loop of the shell ends if the command ended by SIGINT, and goes on if it made an exit code of it."""
     Image.effect_noise((1500, 1500), 60).convert("RGB").save("a.png")
     process = subprocess.Popen(
-        [sys.executable, "-c", WHEN_AT_WORK, "upscale", "a.png", "-m", model, "-o", "out"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, PROGRAM, "upscale", "a.png", "-m", model, "-o", "out"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert process.stdout.readline() == b"at work\n"
+    assert process.stdout.readline() == b"reading\n"
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     assert b"Traceback" not in errors
     assert list_files(cwd / "out") == []
-
-
-WHEN_AT_WORK = """
-from transformersr.upscale import batch, cli
-read = batch.read_image_from
-def reading(*args):
-    print("at work", flush=True)
-    return read(*args)
-batch.read_image_from = reading
-cli.main()
-"""
 
 
 def test_missing_arguments_and_unknown_options_exit_with_2(cwd):

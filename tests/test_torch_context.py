@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from transformersr.arch import load_model, save_model
 
 from random_models import V2, random_model
 
+PROGRAM = Path(__file__).parent / "programs" / "fork_after_upscaling.py"
 CONTEXTS = {
     "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
     "no_grad": torch.no_grad,
@@ -80,15 +82,4 @@ def test_autocast_of_the_caller_is_restored(path):
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="this system does not fork")
 def test_forked_process_can_upscale(path):
     """As gunicorn does with --preload, and multiprocessing on Linux up to Python 3.13."""
-    code = f"""
-import os, numpy as np, torch
-from transformersr import Upscaler
-torch.set_num_threads(2)
-upscaler, small = Upscaler.from_pretrained({str(path)!r}, device="cpu"), np.full((64, 64, 3), 90, np.uint8)
-wanted = upscaler(small)
-child = os.fork()
-if child == 0:
-    os._exit(0 if np.array_equal(upscaler(small), wanted) else 3)
-assert os.waitpid(child, 0)[1] == 0
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, PROGRAM, path], check=True, timeout=120)

@@ -33,6 +33,7 @@ from transformersr.arch import save_model
 from random_models import V2, random_model
 
 ROOT = Path(__file__).resolve().parent.parent
+PROGRAMS = Path(__file__).parent / "programs"
 FORGE = os.environ.get("TRANSFORMERSR_FORGE")
 PYTHON = os.environ.get("TRANSFORMERSR_FORGE_PYTHON", sys.executable)
 CPU = ("--always-cpu",) if Path(FORGE or "", "modules_forge").is_dir() else ("--use-cpu", "all", "--no-half")
@@ -57,114 +58,6 @@ def test_preload_adds_the_models_path_option(tmp_path):
     assert parser.parse_args(["--transformersr-models-path", str(tmp_path)]).transformersr_models_path == str(tmp_path)
 
 
-STAND_IN = """
-import contextlib, json, os, runpy, sys, types
-from PIL import Image
-
-def module(name, **content):
-    sys.modules[name] = types.ModuleType(name)
-    sys.modules[name].__dict__.update(content)
-    return sys.modules[name]
-
-class Upscaler:
-    def __init__(self, create_dirs=False):
-        self.model_path = os.path.join(sys.argv[2], self.name)
-
-class UpscalerData:
-    scale = 4
-    def __init__(self, name, path, upscaler=None, scale=4):
-        self.name, self.data_path, self.scaler, self.scale = name, path, upscaler, scale
-
-class Option:
-    def __init__(self, default, *args, **kwargs): self.default = default
-    def info(self, text): return self
-
-import torch
-host = sys.argv[4]
-reports, warnings, callbacks, texts = [], [], [], []
-
-class State:
-    interrupted = skipped = False
-    shown = "before"
-    textinfo = property(lambda self: self.shown, lambda self, text: (texts.append(text), setattr(self, "shown", text))[0])
-
-state = State()
-opts = types.SimpleNamespace(add_option=lambda key, info: setattr(opts, key, info.default))
-options = types.SimpleNamespace(no_half=True) if host != "Forge Neo" else types.SimpleNamespace(force_fp32=True)
-devices = {"torch_gc": lambda: None, "without_autocast": contextlib.nullcontext}
-if host == "SD.Next":
-    errors = {"display": lambda error, task: reports.append(task), "log": types.SimpleNamespace(error=reports.append)}
-    devices["device"] = torch.device("cpu")
-    lanczos = {}
-else:
-    errors = {"report": lambda message, exc_info: reports.append(message)}
-    devices["get_device_for"] = lambda task: torch.device("cpu")
-    lanczos = {"LANCZOS": Image.Resampling.LANCZOS}
-    opts.enable_upscale_progressbar = False
-parts = {
-    "devices": devices,
-    "errors": errors,
-    "script_callbacks": {"on_ui_settings": callbacks.append, "on_before_ui": callbacks.append},
-    "scripts": {"Script": object, "AlwaysVisible": "always", "scripts_postproc": types.SimpleNamespace(image_changed=lambda: None)},
-    "scripts_postprocessing": {"ScriptPostprocessing": object},
-    "shared": {"state": state, "opts": opts, "cmd_opts": options, "OptionInfo": Option, "sd_upscalers": []},
-    "paths": {"data_path": sys.argv[2]},
-    "upscaler": {**lanczos, "Upscaler": Upscaler, "UpscalerData": UpscalerData},
-}
-module("modules", **{name: module(f"modules.{name}", **content) for name, content in parts.items()})
-module("gradio", Slider=None, Radio=None, Warning=warnings.append)
-module("transformersr", __file__=os.path.join(sys.argv[2], "another", "__init__.py"))
-
-script = runpy.run_path(sys.argv[1])
-for callback in callbacks * 2:
-    callback()
-upscaler = script["UpscalerTransformerSR"](None)
-image = Image.new("RGB", (23, 17), (10, 200, 30))
-mine = next(entry for entry in upscaler.scalers if entry.name.endswith("mine.safetensors"))
-chosen = mine.name if host == "SD.Next" else mine.data_path
-sizes = [upscaler.upscale(image, scale, chosen).size for scale in (1, 2.5, 3, 0.5)]
-extras, generation = script["FailuresInExtras"](), script["FailuresInGeneration"]()
-
-def information():
-    pp = types.SimpleNamespace(info={"Postprocess upscaler": mine.name})
-    extras.process(pp)
-    return pp.info
-
-found = {"well": information()}
-
-def upscaled(entry, **settings):
-    vars(opts).update({f"transformersr_{key}": value for key, value in settings.items()})
-    return upscaler.upscale(noise, 2, entry.name if host == "SD.Next" else entry.data_path).tobytes().hex()
-
-noise = Image.effect_noise((16, 12), 90).convert("RGB")
-crisp = next(entry for entry in upscaler.scalers if "mine-crisp" in entry.name)
-found["settings"] = [opts.transformersr_crispness, opts.transformersr_ensemble]
-found["looks"] = {
-    "unset": upscaled(mine), "crisp": upscaled(mine, crispness=1), "crisp again": upscaled(crisp),
-    "ensemble": upscaled(mine, crispness=0, ensemble=True),
-}
-for key in ("crispness", "ensemble"):
-    delattr(opts, f"transformersr_{key}")  # a host that has not asked for our settings yet
-found["looks"]["no settings"] = upscaled(mine)
-noise.save(os.path.join(sys.argv[2], "noise.png"))
-broken = os.path.join(sys.argv[2], "a folder", "broken.safetensors")
-missing = upscaler.upscale(image, 2, broken)
-found["failed"] = information()
-state.interrupted = True
-stopped = upscaler.upscale(image, 2, chosen)
-p = types.SimpleNamespace(extra_generation_params={})
-generation.postprocess_image(p, None)
-found["generated"] = p.extra_generation_params
-extras.process_firstpass(None)
-found["again"] = information()
-json.dump({
-    "names": [entry.name for entry in upscaler.scalers], "listed": len(sys.modules["modules.shared"].sd_upscalers), "sizes": sizes,
-    "unchanged": [missing == image, stopped == image], "reports": reports, "warnings": warnings, "package": script["PACKAGE"],
-    "text": state.textinfo, "texts": texts, "path": sys.argv[3] in sys.path, **found,
-}, sys.stdout)
-"""
-
-
 @pytest.fixture(scope="module", params=["Forge", "Forge Neo", "SD.Next"])
 def alone(request, tmp_path_factory) -> dict:
     """What the script did alone in a stand-in for a host, which has the modules that this host has."""
@@ -172,8 +65,10 @@ def alone(request, tmp_path_factory) -> dict:
     (folder / "TransformerSR").mkdir()
     save_model(random_model(V2), folder / "TransformerSR" / "mine.safetensors")
     save_model(random_model(V2, seed=1), folder / "TransformerSR" / "mine-crisp.safetensors")
-    arguments = [sys.executable, "-c", STAND_IN, str(ROOT / "scripts" / "transformersr_upscaler.py"), str(folder), str(ROOT), request.param]
-    done = subprocess.run(arguments, cwd=folder, check=True, capture_output=True, text=True, timeout=120)
+    program, script = PROGRAMS / "webui_standin.py", ROOT / "scripts" / "transformersr_upscaler.py"
+    done = subprocess.run(
+        [sys.executable, program, script, folder, ROOT, request.param], cwd=folder, check=True, capture_output=True, text=True, timeout=120
+    )
     return json.loads(done.stdout) | {"folder": folder}
 
 
@@ -190,18 +85,18 @@ def test_every_host_gets_the_requested_sizes(alone):
 
 def test_crispness_and_ensemble_are_off_by_default_and_without_settings(alone):
     assert alone["settings"] == [0, False]
-    assert alone["looks"]["unset"] == alone["looks"]["no settings"]
+    assert alone["outputs"]["unset"] == alone["outputs"]["no settings"]
 
 
 def test_crispness_applies_only_to_models_with_a_crisp_sibling(alone):
     """The sibling itself, chosen while crispness is 1, has none: it gives its own image."""
-    assert alone["looks"]["crisp"] == alone["looks"]["crisp again"] != alone["looks"]["unset"]
+    assert alone["outputs"]["crisp"] == alone["outputs"]["crisp sibling"] != alone["outputs"]["unset"]
 
 
 def test_ensemble_matches_the_python_api(alone):
     api = Upscaler.from_pretrained(alone["folder"] / "TransformerSR" / "mine.safetensors", "cpu", "fp32", ensemble=True)
-    assert alone["looks"]["ensemble"] == api(Image.open(alone["folder"] / "noise.png")).tobytes().hex()
-    assert alone["looks"]["ensemble"] != alone["looks"]["unset"]
+    assert alone["outputs"]["ensemble"] == api(Image.open(alone["folder"] / "noise.png")).tobytes().hex()
+    assert alone["outputs"]["ensemble"] != alone["outputs"]["unset"]
 
 
 def test_failure_returns_the_image_with_one_report(alone):
@@ -212,7 +107,7 @@ def test_failure_returns_the_image_with_one_report(alone):
 
 
 def test_failure_is_noted_in_the_image_info_without_the_path(alone):
-    assert alone["well"] == {"Postprocess upscaler": MINE}
+    assert alone["success"] == {"Postprocess upscaler": MINE}
     (reason,) = alone["failed"].values()
     assert [*alone["failed"]] == ["Not upscaled"]
     assert "did not upscale: broken.safetensors" in reason
@@ -221,7 +116,7 @@ def test_failure_is_noted_in_the_image_info_without_the_path(alone):
 
 def test_interruption_is_noted_in_the_image_info_once(alone):
     assert alone["generated"] == {"Not upscaled": f"{MINE} did not upscale: interrupted"}
-    assert alone["again"] == alone["well"]
+    assert alone["after"] == alone["success"]
 
 
 def test_progress_text_is_shown_and_then_restored(alone):
@@ -249,85 +144,13 @@ def data(tmp_path_factory) -> Path:
     return data
 
 
-INSIDE = """
-import contextlib, json, os, sys
-sys.argv = ["webui.py", *sys.argv[1:]]
-sys.path.insert(0, os.getcwd())
-result = os.environ["RESULT"]
-from modules import timer  # from here on as the host's webui.py does it
-with contextlib.suppress(ImportError):  # AUTOMATIC1111
-    from modules_forge.initialization import initialize_forge
-    initialize_forge()
-from modules import initialize
-initialize.imports()
-from modules import errors, images, modelloader, script_callbacks, scripts, shared
-from PIL import Image
-reports, found = [], {}
-errors_report = errors.report
-errors.report = lambda message, **options: (reports.append(message), errors_report(message, **options))
-
-def load(start):
-    start()
-    script_callbacks.before_ui_callback()
-    script_callbacks.ui_settings_callback()
-    return [entry.name for entry in shared.sd_upscalers if entry.name.startswith("TransformerSR")]
-
-found["names"] = load(initialize.initialize)
-found["names_after_reload"] = load(lambda: initialize.initialize_rest(reload_script_modules=True))
-found["scales"] = [entry.scale for entry in shared.sd_upscalers if entry.name.startswith("TransformerSR")]
-found["clean_ups"] = [one.script_class.name for one in scripts.postprocessing_scripts_data].count("TransformerSR clean-up")
-found["settings"] = [key for key in shared.opts.data_labels if key.startswith("transformersr")]
-found["package"] = sys.modules["transformersr"].__file__
-
-import spandrel
-with_architectures = hasattr(spandrel, "Architecture")  # not those of early 2024
-image = Image.open(os.environ["IMAGE"])
-tiny = next(entry for entry in shared.sd_upscalers if entry.name == "TransformerSR x4-tiny")
-upscale = tiny.scaler.upscale
-found["spandrel"] = modelloader.load_spandrel_model(tiny.data_path, device=shared.device).scale if with_architectures else 4
-found["hires"] = images.resize_image(0, image, 152, 104, upscaler_name="TransformerSR x4-tiny").size
-images.resize_image(0, image, 152, 104, upscaler_name="TransformerSR x4-tiny").save(result + ".png")
-found["cropped"] = images.resize_image(1, image, 101, 103, upscaler_name="TransformerSR mine/x2.safetensors").size
-mine, pickled = (next(one.data_path for one in shared.sd_upscalers if one.name.endswith(end)) for end in ("x2.safetensors", "pickled.pth"))
-found["own"] = tiny.scaler.do_upscale(image, mine).size
-found["pickled"] = enlarge(image, 2, pickled).tobytes() == enlarge(image, 2, mine).tobytes(), sorted(os.listdir(os.path.dirname(mine)))
-found["odd"] = enlarge(image, 3.1, tiny.data_path).size
-enlarge(image, 1, mine)
-loaded = tiny.scaler._upscaler
-enlarge(image, 1, mine)
-found["kept"] = tiny.scaler._upscaler is loaded
-os.utime(mine)
-enlarge(image, 1, mine)
-found["loaded_anew"] = tiny.scaler._upscaler is not loaded
-
-class Interrupting:
-    '''Interrupts at the second look at it.'''
-    looks = 0
-    def __get__(self, state, kind):
-        Interrupting.looks += 1
-        return Interrupting.looks > 2
-before = reports.copy()
-kind = type(shared.state)
-kind.interrupted, kept = Interrupting(), shared.state.__dict__.pop("interrupted", False)
-found["interrupted"] = [enlarge(image, 4, tiny.data_path) is image, Interrupting.looks, reports == before]
-kind.interrupted = False
-
-broken = [entry for entry in shared.sd_upscalers if "broken" in entry.name]
-found["broken"] = [[one.name, one.scaler.upscale(image, 2, one.data_path) is image, os.path.exists(one.data_path)] for one in broken]
-found["reports"] = reports
-found["corrupted"] = [name for name in os.listdir(os.path.dirname(broken[0].data_path)) if "corrupted" in name]
-json.dump(found, open(result, "w"))
-os._exit(0)
-"""
-
-
 @pytest.fixture(scope="module")
 def inside(data, tmp_path_factory) -> dict:
     """What the host's own functions did with our upscalers, in one process."""
     folder = tmp_path_factory.mktemp("result")
     noise_image(38, 26).save(folder / "image.png")
     environment = os.environ | {"RESULT": str(folder / "result"), "IMAGE": str(folder / "image.png"), "HF_HUB_OFFLINE": "1"}
-    command = [PYTHON, "-c", INSIDE, *ARGUMENTS, str(data), "--transformersr-models-path", str(data / "elsewhere")]
+    command = [PYTHON, PROGRAMS / "webui_inside.py", *ARGUMENTS, str(data), "--transformersr-models-path", str(data / "elsewhere")]
     done = subprocess.run(command, cwd=FORGE, env=environment, capture_output=True, text=True, timeout=600)
     assert (folder / "result").is_file(), done.stdout[-2000:] + done.stderr[-4000:]
     return json.loads((folder / "result").read_text()) | {"image": str(folder / "result.png"), "source": str(folder / "image.png")}
@@ -339,7 +162,7 @@ def test_models_are_listed_once_before_and_after_a_reload(inside):
     assert sorted(inside["names"]) == sorted({*inside["names"]})
     expected = {NAME, *(f"TransformerSR {label}" for label in ("mine/x2.safetensors", "mine/pickled.pth", "far.safetensors"))}
     assert expected <= {*inside["names"]}
-    assert inside["clean_ups"] == 1
+    assert inside["cleanup_scripts"] == 1
     assert inside["settings"] == [f"transformersr_{key}" for key in ("crispness", "ensemble", "memory", "precision")]
     assert dict(zip(inside["names"], inside["scales"], strict=True))["TransformerSR mine/x2.safetensors"] == 2
     assert Path(inside["package"]).resolve() == ROOT / "__init__.py"
@@ -373,7 +196,7 @@ def test_pickled_model_is_converted_to_safetensors_next_to_it(inside):
 @needs_forge
 def test_model_is_kept_until_its_file_changes(inside):
     assert inside["kept"]
-    assert inside["loaded_anew"]
+    assert inside["reloaded"]
 
 
 @needs_forge
