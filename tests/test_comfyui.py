@@ -319,7 +319,7 @@ def test_memory_error_names_the_node_input(server):
 @needs_comfyui
 def test_cancel_interrupts_a_running_image(server):
     server.images(graph())  # loaded
-    prompt = server.start(graph("large.png", size_by="factor", factor=16.0, memory_gb=0.2))
+    prompt = server.start(graph("large.png", size_by="factor", factor=16.0, memory_gb=2.0))
     time.sleep(2)
     begun = time.monotonic()
     server.post("/interrupt", {})

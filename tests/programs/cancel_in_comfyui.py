@@ -11,6 +11,7 @@ import comfy.options
 comfy.options.enable_args_parsing()
 import comfy.model_management as management
 import comfy.utils
+import folder_paths  # noqa: F401  the pack takes its presence for ComfyUI
 import torch
 
 spec = importlib.util.spec_from_file_location(pack.replace(".", "_x_"), pack + "/__init__.py")
