@@ -1,4 +1,4 @@
-"""What the ComfyUI nodes are called, and the files that come with them."""
+"""Names and inputs of the ComfyUI nodes, and the workflows shipped with them."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ INPUTS = {
     VIDEO: ["video", "model_name", *SIZE, "quality", "precision", "memory_gb", "crispness", "ensemble"],
     LOADER: ["model_name", "crispness"],
 }
-"""In the order of the values in saved workflows: new ones go to the end."""
+"""In the order of the values in saved workflows; new inputs go at the end."""
 WIDGETS = {node: [name for name in names if name not in ("image", "video", "mask")] for node, names in INPUTS.items()}

@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 class ModelPatcher:
-    """As ComfyUI's: a model and where it belongs, which it notes on the model."""
+    """Like ComfyUI's: a model and its devices; sets `model.device`."""
 
     def __init__(self, model, load_device, offload_device):
         self.model, self.load_device, self.offload_device = model, load_device, offload_device
@@ -26,14 +26,14 @@ class ModelPatcher:
 
 
 class ModelPatcherDynamic(ModelPatcher):
-    """As that of 0.16 and later, which puts the parameters on the device itself and takes them back itself."""
+    """Like that of ComfyUI 0.16 and later, which moves the parameters to the device and back by itself."""
 
     def is_dynamic(self) -> bool:
         return True
 
 
 def install(monkeypatch: pytest.MonkeyPatch, folder: Path, *, loader: type | None = None) -> types.ModuleType:
-    """Put the stand-in in place, with `folder` for files, and import the nodes in it. `loader` is core's own loader of models."""
+    """Install the stand-in with its files in `folder` and import the nodes. `loader` is the core's model loader node."""
     devices = dict.fromkeys(("get_torch_device", "unet_offload_device", "intermediate_device"), lambda: CPU)
     nothing: Callable = lambda *args, **options: None
     calls = dict.fromkeys(("load_models_gpu", "throw_exception_if_processing_interrupted"), nothing)
@@ -66,7 +66,7 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path, *, loader: type | Non
 
 
 class VideoFromFile:
-    """As ComfyUI's: a video in a file, whole or from a second on."""
+    """Like ComfyUI's: a video file, from a start time in seconds."""
 
     def __init__(self, file: str, start: float = 0.0):
         self.file, self.start = file, start

@@ -10,7 +10,7 @@ from transformersr.arch import VARIANTS, save_model
 from random_models import V2, random_model
 from synthetic_images import synthetic_image
 
-torch.set_num_threads(1)  # the networks here are so small that sharing them out takes longer than running them
+torch.set_num_threads(1)  # these networks are so small that starting threads takes longer than running them
 
 
 @pytest.fixture(scope="module")

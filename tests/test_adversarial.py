@@ -1,4 +1,4 @@
-"""The discriminator and the losses on patterns."""
+"""The discriminator, the adversarial losses and the pattern losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/api.md: what it shows works."""
+"""docs/api.md: its examples run and it covers every option."""
 
 from __future__ import annotations
 
@@ -25,48 +25,47 @@ def blocks(language):
 
 def commands():
     lines = [line for block in blocks("sh") for line in block.splitlines()]
-    return [line for line in lines if line.startswith("transformersr")]  # several processes have a test of their own
+    return [line for line in lines if line.startswith("transformersr")]  # commands with several processes are tested in test_processes.py
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """A folder with the page's image and folder of images, to work in."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "images").mkdir()
+def workspace(cwd):
+    """A working directory with the page's image and folder of images."""
+    (cwd / "images").mkdir()
     for path in ("image.png", "images/a.png", "images/b.png"):
-        synthetic_image(0, 24).save(tmp_path / path)
-    return tmp_path
+        synthetic_image(0, 24).save(cwd / path)
+    return cwd
 
 
 def pipeline(prompt, output_type="pil"):
-    """What a pipeline of diffusers gives, in its three kinds."""
+    """Stand in for a diffusers pipeline, with its three output types."""
     image = synthetic_image(0, 16)
     array = np.stack([np.asarray(image, np.float32) / 255] * 2)
-    kinds = {"pil": [image], "np": array, "pt": torch.from_numpy(array).permute(0, 3, 1, 2)}
-    return SimpleNamespace(images=kinds[output_type])
+    images = {"pil": [image], "np": array, "pt": torch.from_numpy(array).permute(0, 3, 1, 2)}
+    return SimpleNamespace(images=images[output_type])
 
 
-def test_python_examples_run_in_order(here):
+def test_python_examples_run_in_order(workspace):
     names = {"pipeline": pipeline, "prompt": "1girl"}
     for block in blocks("python"):
         exec(compile(block, "docs/api.md", "exec"), names)
     assert names["large"].shape == (2, 3, 32, 32)
-    assert (here / "large.png").exists()
+    assert (workspace / "large.png").exists()
 
 
 @pytest.mark.parametrize("command", commands())
-def test_commands_run(here, command):
+def test_commands_run(workspace, command):
     words = shlex.split(command, comments=True)
     videos = [word for word in words if word.startswith("video.")]
     if videos:
         pytest.importorskip("av")
         from video_files import make_video
 
-        make_video(here / videos[0])
+        make_video(workspace / videos[0])
     result = CliRunner().invoke(main, words[1:], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     if comment := re.search(r"# (\w+\.\w+) beside it", command):
-        assert (here / comment[1]).exists()
+        assert (workspace / comment[1]).exists()
 
 
 def test_every_upscale_option_is_documented():

@@ -20,8 +20,8 @@ class Cancelled(Exception):
     pass
 
 
-def cancelling_at(number):
-    """A progress callback that cancels when it is called for this time."""
+def cancel_at(number):
+    """Return a progress callback that cancels at its call with this number."""
     numbers = itertools.count()
 
     def progress(*call):
@@ -40,33 +40,30 @@ def test_cancelling_leaves_no_files_or_tensors(folder, tmp_path):
     upscaler, calls = Upscaler(random_model(V2)), []
     job = Job(tmp_path / "in.png", tmp_path / "out.png")
     synthetic_image(0, 12).convert("RGBA").resize((9, 14)).save(job.source)
-    options = {"factor": 3}  # the network runs twice, and what it gives is resized
+    options = {"factor": 3}  # two passes of the network, then a resize
     run_jobs([job], upscaler, **options, on_progress=lambda *call: calls.append(call))
-    whole, before = job.target.read_bytes(), live_tensors()
+    expected, before = job.target.read_bytes(), live_tensors()
     job.target.unlink()
     for number in range(len(calls)):
         with pytest.raises(Cancelled):
-            run_jobs([job], upscaler, **options, on_progress=cancelling_at(number))
+            run_jobs([job], upscaler, **options, on_progress=cancel_at(number))
         assert {path.name for path in tmp_path.iterdir()} == {"in.png", "out.png"} if number == len(calls) - 1 else {"in.png"}
         job.target.unlink(missing_ok=True)
     assert live_tensors() == before
     run_jobs([job], upscaler, **options)
-    assert job.target.read_bytes() == whole
+    assert job.target.read_bytes() == expected
     assert len(calls) > 5
 
 
 def test_cancelling_a_float32_retry_restores_half_precision(caplog):
     model, calls = random_model(V2), []
     with torch.no_grad():
-        model.conv_first.weight.mul_(1e5)  # half precision overflows, and the image is done again in float32
+        model.conv_first.weight.mul_(1e5)  # overflows in half precision, so the image is retried in float32
         model.upsample.weight.mul_(1e-3)
     image = torch.rand(1, 3, 16, 16)
     expected = upscale(model.half(), image, on_progress=lambda *call: calls.append(call))
     for number in range(len(calls)):
         with pytest.raises(Cancelled):
-            upscale(model, image, on_progress=cancelling_at(number))
+            upscale(model, image, on_progress=cancel_at(number))
         assert {parameter.dtype for parameter in model.parameters()} == {torch.float16}
     assert torch.equal(upscale(model, image), expected)
-
-
-# --- a mixed folder, as tests/long/load.py has it at length -----------------------------------------

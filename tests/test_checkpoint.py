@@ -1,4 +1,4 @@
-"""Files of weights: ours, the author's, and everything that is neither."""
+"""Weight files: our own, the original author's, and files that are neither."""
 
 from __future__ import annotations
 
@@ -56,27 +56,27 @@ WRAPPED = {
     "ema_state_dict": lambda raw, ema: {"model_state_dict": raw, "ema_state_dict": ema},
     "deep": lambda raw, ema: {"networks": {"g": {"weights": raw, "weights_ema": ema}}, "metric": np.float64(31.5), "at": Path("x")},
     "Lightning": lambda raw, ema: {
-        "state_dict": prefixed(raw, "net_g.") | prefixed(ema, "net_g_ema.") | {"net_d.conv.weight": torch.ones(1)}
+        "state_dict": add_prefix(raw, "net_g.") | add_prefix(ema, "net_g_ema.") | {"net_d.conv.weight": torch.ones(1)}
     },
-    "Lightning, callback": lambda raw, ema: {"state_dict": prefixed(raw, "model."), "callbacks": {"EMA": {"ema_state_dict": ema}}},
+    "Lightning, callback": lambda raw, ema: {"state_dict": add_prefix(raw, "model."), "callbacks": {"EMA": {"ema_state_dict": ema}}},
     "Lightning, LitEma": lambda raw, ema: {
-        "state_dict": prefixed(raw, "model.") | {"model_ema." + name.replace(".", ""): value for name, value in ema.items()}
+        "state_dict": add_prefix(raw, "model.") | {"model_ema." + name.replace(".", ""): value for name, value in ema.items()}
     },
-    "ema-pytorch": lambda raw, ema: prefixed(raw, "online_model.") | prefixed(ema, "ema_model.") | {"step": torch.tensor(5)},
-    "mmagic": lambda raw, ema: {"state_dict": prefixed(raw, "generator.") | prefixed(ema, "generator_ema."), "meta": {"iter": 3}},
+    "ema-pytorch": lambda raw, ema: add_prefix(raw, "online_model.") | add_prefix(ema, "ema_model.") | {"step": torch.tensor(5)},
+    "mmagic": lambda raw, ema: {"state_dict": add_prefix(raw, "generator.") | add_prefix(ema, "generator_ema."), "meta": {"iter": 3}},
     "average of parameters alone": lambda raw, ema: {"net": raw, "ema": {k: v for k, v in ema.items() if k != "architecture"}},
-    "torch.compile within DDP": lambda raw, ema: {"params_ema": prefixed(ema, "module._orig_mod."), "params": prefixed(raw, "module.")},
-    "AveragedModel": lambda raw, ema: {"n_averaged": torch.tensor(5), **prefixed(ema, "module.")},
+    "torch.compile within DDP": lambda raw, ema: {"params_ema": add_prefix(ema, "module._orig_mod."), "params": add_prefix(raw, "module.")},
+    "AveragedModel": lambda raw, ema: {"n_averaged": torch.tensor(5), **add_prefix(ema, "module.")},
     "netG": lambda raw, ema: {"netG": ema, "netD": {"conv.weight": torch.ones(1)}},
     "bare": lambda raw, ema: ema,
 }
 
 
-def prefixed(state, prefix):
+def add_prefix(state, prefix):
     return {prefix + name: value for name, value in state.items()}
 
 
-def two_states():
+def raw_and_ema_states():
     state = random_model(V2).state_dict()
     return [
         {name: value.clone() if name == "architecture" else torch.full_like(value, fill) for name, value in state.items()}
@@ -86,16 +86,16 @@ def two_states():
 
 @pytest.mark.parametrize("wrapper", WRAPPED)
 def test_ema_weights_are_found_in_any_wrapper(tmp_path, wrapper):
-    torch.save(WRAPPED[wrapper](*two_states()), tmp_path / "a.pth")
+    torch.save(WRAPPED[wrapper](*raw_and_ema_states()), tmp_path / "a.pth")
     assert float(load_model(tmp_path / "a.pth").conv_first.weight.detach().mean()) == AVERAGE
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "net_g.", "model.", "netG.module."])
 def test_prefixes_are_stripped_in_safetensors(tmp_path, prefix):
-    raw, ema = two_states()
-    save_file(prefixed(ema, prefix), tmp_path / "a.safetensors")
+    raw, ema = raw_and_ema_states()
+    save_file(add_prefix(ema, prefix), tmp_path / "a.safetensors")
     assert load_model(tmp_path / "a.safetensors").config == V2
-    save_file(prefixed(raw, prefix) | prefixed(ema, "ema." + prefix), tmp_path / "b.safetensors")
+    save_file(add_prefix(raw, prefix) | add_prefix(ema, "ema." + prefix), tmp_path / "b.safetensors")
     assert float(load_model(tmp_path / "b.safetensors").conv_first.weight.detach().mean()) == AVERAGE
 
 
@@ -103,7 +103,7 @@ def test_prefixes_are_stripped_in_safetensors(tmp_path, prefix):
 @pytest.mark.parametrize("prefix", ["", "module."])
 @pytest.mark.parametrize("suffix", [".pt", ".ckpt"])
 def test_wrappers_and_prefixes_are_stripped_from_original_checkpoints(tmp_path, wrapper, prefix, suffix):
-    state = prefixed(random_state(pairs=1, dim=16, scale=2), prefix)
+    state = add_prefix(random_state(pairs=1, dim=16, scale=2), prefix)
     path = tmp_path / f"transformerSR_b1_d16_w4_h2{suffix}"
     torch.save({wrapper: state, "step": 5} if wrapper else state, path)
     config = load_model(path).config
@@ -144,7 +144,7 @@ class Evil:
         return os.system, ("touch should-not-exist",)
 
 
-def _classifier():
+def classifier_state():
     return {
         "blocks.0.weight": torch.zeros(8, 3, 3, 3),
         "blocks.1.window_attention.qkv.weight": torch.zeros(24, 8),
@@ -152,13 +152,13 @@ def _classifier():
     }
 
 
-def _zip(path, name):
+def write_zip(path, name):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(name, b"weights")
 
 
 BAD = {
-    "classifier.pt": (lambda path: torch.save(_classifier(), path), "tag classifier"),
+    "classifier.pt": (lambda path: torch.save(classifier_state(), path), "tag classifier"),
     "esrgan.pth": (lambda path: torch.save({"params_ema": {"body.0.rdb1.conv1.weight": torch.zeros(1)}}, path), "RRDB"),
     "stranger.pth": (lambda path: torch.save({"a": torch.zeros(1)}, path), "not a TransformerSR"),
     "numbers.pt": (lambda path: torch.save({"a": 1}, path), "state dict"),
@@ -167,8 +167,8 @@ BAD = {
     "page.pt": (lambda path: path.write_text("<!DOCTYPE html><html>sign in</html>"), "web page"),
     "empty.pt": (lambda path: path.write_bytes(b""), "empty"),
     "pointer.safetensors": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"), "Git LFS"),
-    "packed.pth": (lambda path: _zip(path, "model.safetensors"), "zip file with 'model.safetensors' in it; unpack"),
-    "packed.pt": (lambda path: _zip(path, "readme.txt"), "zip file without weights"),
+    "packed.pth": (lambda path: write_zip(path, "model.safetensors"), "zip file with 'model.safetensors' in it; unpack"),
+    "packed.pt": (lambda path: write_zip(path, "readme.txt"), "zip file without weights"),
     "packed.safetensors": (lambda path: path.write_bytes(b"7z\xbc\xaf" + bytes(100)), "packed archive"),
     "script.pt": (lambda path: torch.jit.script(torch.nn.ReLU()).save(str(path)), "TorchScript"),
     "index.safetensors": (lambda path: path.write_text('{"weight_map": {}}'), "JSON"),
@@ -200,7 +200,7 @@ def test_truncated_files_are_rejected_by_name(tmp_path, kind, kept):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "expected"),
+    ("modify", "expected"),
     [
         (lambda state: state.pop("upsample.bias"), "missing"),
         (lambda state: state.update(more=torch.zeros(1)), "do not belong"),
@@ -210,12 +210,12 @@ def test_truncated_files_are_rejected_by_name(tmp_path, kind, kept):
         (lambda state: state.update(architecture=torch.tensor([2, 2, 4, 3, 4096, 1024, 8, 0, *[1] * 200])), "missing|shape"),
     ],
 )
-def test_weights_that_contradict_their_config_are_rejected(tmp_path, spoil, expected):
+def test_weights_that_contradict_their_config_are_rejected(tmp_path, modify, expected):
     state = random_model(V2).state_dict()
-    spoil(state)
-    save_file(state, tmp_path / "spoilt.safetensors")
+    modify(state)
+    save_file(state, tmp_path / "modified.safetensors")
     with pytest.raises(CheckpointError, match=expected):
-        load_model(tmp_path / "spoilt.safetensors")
+        load_model(tmp_path / "modified.safetensors")
 
 
 def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""The command line: files in, files out, nothing lost."""
+"""The command line: results, overwriting, resuming, messages, and the training commands."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_folder_structure_is_kept(folder, model):
     assert run("upscale", folder, "-m", model, "-o", folder / "large", "--format", "jpg", "--scale", "1.5").exit_code == 0
     assert list_files(folder / "large") == ["a.jpg", "b.jpg", "deep/c.jpg"]
     assert run("upscale", folder, "-m", model, "-o", folder / "large", "--format", "jpg", "--resume").exit_code == 0
-    assert list_files(folder / "large") == ["a.jpg", "b.jpg", "deep/c.jpg"]  # its own results were not taken for images
+    assert list_files(folder / "large") == ["a.jpg", "b.jpg", "deep/c.jpg"]  # its earlier results were not used as inputs
 
 
 def test_glob_patterns_and_exact_sizes_work(folder, model, tmp_path):
@@ -101,7 +101,7 @@ def test_inputs_with_the_same_output_name_are_reported(folder, model, caplog):
 
 
 def test_unwritable_output_is_detected_before_upscaling(folder, model, tmp_path, monkeypatch):
-    monkeypatch.setattr("transformersr.upscale.batch.open_file", lambda path: pytest.fail("the work has begun"))
+    monkeypatch.setattr("transformersr.upscale.batch.open_file", lambda path: pytest.fail("an image was read"))
     (tmp_path / "file").touch()
     result = run("upscale", folder, "-m", model, "-o", tmp_path / "file" / "below")
     assert result.exit_code == 1
@@ -120,7 +120,7 @@ def test_video_without_pyav_or_with_image_output_is_rejected_with_advice(folder,
     assert ".mkv" in result.output
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without asking it")
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM handling")
 def test_sigterm_leaves_no_partial_file(folder, model, monkeypatch):
     monkeypatch.setattr("transformersr.upscale.image_io.to_image", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     before = signal.getsignal(signal.SIGTERM)
@@ -179,7 +179,7 @@ def test_module_runs_the_cli_and_package_import_skips_torch():
 def test_check_lists_files_that_training_would_skip_or_change(folder):
     noise = Image.effect_noise((300, 300), 80).convert("RGB")
     noise.save(folder / "fine.png")
-    noise.resize((280, 280)).save(folder / "twin.png")
+    noise.resize((280, 280)).save(folder / "duplicate.png")
     noise.convert("RGBA").save(folder / "clear.png")
     (folder / "virus.png").write_bytes(b"MZ" + bytes(1000))
     result = run("check", folder, "--patch", 48, "--scale", 4)
@@ -187,7 +187,7 @@ def test_check_lists_files_that_training_would_skip_or_change(folder):
     assert "3 images can be used" in result.stdout
     assert "not an image" in lines["virus.png"]
     assert "smaller than a crop" in lines["a.png"]
-    assert "looks the same" in lines["twin.png"]
+    assert "looks the same" in lines["duplicate.png"]
     assert "transparent" in result.stdout
 
 

@@ -11,7 +11,7 @@ from command_line import list_files, run
 from image_files import save_image
 from synthetic_images import synthetic_image
 
-# Nothing is left out in silence
+# --- which files are found -------------------------------------------------------------------------
 
 
 SUFFIXES = ["jfif", "jpe", "tga", "ppm", "pgm", "qoi", "apng", "pcx", "ico", "sgi", "im", "dds", "tif", "bmp", "gif", "webp"]
@@ -62,13 +62,13 @@ def test_skipped_files_are_counted(cwd, model, caplog):
     for name in ("b.mp4", "c.MKV", "d.blend", "notes.txt"):
         (cwd / "in" / name).write_bytes(b"x")
     result = run("upscale", "in", "-m", model, "-o", "out")
-    assert result.exit_code == 0  # nothing that was asked for is missing
+    assert result.exit_code == 0  # skipped files are not errors
     assert "2 videos passed over; name a video itself" in caplog.text
     assert "1 file passed over that by their names are no images (.blend)" in caplog.text
     assert "1 hidden image passed over" in caplog.text
 
 
-# Links
+# --- links ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -104,11 +104,11 @@ def test_training_and_check_follow_linked_folders(linked):
 
     assert [path.name for path in find_images(linked)] == ["far.png", "own.png"]
     for seed, path in enumerate(find_images(linked)):
-        synthetic_image(seed, 64).save(path)  # two that do not look alike
+        synthetic_image(seed, 64).save(path)  # so that they are not duplicates
     assert "2 images can be used" in run("check", linked, "--size", "tiny", "--scale", "2", "--patch", "8").output
 
 
-# Names
+# --- names ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("folder", ["[2024] set", "a [b] c/[x]", "star*", "what?"])

@@ -17,10 +17,10 @@ from image_files import save_image
 
 PROGRAM = Path(__file__).parent / "programs" / "upscale_and_announce.py"
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="signals and names as on Linux")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs signals and file names as on Linux")
 
 
-# Shells
+# --- shells --------------------------------------------------------------------------------------
 
 
 @linux
@@ -54,7 +54,7 @@ def test_closed_pipe_is_not_an_error(cwd, model):
 @linux
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 128 + signal.SIGTERM)])
 def test_signals_give_the_exit_codes_shells_expect(cwd, model, number, code):
-    """A loop of the shell ends if the command ended by SIGINT, and goes on if it made an exit code of it."""
+    """A shell loop stops if its command died of SIGINT, and continues if the command exited with a code."""
     Image.effect_noise((1500, 1500), 60).convert("RGB").save("a.png")
     process = subprocess.Popen(
         [sys.executable, PROGRAM, "upscale", "a.png", "-m", model, "-o", "out"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -74,7 +74,7 @@ def test_missing_arguments_and_unknown_options_exit_with_2(cwd):
         assert "Error: " in result.output
 
 
-# Standard input and output
+# --- standard input and output -------------------------------------------------------------------
 
 
 def png(size=(9, 8), **options):

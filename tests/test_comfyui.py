@@ -1,8 +1,8 @@
-"""The nodes inside a real ComfyUI, where there is one.
+"""The nodes inside a real ComfyUI, if one is available.
 
     TRANSFORMERSR_COMFYUI=/path/to/ComfyUI TRANSFORMERSR_COMFYUI_PYTHON=/path/to/its/python pytest tests/test_comfyui.py
 
-It runs on the CPU in processes of its own, with a base directory of its own; nothing is written into its folder.
+ComfyUI runs on the CPU in its own process with a temporary base directory. Nothing is written into its folder.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from video_files import make_video
 
 COMFYUI = os.environ.get("TRANSFORMERSR_COMFYUI")
 PYTHON = os.environ.get("TRANSFORMERSR_COMFYUI_PYTHON", sys.executable)
-FOLDER = "Transformer-SR.v0.1-copy"  # with a space in it, ComfyUI itself would not find the pages of help
-needs_comfyui = pytest.mark.skipif(COMFYUI is None, reason="TRANSFORMERSR_COMFYUI does not name the folder of a ComfyUI")
+FOLDER = "Transformer-SR.v0.1-copy"  # no space: ComfyUI does not find the help pages of a folder with one
+needs_comfyui = pytest.mark.skipif(COMFYUI is None, reason="TRANSFORMERSR_COMFYUI is not set to a ComfyUI folder")
 
 
 class Server:
-    """A ComfyUI of our own, spoken to as its page does."""
+    """A ComfyUI process, used through its HTTP API as the web page does."""
 
     def __init__(self, base: Path):
         self.base = base
@@ -71,7 +71,7 @@ class Server:
         return json.loads(self.get(path))
 
     def post(self, path: str, content: dict) -> dict:
-        """The answer to a request, a refusal too."""
+        """Return the JSON answer to a request, including error answers."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", json.dumps(content).encode())
         request.add_header("Content-Type", "application/json")
         try:
@@ -91,10 +91,10 @@ class Server:
             if found := self.json(f"/history/{prompt}"):
                 return found[prompt]
             time.sleep(0.1)
-        raise AssertionError(f"nothing after {limit} s: {self.log.read_text()[-2000:]}")
+        raise AssertionError(f"no result after {limit} s: {self.log.read_text()[-2000:]}")
 
     def images(self, nodes: dict) -> list[Image.Image]:
-        """What the node `save` of a graph saves."""
+        """Run a graph and return the images that its node `save` wrote."""
         done = self.finish(self.start(nodes))
         assert done["status"]["status_str"] == "success", json.dumps(done["status"])[:2000]
         return [Image.open(self.base / "output" / image["subfolder"] / image["filename"]) for image in done["outputs"]["save"]["images"]]
@@ -102,7 +102,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
-    """A fresh base directory with our folder under an odd name, beside a pack that pushes its own `arch` and `utils` in front."""
+    """A base directory with our pack under an unusual name, next to a pack that puts its own `arch` and `upscale` first on sys.path."""
     base = tmp_path_factory.mktemp("base")
     pack = base / "custom_nodes" / FOLDER
     parts = ["__init__.py", "nodes.py", "pyproject.toml", "arch", "upscale", "weights", "locales", "web", "example_workflows", "subgraphs"]
@@ -110,11 +110,11 @@ def base(tmp_path_factory) -> Path:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         pack.mkdir(parents=True, exist_ok=True)
         copy(ROOT / name, pack / name)
-    rude = base / "custom_nodes" / "AAA_rude"
+    conflicting = base / "custom_nodes" / "AAA_conflicting"
     for name in ("arch", "upscale", "nodes", "models", "engine"):
-        (rude / name).mkdir(parents=True)
-        (rude / name / "__init__.py").write_text("raise RuntimeError('somebody else was imported')")
-    (rude / "__init__.py").write_text("import os, sys\nsys.path.insert(0, os.path.dirname(__file__))\nNODE_CLASS_MAPPINGS = {}\n")
+        (conflicting / name).mkdir(parents=True)
+        (conflicting / name / "__init__.py").write_text("raise RuntimeError('a module of another pack was imported')")
+    (conflicting / "__init__.py").write_text("import os, sys\nsys.path.insert(0, os.path.dirname(__file__))\nNODE_CLASS_MAPPINGS = {}\n")
 
     models = base / "models" / "upscale_models"
     models.mkdir(parents=True)
@@ -151,7 +151,7 @@ def graph(image: str = "image.png", **settings) -> dict:
 
 
 def expected(model: Path, path: Path) -> np.ndarray:
-    """What the network makes of an image as a whole, in 8 bits."""
+    """The network's result for a whole image, on the 8-bit scale."""
     image = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy()).permute(2, 0, 1)[None] / 255
     return (upscale(load_model(model), image)[0].permute(1, 2, 0) * 255).numpy()
 
@@ -179,13 +179,12 @@ def test_nodes_are_registered_with_names_and_tooltips(server):
 
 @needs_comfyui
 def test_help_pages_locales_and_examples_are_served(server):
-    folder = FOLDER
-    assert server.get(f"/extensions/{folder}/docs/{UPSCALE}/en.md").startswith(b"# Upscale (TransformerSR)")
+    assert server.get(f"/extensions/{FOLDER}/docs/{UPSCALE}/en.md").startswith(b"# Upscale (TransformerSR)")
     assert UPSCALE in server.json("/i18n")["zh"]["nodeDefs"]
     assert sorted(server.json("/workflow_templates")[FOLDER]) == [path.stem for path in EXAMPLES]
     for path in EXAMPLES:
-        assert server.json(f"/api/workflow_templates/{folder}/{quote(path.stem)}.json")["nodes"]
-        assert server.get(f"/api/workflow_templates/{folder}/{quote(path.stem)}.jpg")[:2] == b"\xff\xd8"
+        assert server.json(f"/api/workflow_templates/{FOLDER}/{quote(path.stem)}.json")["nodes"]
+        assert server.get(f"/api/workflow_templates/{FOLDER}/{quote(path.stem)}.jpg")[:2] == b"\xff\xd8"
 
 
 @needs_comfyui
@@ -227,7 +226,7 @@ def test_transparency_and_batches_are_kept(server):
 @pytest.mark.parametrize("loader", ["UpscaleModelLoader", LOADER])
 @pytest.mark.parametrize("name", ["older.pt", "newer.pth", "mine.safetensors"])
 def test_core_upscale_node_runs_original_and_own_checkpoints(server, loader, name):
-    if name == "mine.safetensors" and loader == "UpscaleModelLoader":  # core looks into its own folder only
+    if name == "mine.safetensors" and loader == "UpscaleModelLoader":  # the core loader searches only its own folder
         shutil.copy(server.base / "models" / "transformersr" / name, server.base / "models" / "upscale_models" / "copy.safetensors")
         name = "copy.safetensors"
     nodes = {
@@ -275,7 +274,7 @@ def test_mask_input_changes_the_result(server):
 def test_zero_size_is_rejected_before_execution(server):
     nodes = graph(size_by="width and height", width=0, height=0)
     answer = server.post("/prompt", {"prompt": {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}})
-    errors = answer["node_errors"]["up"]["errors"]  # the host says it once for every input that was looked at
+    errors = answer["node_errors"]["up"]["errors"]  # ComfyUI repeats it for every input it validated
     assert ["both 0" in error["details"] for error in errors] == [True] * len(errors) != []
 
 
@@ -318,7 +317,7 @@ def test_memory_error_names_the_node_input(server):
 
 @needs_comfyui
 def test_cancel_interrupts_a_running_image(server):
-    server.images(graph())  # loaded
+    server.images(graph())  # loads the model
     prompt = server.start(graph("large.png", size_by="factor", factor=16.0, memory_gb=2.0))
     time.sleep(2)
     begun = time.monotonic()

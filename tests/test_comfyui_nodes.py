@@ -1,4 +1,4 @@
-"""The ComfyUI nodes and their files, without ComfyUI: a stand-in takes its place."""
+"""The ComfyUI nodes and the files that come with them, without ComfyUI or with a stand-in for it."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ import importlib.util, sys
 spec = importlib.util.spec_from_file_location(sys.argv[2], sys.argv[1] + "/__init__.py")
 package = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
-assert not hasattr(package, "NODE_CLASS_MAPPINGS"), "nodes without ComfyUI"
-assert "torch" not in sys.modules, "importing the package costs something"
+assert not hasattr(package, "NODE_CLASS_MAPPINGS"), "nodes are defined without ComfyUI"
+assert "torch" not in sys.modules, "importing the package imports torch"
 assert package.Upscaler.__name__ == "Upscaler"
 """
 
@@ -104,13 +104,13 @@ def test_blueprints_contain_our_node_and_a_description(path):
 
 
 def test_requirements_do_not_touch_pytorch():
-    """ComfyUI-Manager and comfy-cli install from this file; without it comfy-cli's `--fast-deps` would read PyTorch in pyproject.toml."""
+    """ComfyUI-Manager and comfy-cli install from this file. Without it comfy-cli's `--fast-deps` installs PyTorch from pyproject.toml."""
     lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and not line.startswith("#")]
     assert lines == ["einops", "safetensors"]
 
 
 def test_registry_archive_has_no_code_that_its_scanner_flags():
-    """It holds back packs for network calls and for starting programs; what we have of that does not go into the archive."""
+    """The scanner holds back packs that open connections or start programs; such files of ours are excluded from the archive."""
     command = ["git", "ls-files", "--cached", "*.py"]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     ignored = subprocess.run(
@@ -135,7 +135,7 @@ def nodes(tmp_path, monkeypatch):
 
 @pytest.fixture
 def siblings(nodes, tmp_path) -> Path:
-    """A model and its crisp sibling, in the folder of the user's models."""
+    """A model and its crisp sibling in the user's model folder."""
     save_model(random_model(V2, seed=1), tmp_path / "models" / "mine-crisp.safetensors")
     return tmp_path / "models" / "mine.safetensors"
 
@@ -145,7 +145,7 @@ def random_image(height: int = 24, width: int = 32) -> torch.Tensor:
 
 
 def test_model_patcher_is_the_class_chosen_by_the_host(nodes, monkeypatch):
-    """A plain one among dynamic ones makes ComfyUI drop every other model from the device."""
+    """A plain patcher among dynamic ones makes ComfyUI unload every other model."""
     assert type(nodes.managed(random_model(V2))) is comfyui_standin.ModelPatcher
     host = sys.modules["comfy.model_patcher"]
     monkeypatch.setattr(host, "CoreModelPatcher", comfyui_standin.ModelPatcherDynamic, raising=False)
@@ -224,7 +224,7 @@ def test_invalid_crispness_is_rejected_before_execution(nodes, siblings, node):
     check = nodes.NODE_CLASS_MAPPINGS[node].VALIDATE_INPUTS
     assert check(model_name=siblings.name, crispness=1.0) is True
     assert check(model_name="mine-crisp.safetensors", crispness=0.0) is True
-    assert check(model_name=None, crispness=0.5) is True  # the model comes from another node
+    assert check(model_name=None, crispness=0.5) is True  # the model name comes from another node
     assert "crispness is 1.5; expected a number from 0 to 1" in check(model_name=siblings.name, crispness=1.5)
     refusal = check(model_name="mine-crisp.safetensors", crispness=0.5)
     assert re.fullmatch(

@@ -1,4 +1,4 @@
-"""Killed processes, full disks, lost permissions, two writers at once: no file is half written and no work is lost."""
+"""Killed processes, full disks, lost permissions, concurrent writers: no file is half-written and no work is lost."""
 
 from __future__ import annotations
 
@@ -36,53 +36,53 @@ from random_models import V2, random_model
 from short_runs import X2_SETTINGS, at_step, read_state
 from synthetic_images import synthetic_image
 
-LEFT = ".transformersr-*.part"
+PART_FILES = ".transformersr-*.part"
 
-forks = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="forks, and /proc and resource limits as Linux has them")
+forks = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs fork and Linux resource limits")
 
 
 @pytest.fixture
 def jobs(tmp_path):
-    """Two small images to upscale, into a folder that is there."""
+    """Jobs for two small images; the output folder exists."""
     (tmp_path / "out").mkdir()
     for index in range(2):
         synthetic_image(index, 8).save(tmp_path / f"{index}.png")
     return [Job(tmp_path / f"{index}.png", tmp_path / "out" / f"{index}.png") for index in range(2)]
 
 
-def contents(folder):
-    """Bytes of all files below a folder that are not hidden."""
+def read_files(folder):
+    """Name and content of all files below a folder that are not hidden."""
     return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name[0] != "."}
 
 
 # --- kills ---------------------------------------------------------------------------------------
 
 
-def start(work, before=lambda: None):
-    """Have some work done in a process of its own."""
+def fork(function, before=lambda: None):
+    """Run a function in a forked process and return its id."""
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
             before()
-            work()
+            function()
             code = 0
         finally:
             os._exit(code)
     return pid
 
 
-def ended(pid):
-    """How a process ended: 0, 1 for an error, or less than 0 for the signal that killed it."""
+def wait_for(pid):
+    """Wait for a process and return its exit code, negative for the signal that killed it."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def kill_at(event):
-    """Have this process killed when it opens or renames a file aside for this time."""
-    numbers = itertools.count()
+    """Kill this process at the opening or renaming of a temporary file that has this number."""
+    counter = itertools.count()
 
     def hook(name, args):
-        if name in ("open", "os.rename") and str(args[0]).endswith(".part") and next(numbers) == event:
+        if name in ("open", "os.rename") and str(args[0]).endswith(".part") and next(counter) == event:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
@@ -92,19 +92,19 @@ def kill_at(event):
 def test_upscaling_killed_at_any_write_resumes_to_the_same_bytes(jobs, tmp_path):
     upscaler, out = Upscaler(random_model(V2)), tmp_path / "out"
     run_jobs(jobs, upscaler)
-    whole = contents(out)
+    expected = read_files(out)
     for event in itertools.count():
         shutil.rmtree(out)
         out.mkdir()
-        code = ended(start(lambda: run_jobs(jobs, upscaler), before=lambda event=event: kill_at(event)))
-        assert contents(out).items() <= whole.items()
+        code = wait_for(fork(lambda: run_jobs(jobs, upscaler), before=lambda event=event: kill_at(event)))
+        assert read_files(out).items() <= expected.items()
         if code == 0:
             break
         assert code == -signal.SIGKILL
-        assert len(list(out.glob(LEFT))) == len(list(out.glob(".*"))) <= 1
+        assert len(list(out.glob(PART_FILES))) == len(list(out.glob(".*"))) <= 1
         run_jobs(jobs, upscaler, resume=True)
-        assert contents(out) == whole
-    assert event >= 2 * 4  # made, written, brought to disk, renamed
+        assert read_files(out) == expected
+    assert event >= 2 * 4  # created, written, synced, renamed
 
 
 @forks
@@ -113,14 +113,14 @@ def test_training_killed_while_saving_resumes_to_the_same_weights(folder, tmp_pa
     train(config, folder, tmp_path / "straight")
     for event in (9, 22):
         run = tmp_path / str(event)
-        assert ended(start(lambda run=run: train(config, folder, run), before=lambda event=event: kill_at(event))) == -signal.SIGKILL
+        assert wait_for(fork(lambda run=run: train(config, folder, run), before=lambda event=event: kill_at(event))) == -signal.SIGKILL
         for path in run.glob("*.safetensors"):
             load_model(path)
         train(config, folder, run, resume=True)
         for name in ("best.safetensors", "last.safetensors"):
-            one, other = (read_checkpoint(place / name) for place in (tmp_path / "straight", run))
-            assert one.metadata == other.metadata
-            assert all(torch.equal(one.weights[key], other.weights[key]) for key in one.weights)
+            expected, result = (read_checkpoint(run_folder / name) for run_folder in (tmp_path / "straight", run))
+            assert expected.metadata == result.metadata
+            assert all(torch.equal(expected.weights[key], result.weights[key]) for key in expected.weights)
 
 
 @forks
@@ -133,15 +133,15 @@ def test_leftover_part_files_are_hidden_and_later_removed(tmp_path):
             aside.write_text("ne")
             os.kill(os.getpid(), signal.SIGKILL)
 
-    assert ended(start(die)) == -signal.SIGKILL
-    (left,) = tmp_path.glob(".*")
+    assert wait_for(fork(die)) == -signal.SIGKILL
+    (leftover,) = tmp_path.glob(".*")
     for age, kept in ((0, True), (7200, False)):
-        atomic._remove_abandoned.cache_clear()  # done once in a process
-        os.utime(left, (left.stat().st_atime, left.stat().st_mtime - age))
+        atomic._remove_abandoned.cache_clear()  # cleanup runs once per process
+        os.utime(leftover, (leftover.stat().st_atime, leftover.stat().st_mtime - age))
         with write_aside(target) as aside:
             assert target.read_text() in ("old", "new")
             aside.write_text("new")
-        assert left.exists() == kept
+        assert leftover.exists() == kept
     assert target.read_text() == "new"
 
 
@@ -154,20 +154,20 @@ def test_concurrent_conversions_leave_one_complete_file(tmp_path):
     reading, writing = os.pipe()
     for convert in [lambda: convert_file(source, target), lambda: as_safetensors(source)] * 3:
         target.unlink(missing_ok=True)
-        both = [start(convert, before=lambda: os.read(reading, 1)) for _ in range(2)]
+        both = [fork(convert, before=lambda: os.read(reading, 1)) for _ in range(2)]
         os.write(writing, b"go")
-        assert [ended(pid) for pid in both] == [0, 0]
+        assert [wait_for(pid) for pid in both] == [0, 0]
         found = read_checkpoint(target).weights
         assert all(torch.equal(found[name], expected[name]) for name in expected)
-        assert not list(tmp_path.glob(LEFT))
+        assert not list(tmp_path.glob(PART_FILES))
 
 
-# --- disks and rights ----------------------------------------------------------------------------
+# --- disks and permissions -----------------------------------------------------------------------
 
 
 @contextmanager
-def largest_file(size):
-    """No file may become larger: what is beyond it fails as on a full disk, in the middle of a write."""
+def limit_file_size(size):
+    """Limit the size of files: a write beyond it fails halfway, as on a full disk."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -179,7 +179,7 @@ def largest_file(size):
 
 
 def writers(folder, path):
-    """Everything of ours that writes files, as functions of a path."""
+    """Yield every kind of file that we write: a path and a function that writes it."""
     image, model = read_image(folder / "0.png"), random_model(V2)
     run = RunState.start(from_values({**X2_SETTINGS, "seed": 1}), torch.device("cpu"))
     for suffix in FORMATS:
@@ -196,21 +196,21 @@ def test_failed_write_raises_oserror_and_keeps_the_old_file(folder, tmp_path, ti
         size = path.stat().st_size
         path.write_text("old")
         for limit in (0, 1, size // 3, size - 1):
-            with largest_file(limit), pytest.raises(OSError):
+            with limit_file_size(limit), pytest.raises(OSError):
                 write(path)
-            assert contents(tmp_path) == {path.name: b"old"}, path
+            assert read_files(tmp_path) == {path.name: b"old"}, path
             assert not list(tmp_path.glob(".*"))
         path.unlink()
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """A disk of 4 MiB."""
+    """A mounted disk of 4 MiB."""
     (tmp_path / "disk").mkdir()
     mount = shutil.which("mount")
-    done = mount and subprocess.run([mount, "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path / "disk"], capture_output=True, check=False)
-    if not done or done.returncode:
-        pytest.skip("no right to mount a disk")
+    result = mount and subprocess.run([mount, "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path / "disk"], capture_output=True, check=False)
+    if not result or result.returncode:
+        pytest.skip("mounting a disk needs root")
     yield tmp_path / "disk"
     subprocess.run(["umount", tmp_path / "disk"], check=True)
 
@@ -227,7 +227,7 @@ def test_training_survives_a_full_disk_and_saves_when_space_returns(folder, disk
     assert read_state(disk / "run")["progress"]["step"] == 4
     records = [json.loads(line) for line in (disk / "run" / "train.jsonl").read_text().splitlines()]
     assert records[-1]["step"] == 4
-    assert not list(disk.rglob(LEFT))
+    assert not list(disk.rglob(PART_FILES))
 
 
 def test_unsaved_best_weights_do_not_block_later_ones(folder, tmp_path, monkeypatch, tiny_network):
@@ -256,7 +256,7 @@ def test_unsaved_best_weights_do_not_block_later_ones(folder, tmp_path, monkeypa
 def test_partial_log_line_is_removed(tmp_path):
     path = tmp_path / "train.jsonl"
     monitoring._append(path, {"step": 1})
-    with largest_file(path.stat().st_size + 4), pytest.raises(OSError):
+    with limit_file_size(path.stat().st_size + 4), pytest.raises(OSError):
         monitoring._append(path, {"step": 2})
     monitoring._append(path, {"step": 3})
     assert [record["step"] for record in read_records(path)] == [1, 3]
@@ -264,33 +264,30 @@ def test_partial_log_line_is_removed(tmp_path):
 
 @forks
 def test_folder_made_read_only_fails_only_the_images_after_it():
-    place = Path(tempfile.mkdtemp())
-    place.chmod(0o755)
-    (place / "in").mkdir()
-    (place / "out").mkdir()
-    jobs = [Job(place / "in" / f"{index}.png", place / "out" / f"{index}.png") for index in range(3)]
+    root = Path(tempfile.mkdtemp())
+    root.chmod(0o755)
+    (root / "in").mkdir()
+    (root / "out").mkdir()
+    jobs = [Job(root / "in" / f"{index}.png", root / "out" / f"{index}.png") for index in range(3)]
     for job in jobs:
         synthetic_image(0, 16).save(job.source)
     upscaler = Upscaler(random_model(V2))
 
-    def take_the_right(index, share):
+    def make_read_only(index, share):
         if index == 1:
-            (place / "out").chmod(0o500)
+            (root / "out").chmod(0o500)
 
-    def without_rights():
-        os.chown(place / "out", 65534, -1)
-        os.setuid(65534)  # nobody: root may write everywhere
+    def drop_privileges():
+        os.chown(root / "out", 65534, -1)
+        os.setuid(65534)  # the user nobody; root ignores permissions
 
     def work():
-        (first, second) = run_jobs(jobs, upscaler, on_progress=take_the_right)
+        (first, second) = run_jobs(jobs, upscaler, on_progress=make_read_only)
         assert [first.source, second.source] == [job.source for job in jobs[1:]]
         assert first.reason == f"[Errno 13] Permission denied: '{jobs[1].target}'"
 
-    assert ended(start(work, before=without_rights if os.geteuid() == 0 else lambda: None)) == 0
-    (place / "out").chmod(0o700)
-    assert list(contents(place / "out")) == ["0.png"]
-    assert not list(place.rglob(".*"))
-    shutil.rmtree(place)
-
-
-# --- memory --------------------------------------------------------------------------------------
+    assert wait_for(fork(work, before=drop_privileges if os.geteuid() == 0 else lambda: None)) == 0
+    (root / "out").chmod(0o700)
+    assert list(read_files(root / "out")) == ["0.png"]
+    assert not list(root.rglob(".*"))
+    shutil.rmtree(root)

@@ -20,8 +20,8 @@ from training_crops import make_crops
 
 # --- nothing is shifted --------------------------------------------------------------------------
 #
-# On a ramp, value and place are one: where a small pixel lies is read off its value. A ramp and its mirror image tell a shift, which has
-# opposite signs in them, from a change of brightness, which does not.
+# On a ramp the value of a pixel gives its position. A ramp and its mirror image distinguish a shift, which has opposite signs in them,
+# from a change of brightness, which does not.
 
 SLOPE = 2
 
@@ -30,14 +30,14 @@ def ramp(side):
     return np.repeat(np.broadcast_to(np.arange(side) * SLOPE, (side, side)).astype(np.uint8)[..., None], 3, 2)
 
 
-def shifts(small_of, side, scale, border):
-    """How far a way of downscaling moves things right and down, in sharp pixels, from its results on four ramps without their borders."""
+def measure_shift(small_of, side, scale, border):
+    """Measure the shift of a downscaling function to the right and down, in high-resolution pixels, on four ramps without their borders."""
     count = side // scale
     value = SLOPE * ((np.arange(count) + 0.5) * scale - 0.5)
     inner = slice(border, count - border)
 
     def error(turns):
-        """Of a ramp turned so often, and turned back."""
+        """Return the mean error on a ramp rotated by this many quarter turns."""
         small = np.asarray(small_of(Image.fromarray(np.ascontiguousarray(np.rot90(ramp(side), turns)))), np.float64)
         return (np.rot90(small, -turns) - value[:, None])[inner, inner].mean()
 
@@ -48,37 +48,37 @@ def shifts(small_of, side, scale, border):
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 def test_downscaling_filters_do_not_shift(method, scale):
     side = 120 // scale * scale
-    assert np.abs(shifts(lambda image: downscale(image, scale, method), side, scale, 4)).max() < 0.01
+    assert np.abs(measure_shift(lambda image: downscale(image, scale, method), side, scale, 4)).max() < 0.01
 
 
 @pytest.mark.parametrize("scale", [2, 3, 4])
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_do_not_shift(preset, scale):
-    """Blur, sharpening and every filter, one after another; noise and codecs, which are random, are left to the next test."""
+    """With blur, sharpening and every filter; noise and codecs are random and have the next test."""
     still = replace(PRESETS[preset], decoder=0.0, noise=0.0, codec=0.0, video=0.0, again=0.0)
     side = 120 // scale * scale
     for method in still.filters:
         for step in ({"blur": 0.0, "sharpen": 0.0}, {"blur": 1.0, "sharpen": 0.0}, {"blur": 0.0, "sharpen": 1.0}):
             steps = replace(still, filters=(method,), **step)
-            moved = shifts(lambda image, steps=steps: degrade(image, scale, steps, np.random.default_rng(4)), side, scale, 6)
+            moved = measure_shift(lambda image, steps=steps: degrade(image, scale, steps, np.random.default_rng(4)), side, scale, 6)
             assert np.abs(moved).max() < 0.01, (method, step)
 
 
-@pytest.mark.parametrize(("step", "most"), [("again", 0.01), ("decoder", 0.01), ("noise", 0.01), ("codec", 0.1)])
-def test_random_steps_do_not_shift_on_average(step, most):
-    """Each alone and always, over many draws. A codec rounds every draw of one image alike, so less of that averages out."""
+@pytest.mark.parametrize(("step", "limit"), [("again", 0.01), ("decoder", 0.01), ("noise", 0.01), ("codec", 0.1)])
+def test_random_steps_do_not_shift_on_average(step, limit):
+    """Each step alone, averaged over many seeds. A codec rounds all of them alike, so less of its error averages out."""
     steps = Degradation(tuple(FILTERS), quality=(98, 98), **{"formats": ("JPEG",), step: 1.0})
 
     def mean(image):
         return np.mean([np.asarray(degrade(image, 4, steps, np.random.default_rng(seed)), np.float64) for seed in range(48)], axis=0)
 
-    assert np.abs(shifts(mean, 120, 4, 4)).max() < most
+    assert np.abs(measure_shift(mean, 120, 4, 4)).max() < limit
 
 
 @pytest.mark.parametrize("size", [(120, 120), (121, 122), (122, 123), (123, 121)])
 @pytest.mark.parametrize("method", ["bicubic", "bilinear", "area"])
 def test_validation_pairs_are_not_shifted_at_any_size(size, method, tmp_path):
-    """Sizes that are no multiple of the scale are cut, never squeezed."""
+    """Sizes that are not a multiple of the scale are cropped, never resized."""
     width, height = size
 
     def small_of(image):
@@ -87,15 +87,15 @@ def test_validation_pairs_are_not_shifted_at_any_size(size, method, tmp_path):
         assert lq.shape[2:] == (30, 30)
         return (lq[0].permute(1, 2, 0) * 255).numpy()
 
-    def whole(image):
+    def padded(image):
         return small_of(Image.fromarray(np.pad(np.asarray(image), ((0, 3), (0, 3), (0, 0)), mode="edge")))
 
-    assert np.abs(shifts(whole, 120, 4, 4)).max() < 0.01
+    assert np.abs(measure_shift(padded, 120, 4, 4)).max() < 0.01
 
 
 @pytest.mark.parametrize("side", [101, 102, 103])
 def test_crops_are_not_shifted_at_any_image_size(side):
-    """Every small pixel is the mean of its sharp ones, up to the last whole one of the image."""
+    """Every low-resolution pixel is the mean of its high-resolution pixels, up to the last complete one."""
     crops = make_crops([TrainingImage("", np.asarray(synthetic_image(2, side)))])
     crops.preset = Degradation(("area",))
     for index in range(20):
@@ -132,7 +132,7 @@ def test_video_stills_keep_size_and_position_and_lose_quality():
     errors = [np.abs(np.asarray(result).astype(int) - np.asarray(source)).mean() for result in results]
     assert 0 < errors[0] < errors[1] < 30
     assert still(source, 1.0).tobytes() == results[1].tobytes()
-    assert np.abs(shifts(lambda image: still(image, 0.0), 120, 1, 4)).max() < 0.05
+    assert np.abs(measure_shift(lambda image: still(image, 0.0), 120, 1, 4)).max() < 0.05
 
 
 def test_video_preset_without_pyav_says_what_to_install(monkeypatch):

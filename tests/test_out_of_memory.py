@@ -23,11 +23,11 @@ from random_models import V2, random_model
 from short_runs import X2_SETTINGS, read_state
 
 
-def raising_at(monkeypatch, number, error):
-    """Have a network raise an error when it hands rows on for this time, once."""
+def raise_at(monkeypatch, number, error):
+    """Have a network raise an error once, at the row callback with this number."""
     numbers = itertools.count()
 
-    def failing(model, image, band_rows, *, on_rows, **options):
+    def stream_and_fail(model, image, band_rows, *, on_rows, **options):
         def rows(count):
             if next(numbers) == number:
                 raise error
@@ -35,7 +35,7 @@ def raising_at(monkeypatch, number, error):
 
         return stream(model, image, band_rows, on_rows=rows, **options)
 
-    monkeypatch.setattr(engine, "stream", failing)
+    monkeypatch.setattr(engine, "stream", stream_and_fail)
 
 
 FULL = [RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), RuntimeError("could not create a primitive"), MemoryError()]
@@ -46,7 +46,7 @@ def test_out_of_memory_at_any_band_gives_the_same_image(monkeypatch):
     model, image, calls = random_model(V2), torch.rand(1, 3, 24, 16), []
     expected = upscale(model, image, on_progress=lambda *call: calls.append(call))
     for number in range(len(calls)):
-        raising_at(monkeypatch, number, FULL[number % 3])
+        raise_at(monkeypatch, number, FULL[number % 3])
         assert (upscale(model, image) - expected).abs().max() <= 1e-5
     assert len(calls) > 5
 
@@ -96,8 +96,8 @@ def test_out_of_memory_in_any_micro_batch_repeats_the_step(folder, tmp_path, mon
         assert all(torch.allclose(found[name].float(), expected[name].float(), atol=2e-4) for name in expected)
 
 
-def group(root, path, version, limit, used, droppable):
-    """A control group in a tree as Linux shows it."""
+def write_cgroup(root, path, version, limit, used, droppable):
+    """Write the files of a control group as Linux shows them."""
     names = {
         1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
         2: ("memory.max", "memory.current", "inactive_file"),
@@ -120,11 +120,8 @@ def test_container_memory_limit_is_read_from_cgroups(tmp_path, membership, versi
     (tmp_path / "proc/self/cgroup").write_text(membership + "\n")
     assert room_in_container(tmp_path) is None
     unlimited = "max" if version == 2 else 2**63 - 4096
-    group(tmp_path, "", version, 2**30, 700, 200)
+    write_cgroup(tmp_path, "", version, 2**30, 700, 200)
     assert room_in_container(tmp_path) == 2**30 - 500
-    group(tmp_path, "a", version, 1000, 400, 100)
-    group(tmp_path, "a/b", version, unlimited, 5, 5)
+    write_cgroup(tmp_path, "a", version, 1000, 400, 100)
+    write_cgroup(tmp_path, "a/b", version, unlimited, 5, 5)
     assert room_in_container(tmp_path) == (700 if "a/b" in membership else 2**30 - 500)
-
-
-# --- gradients, cancelling -----------------------------------------------------------------------
