@@ -1,4 +1,4 @@
-"""Small images and PNG files for the tests of reading and writing."""
+"""Small images and PNG files for tests of reading and writing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def smooth(height: int = 48, width: int = 64) -> np.ndarray:
 
 
 def plain_png(samples: np.ndarray, interlaced: bool = False, extra: bytes = b"") -> bytes:
-    """A 16-bit PNG written straight from the specification, with filter 0."""
+    """Encode a 16-bit PNG directly from the specification, with filter 0."""
     passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
     parts = [samples[top::down, left::right].astype(">u2") for left, top, right, down in passes]
     data = b"".join(b"\0" + row.tobytes() for part in parts if part.size for row in part)

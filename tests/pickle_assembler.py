@@ -1,7 +1,7 @@
-"""Assemble pickles instruction by instruction, those that no honest program writes among them.
+"""Assemble pickles instruction by instruction, including malicious ones.
 
-`push_...` are the instructions that put one value on the pickle machine's stack. `ATTACKS` are pickles that would run code,
-`FALSE_SIZES` pickles that ask for far more memory than their file has bytes.
+`push_...` return the instructions that push one value onto the pickle machine's stack. `ATTACKS` are pickles that would run code.
+`FALSE_SIZES` are pickles that request far more memory than their file has bytes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def push_global(full: str) -> bytes:
-    """Push what a dotted name stands for."""
+    """Push the object with a dotted name."""
     module, _, attribute = full.rpartition(".")
     return f"c{module}\n{attribute}\n".encode()
 
@@ -26,7 +26,7 @@ def push_int(value: int) -> bytes:
 
 
 def push_tuple(*parts: bytes) -> bytes:
-    """Push a tuple of what the parts push."""
+    """Push a tuple of the values that the parts push."""
     return b"(" + b"".join(parts) + b"t"
 
 
@@ -51,7 +51,7 @@ def push_tensor(size: tuple[int, ...], stride: tuple[int, ...], of_storage: byte
 
 
 def write_checkpoint(path: Path, value: bytes, records: dict[str, bytes] | None = None, compression: int = zipfile.ZIP_STORED) -> Path:
-    """Write a PyTorch file whose one entry is what the instructions push."""
+    """Write a PyTorch file with one entry, the value that the instructions push."""
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("a/data.pkl", b"\x80\x02}" + push_text("x") + value + b"s.")
         for record, data in {"data/0": b"\0\0\0\0", "version": b"3", **(records or {})}.items():

@@ -1,4 +1,4 @@
-"""The original network written down plainly from its definition, to compare with; keys as in the author's older files."""
+"""A plain implementation of the original network for comparison, with the keys of the author's older files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def plain_v1(state: dict[str, Tensor], image: Tensor, heads: int, window: int) -> Tensor:
-    """`(b, 3, h, w)` with sides that are multiples of the window to `(b, 3, h * s, w * s)`."""
+    """Upscale `(b, 3, h, w)`, whose sides are multiples of the window, to `(b, 3, h * s, w * s)`."""
     pairs = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     x = torch.nn.functional.conv2d(image - 0.5, state["in_conv.weight"], state["in_conv.bias"], padding=1)
     x = rearrange(x, "b c h w -> b h w c")
@@ -52,7 +52,7 @@ def _channel(x: Tensor, part: dict[str, Tensor], heads: int, window: int) -> Ten
 
 
 def random_state(pairs: int, dim: int, scale: int, seed: int = 0) -> dict[str, Tensor]:
-    """Weights under the older keys, large enough that attention is far from uniform."""
+    """Random weights with the older keys, large enough for attention to be far from uniform."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int, size: float = 1.0, mean: float = 0.0) -> Tensor:
@@ -79,7 +79,7 @@ def random_state(pairs: int, dim: int, scale: int, seed: int = 0) -> dict[str, T
 
 
 def newer_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same weights under the author's newer keys."""
+    """Rename weights to the author's newer keys."""
     pairs = len({name.split(".")[1] for name in state if name.startswith("blocks.")})
     renamed = {}
     for name, value in state.items():

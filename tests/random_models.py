@@ -1,4 +1,4 @@
-"""Tiny random networks for the tests."""
+"""Tiny random networks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ V2 = TransformerSRConfig("v2", scale=2, embed_dim=16, num_heads=2, blocks="RWRCR
 
 
 def random_model(config: TransformerSRConfig, seed: int = 0, size: float = 0.05) -> TransformerSR:
-    """A network whose every parameter, those that start at zero too, does something."""
+    """Return a network in which every parameter has an effect, including those initialised to zero."""
     torch.manual_seed(seed)
     model = TransformerSR(config)
     with torch.no_grad():

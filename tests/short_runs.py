@@ -1,4 +1,4 @@
-"""Training runs of a few steps."""
+"""Settings for training runs of a few steps, and their saved state."""
 
 from __future__ import annotations
 

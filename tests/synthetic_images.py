@@ -1,4 +1,4 @@
-"""Synthetic images for the tests."""
+"""Synthetic images with flat areas and dark lines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from PIL import Image
 
 
 def synthetic_image(seed: int, size: int = 96) -> Image.Image:
-    """Coloured discs with dark outlines."""
+    """Draw coloured discs with dark outlines."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:size, :size]
     image = np.full((size, size, 3), rng.integers(150, 255, 3), np.float64)

@@ -1,4 +1,4 @@
-"""The documents: commands in them run or name what exists, links lead somewhere, figures are those of the files."""
+"""The documents: commands run or name what exists, links have targets, figures match the files."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ READMES = sorted(ROOT.glob("README*.md"))
 RUN = [*READMES, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 RUN.remove(ROOT / "docs" / "api.md")  # test_api_page.py runs that
 PAGES = [path for folder in ("", "docs", "weights", "examples", "benchmarks/results") for path in sorted((ROOT / folder).glob("*.md"))]
-OTHERS_OPTIONS = {"--extra-index-url", "--logdir", "--multi_gpu", "--no-deps", "--no-half", "--num_processes"}
-"""Options of other programs."""
+FOREIGN_OPTIONS = {"--extra-index-url", "--logdir", "--multi_gpu", "--no-deps", "--no-half", "--num_processes"}
+"""Options of other programs that the documents mention."""
 
 
-def name_of(path: Path) -> str:
+def relative_name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
@@ -43,7 +43,7 @@ def blocks(path: Path, language: str) -> list[str]:
 
 
 def commands(path: Path) -> list[list[str]]:
-    """Every line of the `sh` blocks of a page, in words."""
+    """Split every line of a page's `sh` blocks into words."""
     lines = chain.from_iterable(block.splitlines() for block in blocks(path, "sh"))
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
@@ -56,8 +56,8 @@ def without_blocks(path: Path) -> str:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A folder with what the documents speak of. Training is left out: it gives a random network at once."""
+def workspace(tmp_path, monkeypatch):
+    """A working directory with the files that the documents mention. Training is replaced: it saves a random network at once."""
 
     def train(config, data, out, resume=False):
         save_model(random_model(V2), out / "best.safetensors")
@@ -79,13 +79,13 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("path", RUN, ids=name_of)
-def test_commands_run(path, place):
+@pytest.mark.parametrize("path", RUN, ids=relative_name)
+def test_commands_run(path, workspace):
     for words in commands(path):
         while re.fullmatch(r"[A-Z_]+=.*", words[0]):
             words = words[1:]
         check = CHECKS.get(words[0])
-        assert check, f"{' '.join(words)}: no way of checking this command"
+        assert check, f"{' '.join(words)}: no check for this command"
         check(words[1:])
 
 
@@ -95,7 +95,7 @@ def run_transformersr(words: list[str]) -> None:
 
 
 def run_module(words: list[str]) -> None:
-    """`python FILE ...`, of which the file is looked for, and `python -m transformersr.training ...`."""
+    """Check `python FILE ...` and `python -m transformersr.training ...`: the file and its options exist, the command parses."""
     if words[:2] == ["-m", "transformersr.training"]:
         parse(words[2:])
     else:
@@ -104,7 +104,7 @@ def run_module(words: list[str]) -> None:
 
 
 def run_launcher(words: list[str]) -> None:
-    """`torchrun` and `accelerate launch`: the part of the command that is ours."""
+    """Check our part of a `torchrun` or `accelerate launch` command."""
     run_module(words[words.index("-m") :])
 
 
@@ -127,7 +127,7 @@ def check_pip(words: list[str]) -> None:
 
 
 def check_git(words: list[str]) -> None:
-    """One address everywhere, of a folder that `pip install` then names."""
+    """The same address everywhere; `pip install` names its folder."""
     assert words == ["clone", "https://github.com/OWNER/TransformerSR"]
 
 
@@ -149,33 +149,33 @@ CHECKS = {
 
 
 def parse(words: list[str]) -> None:
-    """Have click read a command of ours without running it. What it wants and a text leaves out may be missing."""
+    """Parse one of our commands without running it. Required parameters may be missing, as in text."""
     command = main.commands.get(words[0])
     assert command, f"transformersr {words[0]}: no such command"
-    with suppress(click.MissingParameter, click.exceptions.Exit):  # the latter after --help
+    with suppress(click.MissingParameter, click.exceptions.Exit):  # Exit comes from --help
         command.make_context(words[0], words[1:])
 
 
-@pytest.mark.parametrize("path", RUN, ids=name_of)
+@pytest.mark.parametrize("path", RUN, ids=relative_name)
 def test_commands_and_options_in_text_exist(path):
     spans = re.findall(r"`([^`\n]+)`", without_blocks(path))
     for span in spans:
         if re.match(r"transformersr [a-z]", span):
             parse(shlex.split(span.replace("COMMAND", "upscale"))[1:])
     named = set(re.findall(r"(?<!\S)--[a-z][\w-]+", " ".join(spans)))
-    assert named <= our_options() | OTHERS_OPTIONS
+    assert named <= our_options() | FOREIGN_OPTIONS
 
 
 def our_options() -> set[str]:
-    """Options of all commands of ours, and of the scripts that the hosts and developers run."""
+    """Return the options of all our commands and of the scripts that hosts and developers run."""
     parsed = (command.get_params(click.Context(command)) for command in main.commands.values())
     options = {name for parameter in chain.from_iterable(parsed) for name in (*parameter.opts, *parameter.secondary_opts)}
     scripts = [ROOT / "install.py", ROOT / "preload.py", *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "tests" / "long").glob("*.py")]
     return options | set(re.findall(r'"(--[\w-]+)"', "".join(script.read_text(encoding="utf-8") for script in scripts))) | {"--version"}
 
 
-@pytest.mark.parametrize("path", [path for path in RUN if blocks(path, "python")], ids=name_of)
-def test_python_examples_run(path, place):
+@pytest.mark.parametrize("path", [path for path in RUN if blocks(path, "python")], ids=relative_name)
+def test_python_examples_run(path, workspace):
     image = Image.open("image.png")
     names = {"image": image, "prompt": "", "pipeline": lambda prompt: SimpleNamespace(images=[image])}
     for block in blocks(path, "python"):
@@ -187,12 +187,12 @@ def test_python_examples_run(path, place):
 
 
 def anchors(path: Path) -> set[str]:
-    """What the headings of a page can be linked by, as GitHub names them."""
+    """Return the anchors of a page's headings as GitHub forms them."""
     titles = re.findall(r"^#+ (.+)$", without_blocks(path), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
-@pytest.mark.parametrize("path", PAGES, ids=name_of)
+@pytest.mark.parametrize("path", PAGES, ids=relative_name)
 def test_links_have_targets(path):
     for link in re.findall(r"\]\(([^)\s]+)\)", without_blocks(path)):
         if re.match(r"https?://", link):
@@ -203,7 +203,7 @@ def test_links_have_targets(path):
         assert not anchor or anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("path", PAGES, ids=name_of)
+@pytest.mark.parametrize("path", PAGES, ids=relative_name)
 def test_named_files_exist(path):
     folders = "|".join(folder.name for folder in ROOT.iterdir() if folder.is_dir() and folder.name not in ("build", "dist", "out", "runs"))
     for name in re.findall(rf"`((?:{folders})/[\w./-]*)`", without_blocks(path)):
@@ -214,7 +214,7 @@ def test_named_files_exist(path):
 
 
 def rows(path: Path) -> list[list[str]]:
-    """The rows of all tables of a page, their cells without links, emphasis and code marks."""
+    """Return the rows of all tables of a page, with links, emphasis and code marks removed from the cells."""
     lines = re.findall(r"^\| (.+) \|$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return [[re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", cell).strip("`* ") for cell in line.split(" | ")] for line in lines]
 
@@ -247,7 +247,7 @@ def test_size_table_matches_the_networks():
         assert dataclasses.replace(config, scale=4) == config  # the table says "at x4"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+@pytest.mark.parametrize("path", DOCUMENTS, ids=relative_name)
 def test_comparison_tables_match_the_latest_reports(path):
     """After a new report: `python benchmarks/reports.py HOLDOUT FOREIGN`."""
     text = path.read_text(encoding="utf-8")

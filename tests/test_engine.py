@@ -1,4 +1,4 @@
-"""The engine: the same result within any memory, sizes exact, failures met."""
+"""The engine: the same result with any memory budget, exact sizes, handled failures."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_smallest_budget_changes_only_the_band_height(config, monkeypatch):
     expected = upscale(model, image)
     least = Workload(config, 96, 40, 4).bytes_for(4)
     assert (upscale(model, image, memory=least) - expected).abs().max() <= 1e-5
-    assert bands == [96, 4, 4]  # both together, and each alone where they would not fit
+    assert bands == [96, 4, 4]  # both images together, then one by one because they do not fit
     with pytest.raises(MemoryBudgetError, match=r"40x96.*raise the budget"):
         upscale(model, image, memory=least - 1)
 
@@ -75,7 +75,7 @@ def test_omitted_side_keeps_the_aspect_ratio():
 
 
 class LivePeak(TorchDispatchMode):
-    """Most bytes that tensors made under it held at a time."""
+    """Record the peak memory of the tensors created while it is active."""
 
     def __init__(self):
         super().__init__()
@@ -112,13 +112,13 @@ def test_peak_memory_stays_below_the_estimate(config, band_rows):
     with LivePeak() as probe:
         torch.ones(8)
     if probe.live:
-        pytest.skip("PyTorch 2.1 does not say when a tensor's memory is given back")
+        pytest.skip("PyTorch 2.1 does not report when a tensor's memory is freed")
     model, image = TransformerSR(config).eval(), torch.rand(1, 3, 192, 64)
     with torch.inference_mode(), LivePeak() as memory:
         stream(model, image, band_rows, out=torch.empty(1, 3, 192 * config.scale, 64 * config.scale))
-    announced = Workload(config, 192, 64, 4).bytes_for(band_rows)
-    assert memory.peak <= announced
-    assert memory.peak > announced / 4  # the announcement means something
+    estimate = Workload(config, 192, 64, 4).bytes_for(band_rows)
+    assert memory.peak <= estimate
+    assert memory.peak > estimate / 4  # the estimate is not far too high
 
 
 def test_band_height_is_a_multiple_of_the_window_within_the_limit():
@@ -131,8 +131,8 @@ def test_band_height_is_a_multiple_of_the_window_within_the_limit():
     assert work.band_rows(work.bytes_for(72) - 1) == 64
 
 
-class Moves(TorchFunctionMode):
-    """Counts the rows of bands that go to each device by `Tensor.to`."""
+class CountMoves(TorchFunctionMode):
+    """Count the rows of bands that `Tensor.to` moves to each device."""
 
     def __init__(self):
         super().__init__()
@@ -147,11 +147,11 @@ class Moves(TorchFunctionMode):
 @pytest.mark.parametrize("config", [V1, V2])
 def test_features_can_be_offloaded_to_another_device(config):
     model, image, host = random_model(config), torch.rand(1, 3, 40, 24), torch.device("cpu", 0)
-    with torch.inference_mode(), Moves() as moves:
+    with torch.inference_mode(), CountMoves() as moves:
         kept = stream(model, image, 8, offload_device=host)
     assert moves.rows[host] >= 40
     assert moves.rows[image.device] >= 40  # and back
-    with torch.inference_mode(), Moves() as moves:
+    with torch.inference_mode(), CountMoves() as moves:
         assert torch.equal(kept, stream(model, image, 8))
     assert moves.rows[host] == 0
 
@@ -292,7 +292,7 @@ def test_untrained_bicubic_network_does_not_shift():
     result = upscale(model, ramp)[0, 0, 8:-8, 16:-16]
     centres = (torch.arange(64 * 4) + 0.5) / 4 - 0.5
     expected = (0.1 + 0.8 * centres / 63)[16:-16]
-    slope = 0.8 / 63 / 4  # of the ramp per result pixel
+    slope = 0.8 / 63 / 4  # change of the ramp per result pixel
     assert ((result - expected).abs().max() / slope) < 0.01
 
 
@@ -310,8 +310,8 @@ def test_float_resize_keeps_more_than_8_bits():
     assert len(np.unique(result.numpy())) > 256
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc alone is it known what it does with freed memory")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="tests how glibc reuses freed memory")
 def test_freed_memory_is_reused_by_the_next_layer():
     program = Path(__file__).parent / "programs" / "count_page_faults.py"
     done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 10_240  # pages that the system had to provide, of so many used in each of eight rounds
+    assert int(done.stdout) < 10_240  # new pages from the system; every one of the eight rounds uses as many

@@ -1,4 +1,4 @@
-"""A run's weights for others: as safetensors, in a host's folders, as ONNX."""
+"""Export of a run's weights: as safetensors, into a host's folder, as ONNX."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SETTINGS = {"size": "tiny", "init": "/home/someone/secret/x4-tiny.safetensors", 
 
 @pytest.fixture
 def run(tmp_path):
-    """The folder of a run that has saved its weights."""
+    """The folder of a run with saved weights."""
     run = tmp_path / "runs" / "anime lines"
     run.mkdir(parents=True)
     record = {"training": json.dumps({"step": 500, "scores": {"psnr_y": 30.0}, "settings": SETTINGS})}
@@ -33,7 +33,7 @@ def run(tmp_path):
     return run
 
 
-def training_of(path):
+def training_record(path):
     return json.loads(read_checkpoint(path).metadata["training"])
 
 
@@ -45,14 +45,14 @@ def test_export_writes_fp16_with_its_training_record_and_prints_the_checksum(run
     assert "at most" in error
     assert read_checkpoint(target).weights["conv_first.weight"].dtype == torch.float16
     assert load_model(target).config == V2
-    assert training_of(target)["scores"] == {"psnr_y": 30.0}
+    assert training_record(target)["scores"] == {"psnr_y": 30.0}
 
 
 def test_exported_files_contain_no_local_paths(run):
     exported = export_weights(run / "best.safetensors", run / "one.safetensors").path
-    assert training_of(exported)["settings"] == {**SETTINGS, "init": "x4-tiny.safetensors", "feature_file": "vgg19.pth"}
-    older = export_weights(run / "last.safetensors", run / "other.safetensors").path  # has no record of its own
-    assert training_of(older)["settings"]["preset"] == "clean"
+    assert training_record(exported)["settings"] == {**SETTINGS, "init": "x4-tiny.safetensors", "feature_file": "vgg19.pth"}
+    older = export_weights(run / "last.safetensors", run / "other.safetensors").path  # contains no training record
+    assert training_record(older)["settings"]["preset"] == "clean"
     assert b"secret" not in older.read_bytes()
 
 
@@ -93,7 +93,7 @@ def test_model_names_combine_scale_and_run_name(run):
 
 @pytest.fixture
 def hosts(tmp_path):
-    """Folders as ComfyUI and a WebUI have them."""
+    """Folders laid out like ComfyUI and a WebUI."""
     for folder in ("ComfyUI/comfy", "ComfyUI/models/upscale_models", "ComfyUI/output", "webui/modules", "webui/models/ESRGAN", "Images"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "webui" / "webui.py").touch()
@@ -110,7 +110,7 @@ def hosts(tmp_path):
         ".": "ComfyUI/models/upscale_models",
         "ComfyUI/models": "ComfyUI/models/upscale_models",
         "ComfyUI/models/upscale_models": "ComfyUI/models/upscale_models",
-        "Desktop": "Desktop/models/upscale_models",  # has no code of ComfyUI in it
+        "Desktop": "Desktop/models/upscale_models",  # contains no ComfyUI code
         "Desktop/models": "Desktop/models/upscale_models",
         "shared/models": "shared/models/upscale_models",
         "D": "D/ComfyUI_windows_portable/ComfyUI/models/upscale_models",
@@ -138,10 +138,10 @@ def test_installed_model_is_listed(hosts, run):
 
 def test_installing_keeps_other_files_and_is_idempotent(hosts, run):
     folder = hosts / "ComfyUI" / "models" / "upscale_models"
-    (folder / "x2-anime-lines.safetensors").write_bytes(b"another's")
+    (folder / "x2-anime-lines.safetensors").write_bytes(b"other weights")
     names = [install_weights(run / f"{one}.safetensors", folder, "x2-anime-lines").path.name for one in ("best", "best", "last", "best")]
     assert names == [f"x2-anime-lines-{number}.safetensors" for number in (2, 2, 3, 2)]
-    assert (folder / "x2-anime-lines.safetensors").read_bytes() == b"another's"
+    assert (folder / "x2-anime-lines.safetensors").read_bytes() == b"other weights"
     assert len(list(folder.iterdir())) == 3
 
 
@@ -157,7 +157,7 @@ def test_onnx_export_without_its_packages_says_what_to_install(run, monkeypatch)
 
 
 def test_onnx_model_matches_at_every_size(tmp_path):
-    """With plain and shifted windows, and two pixels of the image seen as one."""
+    """With plain and shifted windows at scale 1, where one feature covers 2x2 pixels."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason="ONNX is an extra")
     import onnx

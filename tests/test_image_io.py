@@ -16,7 +16,7 @@ from transformersr.upscale.transparency import bleed
 
 from image_files import SIGNATURE, chunk, chunks, image_data, noise, plain_png, smooth, write_and_read
 
-# Pixels
+# --- pixels --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
@@ -125,7 +125,7 @@ def test_nan_is_not_written(tmp_path, bits):
     assert list(tmp_path.iterdir()) == []
 
 
-# Transparency
+# --- transparency --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("transparency", [1, bytes([255, 0, 128])])
@@ -187,7 +187,7 @@ def test_transparency_is_flattened_onto_white_with_a_warning(tmp_path, caplog, s
     assert "on white" in caplog.text
 
 
-# Files that are refused, or half used
+# --- rejected files ------------------------------------------------------------------------------
 
 
 def test_first_frame_of_an_animation_is_read(tmp_path, caplog):
@@ -231,7 +231,7 @@ def test_missing_file_raises_file_not_found(tmp_path):
 def test_image_size_limit_comes_from_free_memory(tmp_path, monkeypatch):
     Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    monkeypatch.setattr(image_io, "BAND_PIXELS", 100)  # Pillow 9.5 asks at each band too, which otherwise is far below any limit
+    monkeypatch.setattr(image_io, "BAND_PIXELS", 100)  # Pillow 9.5 checks every band as well; normally bands are far below the limit
     assert read_image(tmp_path / "a.png").color.shape == (100, 100, 3)
     assert Image.MAX_IMAGE_PIXELS == 100
     monkeypatch.setattr(image_io, "SMALL_PIXELS", 9999)
@@ -245,7 +245,7 @@ def test_format_is_detected_from_content(tmp_path):
     assert read_image(tmp_path / "a.jpg").carried.format == "PNG"
 
 
-# Writing
+# --- writing -------------------------------------------------------------------------------------
 
 
 def test_unknown_suffix_error_lists_the_supported_ones(tmp_path):
@@ -300,7 +300,7 @@ def test_lazy_pil_image_is_read_from_its_stream():
     assert np.array_equal(to_pil(from_pil(Image.open(stream))), smooth())
 
 
-# Colour under transparency
+# --- colour under transparency -------------------------------------------------------------------
 
 
 def test_bleed_keeps_visible_pixels_and_fills_the_rest():

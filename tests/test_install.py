@@ -1,4 +1,4 @@
-"""`install.py`: silent where nothing is missing, and clear where something cannot be installed."""
+"""`install.py`: silent if nothing is missing, clear if something cannot be installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SCRIPT = Path(__file__).resolve().parent.parent / "install.py"
 
 
 def install(cwd: Path, flags: tuple[str, ...] = (), path: str = ""):
-    """Run it as the hosts do: as a script, from anywhere."""
+    """Run install.py as the hosts do: as a script, from any folder."""
     environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()} | {"PYTHONPATH": path}
     command = [sys.executable, *flags, str(SCRIPT)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, timeout=60, check=False)

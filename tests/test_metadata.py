@@ -34,15 +34,15 @@ def exif(orientation: int = 1, **details: bytes) -> bytes:
 
 
 def png_with(path, *extra):
-    """A plain PNG with chunks behind its header."""
+    """Write a plain PNG with extra chunks after its header."""
     buffer = io.BytesIO()
     Image.new("RGB", (8, 6), (200, 90, 30)).save(buffer, "PNG")
     data = buffer.getvalue()
-    path.write_bytes(data[:33] + b"".join(chunk(*one) for one in extra) + data[33:])
+    path.write_bytes(data[:33] + b"".join(chunk(*parts) for parts in extra) + data[33:])
     return path
 
 
-# Prompts and workflows
+# --- prompts and workflows -----------------------------------------------------------------------
 
 
 def comfy_exif():
@@ -107,11 +107,11 @@ def test_text_that_a_format_cannot_store_is_reported(tmp_path, caplog):
     assert "'parameters', 'Comment', EXIF data" in caplog.text
 
 
-# Sizes and thumbnails
+# --- sizes and thumbnails ------------------------------------------------------------------------
 
 
-def thumbnailed(orientation=6, order="<"):
-    """EXIF of an image of 48x32: sizes in both directories, and a thumbnail."""
+def exif_with_thumbnail(orientation=6, order="<"):
+    """EXIF data of a 48x32 image, with its size in both directories and a thumbnail."""
     buffer = io.BytesIO()
     Image.new("RGB", (24, 16), "red").save(buffer, "JPEG")
 
@@ -136,7 +136,7 @@ def thumbnailed(orientation=6, order="<"):
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("order", "<>")
 def test_exif_sizes_are_updated_and_the_thumbnail_is_removed(tmp_path, suffix, order):
-    Image.new("RGB", (48, 32), "red").save(tmp_path / "a.jpg", exif=thumbnailed(order=order))
+    Image.new("RGB", (48, 32), "red").save(tmp_path / "a.jpg", exif=exif_with_thumbnail(order=order))
     read = Image.open(tmp_path / "a.jpg").getexif()
     assert read.get_ifd(ExifTags.IFD.IFD1)[0x0202] > 100
     small = read_image(tmp_path / "a.jpg")
@@ -153,7 +153,7 @@ def test_exif_sizes_are_updated_and_the_thumbnail_is_removed(tmp_path, suffix, o
 
 def test_exif_of_pil_results_is_updated():
     image = Image.new("RGB", (48, 32))
-    image.info["exif"] = thumbnailed(orientation=1)
+    image.info["exif"] = exif_with_thumbnail(orientation=1)
     large = to_pil(ImageData(np.zeros((64, 96, 3), np.float32), None, from_pil(image).carried))
     assert large.getexif().get_ifd(0x8769)[0xA002] == 96
     assert not large.getexif().get_ifd(ExifTags.IFD.IFD1)
@@ -166,18 +166,18 @@ def test_xmp_sizes_are_updated(tmp_path):
     assert result == b'<x tiff:ImageWidth="8" exif:PixelYDimension="6"/><tiff:ImageLength>6</tiff:ImageLength>'
 
 
-# Colour
+# --- colour --------------------------------------------------------------------------------------
 
 
 def as_srgb(path):
-    """The first pixel as a program with colour management shows it."""
+    """Return the first pixel as sRGB, converted with the embedded profile."""
     with Image.open(path) as image:
         profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
         return np.asarray(ImageCms.profileToProfile(image.convert("RGB"), profile, ImageCms.createProfile("sRGB")))[0, 0].astype(int)
 
 
 def p3_to_srgb(rgb):
-    """By Apple's and the W3C's matrix of Display P3 in sRGB's light."""
+    """Convert with the Display P3 to linear sRGB matrix published by Apple and the W3C."""
     matrix = np.array([[1.2249, -0.2247, 0], [-0.0420, 1.0419, 0], [-0.0197, -0.0786, 1.0979]])
     values = np.array(rgb) / 255
     light = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
@@ -241,7 +241,7 @@ def test_exif_adobe_rgb_becomes_an_icc_profile(tmp_path):
     exif[0x8769] = {0xA001: 0xFFFF, 0xA005: {1: "R03"}}
     Image.new("RGB", (8, 6), (0, 200, 0)).save(tmp_path / "a.jpg", exif=exif.tobytes(), quality=100)
     write_image(read_image(tmp_path / "a.jpg"), tmp_path / "b.png")
-    assert np.abs(as_srgb(tmp_path / "b.png") - [0, 201, 0]).max() <= 6  # beyond sRGB
+    assert np.abs(as_srgb(tmp_path / "b.png") - [0, 201, 0]).max() <= 6  # clipped to sRGB
 
 
 def test_icc_profile_that_is_not_written_is_reported(tmp_path, caplog):
@@ -257,8 +257,8 @@ def test_generated_icc_profiles_are_valid_and_keep_white(primaries, transfer):
         assert primaries == 1
         assert transfer == 13
         return
-    made = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    white = ImageCms.profileToProfile(Image.new("RGB", (1, 1), "white"), made, ImageCms.createProfile("sRGB"))
+    generated = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    white = ImageCms.profileToProfile(Image.new("RGB", (1, 1), "white"), generated, ImageCms.createProfile("sRGB"))
     assert min(white.getpixel((0, 0))) >= 254
 
 
@@ -269,7 +269,7 @@ def test_invalid_colour_chunks_are_ignored(tmp_path):
         write_image(source, tmp_path / "b.png")
 
 
-# What goes with the pixels
+# --- orientation, profiles, text -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -360,7 +360,7 @@ def test_parameters_become_the_exif_user_comment(tmp_path, suffix):
         read = Image.Exif()
         read.load(block)
         assert read.get_ifd(0x8769)[0x9286] == b"UNICODE\0" + "ねこ, cat".encode("utf-16-be")
-        assert read[0x010F] == "Camera"  # in use, so the workflow has no place
+        assert read[0x010F] == "Camera"  # in use, so the workflow cannot be stored here
 
 
 def test_existing_user_comment_is_kept(tmp_path):
@@ -407,7 +407,7 @@ def test_damaged_exif_does_not_prevent_writing(tmp_path):
         assert write_and_read(source, tmp_path / f"a.{suffix}").color.shape == (48, 64, 3)
 
 
-# Colour spaces
+# --- colour spaces -------------------------------------------------------------------------------
 
 
 def test_lab_with_an_icc_profile_becomes_srgb(tmp_path):

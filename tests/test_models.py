@@ -1,4 +1,4 @@
-"""Lists of models in a host's folders, and safetensors in place of pickled files."""
+"""Model lists of a host's folders, and conversion of pickled files to safetensors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from random_models import V2, random_model
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder as users have it: ours, the author's, others', and things that are no weights at all."""
+    """A model folder with our weights, original checkpoints, other networks, and files that are not weights."""
     author = random_state(pairs=1, dim=32, scale=2)
     (tmp_path / "anime").mkdir()
     save_model(random_model(V2), tmp_path / "anime" / "mine.safetensors")
@@ -46,11 +46,11 @@ def test_shipped_models_are_listed_first_and_foreign_files_not_at_all(folder):
 
 
 def test_listing_unpickles_nothing_and_is_cached(folder, monkeypatch):
-    monkeypatch.setattr(torch, "load", lambda *args, **options: pytest.fail("a list reads no weights"))
+    monkeypatch.setattr(torch, "load", lambda *args, **options: pytest.fail("listing read the weights"))
     first = own(folder)
-    looks = models._look_into.cache_info().misses
+    misses = models._look_into.cache_info().misses
     assert own(folder) == first
-    assert models._look_into.cache_info().misses == looks
+    assert models._look_into.cache_info().misses == misses
 
 
 def test_first_folder_wins_and_symlink_loops_end(folder, tmp_path_factory):
@@ -72,9 +72,9 @@ def test_damaged_file_with_our_name_is_listed_and_explained_on_use(folder):
 def test_labels_may_use_backslashes_and_unknown_ones_are_reported(folder):
     listed = list_models([folder])
     assert find_in_list("anime\\mine.safetensors", listed) == folder / "anime" / "mine.safetensors"
-    for nothing in ("", ".", "/"):
+    for label in ("", ".", "/"):
         with pytest.raises(FileNotFoundError):
-            find_in_list(nothing, listed)
+            find_in_list(label, listed)
     with pytest.raises(FileNotFoundError, match=r"gone\.pth: no TransformerSR model of this name; there are x4-tiny"):
         find_in_list("gone.pth", listed)
 
@@ -85,10 +85,10 @@ def test_first_use_converts_next_to_the_pickle_and_keeps_it(folder, name):
     converted = as_safetensors(folder / name)
     assert converted == (folder / name).with_suffix(".safetensors")
     assert (folder / name).read_bytes() == before
-    assert own(folder) == labels  # it is not listed twice
+    assert own(folder) == labels  # not listed twice
     written = converted.stat().st_mtime_ns
     assert as_safetensors(folder / name) == converted
-    assert converted.stat().st_mtime_ns == written  # nor made twice
+    assert converted.stat().st_mtime_ns == written  # not converted twice
     expected = load_model(folder / name).state_dict()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in load_model(converted).state_dict().items())
 
@@ -112,18 +112,18 @@ def test_conversion_never_overwrites_an_unrelated_file(folder):
 
 
 def test_read_only_folder_falls_back_to_the_cache(folder, monkeypatch):
-    beside = folder / "older.safetensors"
+    target = folder / "older.safetensors"
     convert = models.convert_file
 
-    def refuse(source, target, **options):
-        if target == beside:
-            raise PermissionError(13, "read-only", str(target))
-        convert(source, target, **options)
+    def refuse(source, path, **options):
+        if path == target:
+            raise PermissionError(13, "read-only", str(path))
+        convert(source, path, **options)
 
     monkeypatch.setattr(models, "convert_file", refuse)
     assert as_safetensors(folder / "older.pt", folder / "cache").parent == folder / "cache"
     assert as_safetensors(folder / "older.pt") == folder / "older.pt"
-    assert not beside.exists()
+    assert not target.exists()
 
 
 def test_pickle_named_safetensors_is_not_replaced(folder):

@@ -1,4 +1,4 @@
-"""The network does what its definition says."""
+"""The network matches its definition, in one piece and in bands."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_v1_matches_the_plain_definition(tmp_path, scale, window, height, width)
     state = random_state(pairs=2, dim=32, scale=scale)
     image = torch.rand(2, 3, height, width)
     expected = plain_v1(state, image, heads=4, window=window)
-    assert expected.std() > 0.05  # the comparison would see a difference
+    assert expected.std() > 0.05  # large enough for the comparison to detect a difference
     for index, tensors in enumerate((state, newer_keys(state))):
         path = tmp_path / f"transformerSR_b2_d32_w{window}_h4_{index}.safetensors"
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
@@ -71,12 +71,12 @@ def test_gram_matrix_attention_equals_channel_attention():
     attention = ChannelAttention(16, 2, correlation=True)
     torch.nn.init.normal_(attention.temperature)
     x = torch.randn(3, 6, 5, 16)
-    got = attention.mix(x, *attention.mixing(gram_matrix(x)))
+    result = attention.mix(x, *attention.mixing(gram_matrix(x)))
     q, k, v = attention.qkv(x.flatten(1, 2)).transpose(1, 2).unflatten(1, (3, 2, 8)).unbind(1)
     logits = torch.nn.functional.normalize(q, dim=-1) @ torch.nn.functional.normalize(k, dim=-1).transpose(-1, -2)
     mixed = (logits * attention.temperature[:, None, None]).softmax(-1) @ v
     expected = attention.proj(mixed.flatten(1, 2).transpose(1, 2)).unflatten(1, (6, 5))
-    assert torch.allclose(got, expected, atol=1e-5)
+    assert torch.allclose(result, expected, atol=1e-5)
 
 
 def test_shifted_windows_use_mirrored_padding():
@@ -105,7 +105,7 @@ def test_receptive_field_is_the_whole_image():
 
 def test_untrained_v2_network_is_close_to_bicubic():
     image = torch.rand(1, 3, 24, 24)
-    bicubic = torch.nn.functional.interpolate(image, scale_factor=4, mode="bicubic", antialias=True)  # with it, PyTorch takes a = -1/2
+    bicubic = torch.nn.functional.interpolate(image, scale_factor=4, mode="bicubic", antialias=True)  # antialias makes PyTorch use a = -1/2
     with torch.inference_mode():
         assert (TransformerSR(VARIANTS["tiny"])(image) - bicubic).abs().mean() < 0.1
 

@@ -1,4 +1,4 @@
-"""Optimisers: what Muon does to a matrix, and what is left to AdamW."""
+"""Optimisers: Muon's orthogonalized steps, and AdamW for the other parameters."""
 
 import copy
 
@@ -53,14 +53,14 @@ def test_restored_optimizer_continues_exactly():
 
     config = TrainConfig(learning_rate=1e-2)
     torch.manual_seed(0)
-    through = TransformerSR(SMALL)
-    optimizer = make_optimizer(through, config)
-    steps(through, optimizer, [1])
+    original = TransformerSR(SMALL)
+    optimizer = make_optimizer(original, config)
+    steps(original, optimizer, [1])
     resumed = TransformerSR(SMALL)
-    resumed.load_state_dict(through.state_dict())
-    again = make_optimizer(resumed, config)
-    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    steps(through, optimizer, [2])
-    steps(resumed, again, [2])
-    for one, other in zip(through.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(one, other)
+    resumed.load_state_dict(original.state_dict())
+    restored = make_optimizer(resumed, config)
+    restored.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    steps(original, optimizer, [2])
+    steps(resumed, restored, [2])
+    for expected, result in zip(original.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(expected, result)

@@ -1,4 +1,4 @@
-"""The wheel: complete, nothing beside the package, and enough to upscale an image. `make build` tries it in an empty place."""
+"""The wheel: complete, with nothing but the package, and able to upscale. `make build` also installs it in an empty environment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-pytest.importorskip("setuptools", minversion="77", reason="building needs setuptools 77, which pip fetches by itself")
+pytest.importorskip("setuptools", minversion="77", reason="building needs setuptools 77, which pip would install")
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = [
@@ -37,7 +37,7 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def unpacked(tmp_path_factory):
-    """The wheel's files, built from a copy of the sources."""
+    """The unpacked wheel, built from a copy of the sources."""
     source, wheel, unpacked = (tmp_path_factory.mktemp(name) for name in ("source", "wheel", "unpacked"))
     for name in NEEDED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -51,7 +51,7 @@ def unpacked(tmp_path_factory):
 def test_wheel_contains_the_whole_package_and_nothing_else(unpacked):
     package = unpacked / "transformersr"
     top = {path.name for path in unpacked.iterdir()}
-    assert {name.partition("-")[0] for name in top} == {"transformersr"}, "something would be installed beside the package"
+    assert {name.partition("-")[0] for name in top} == {"transformersr"}, "the wheel installs more than the package"
     expected = {
         path.relative_to(ROOT)
         for folder in ("arch", "upscale", "training", "weights")

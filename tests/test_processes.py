@@ -1,4 +1,4 @@
-"""Several processes share a folder and leave what one would have left."""
+"""Several processes share a folder and write the same files as one."""
 
 from __future__ import annotations
 
@@ -24,17 +24,15 @@ from transformersr.upscale.processes import Processes, SharingProcesses, check_c
 
 from random_models import V2, random_model
 
-needs_cpu_processes = pytest.mark.skipif(
-    not hasattr(torch.cpu, "set_device"), reason="accelerate's processes on CPUs need a PyTorch after 2.1"
-)
+needs_cpu_processes = pytest.mark.skipif(not hasattr(torch.cpu, "set_device"), reason="accelerate's CPU processes need PyTorch above 2.1")
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
-"""`accelerate launch`; the option does not ask whether there are GPUs, and without it there would be one process."""
-ONE_OF_TWO = Path(__file__).parent / "programs" / "upscale_and_die.py"
+"""`accelerate launch`; --multi_gpu works without GPUs, and without it only one process is started."""
+KILLED_PROCESS = Path(__file__).parent / "programs" / "upscale_and_die.py"
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Six images of several sizes, one of them below, and one that is none."""
+    """Six images of several sizes, one in a subfolder, and a file that is not an image."""
     (tmp_path / "in" / "deep").mkdir(parents=True)
     for index in range(6):
         Image.effect_noise((12 + 5 * index, 14), 60).convert("RGB").save(tmp_path / "in" / ("deep" if index == 3 else "") / f"{index}.png")
@@ -47,7 +45,7 @@ def arguments(folder, out):
     return ["upscale", str(folder), "-o", str(folder.parent / out), "-m", str(folder.parent / "model.safetensors"), "--device", "cpu"]
 
 
-def contents(folder):
+def read_files(folder):
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -59,7 +57,7 @@ def test_two_processes_give_the_same_files_and_output_as_one(folder):
     assert done.stdout == "6 of 7 images done\n"
     assert done.stderr.count("broken.png: not an image") == 1
     assert CliRunner().invoke(main, arguments(folder, "one")).stdout == done.stdout
-    assert contents(folder.parent / "two") == contents(folder.parent / "one")
+    assert read_files(folder.parent / "two") == read_files(folder.parent / "one")
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
@@ -71,7 +69,7 @@ def test_killed_process_does_not_hang_the_other_and_can_be_resumed(folder):
         port = free.getsockname()[1]
     run = [
         subprocess.Popen(
-            [sys.executable, str(ONE_OF_TWO), *arguments(folder, "out")],
+            [sys.executable, str(KILLED_PROCESS), *arguments(folder, "out")],
             env={**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
             stderr=subprocess.PIPE,
             text=True,
@@ -82,11 +80,11 @@ def test_killed_process_does_not_hang_the_other_and_can_be_resumed(folder):
     assert [process.returncode for process in run] == [1, -signal.SIGKILL]
     assert "another process ended" in errors[0]
     assert "Traceback" not in errors[0]
-    before = contents(folder.parent / "out")
-    assert len(before) == 4  # three of one process and the first of the other, none of them half
+    before = read_files(folder.parent / "out")
+    assert len(before) == 4  # three from one process and the first of the other, all complete
     assert CliRunner().invoke(main, [*arguments(folder, "out"), "--resume"]).exit_code == 0
     assert CliRunner().invoke(main, arguments(folder, "one")).exit_code == 0
-    assert contents(folder.parent / "out") == contents(folder.parent / "one")
+    assert read_files(folder.parent / "out") == read_files(folder.parent / "one")
 
 
 def test_images_are_shared_out_largest_first(tmp_path):
@@ -95,13 +93,13 @@ def test_images_are_shared_out_largest_first(tmp_path):
     (tmp_path / "none.png").touch()
     jobs = largest_first([Job(path, Path()) for path in sorted(tmp_path.iterdir())])
     assert [job.source.stem for job in jobs] == ["80", "40", "20", "10", "none"]
-    shares = [fake(rank, 2).share(jobs) for rank in (0, 1)]
+    shares = [make_process(rank, 2).share(jobs) for rank in (0, 1)]
     assert [job.source.stem for job in shares[0]] == ["80", "20", "none"]
     assert sorted(jobs, key=str) == sorted(shares[0] + shares[1], key=str)
 
 
-def fake(rank, count):
-    """One of several processes that has met none of the others."""
+def make_process(rank, count):
+    """One of several processes, without a connection to the others."""
     processes = SharingProcesses.__new__(SharingProcesses)
     processes.index, processes.count = rank, count
     processes._state = SimpleNamespace(local_process_index=rank)
@@ -109,11 +107,11 @@ def fake(rank, count):
 
 
 def test_each_process_gets_its_own_device(monkeypatch):
-    assert fake(1, 2).device("cpu") == "cpu"
+    assert make_process(1, 2).device("cpu") == "cpu"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [fake(rank, 3).device("auto") for rank in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
-    assert [fake(1, 2).device(name) for name in ("cuda", "cuda:0", "cpu", "mps")] == ["cuda:1", "cuda:0", "cpu", "mps"]
+    assert [make_process(rank, 3).device("auto") for rank in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert [make_process(1, 2).device(name) for name in ("cuda", "cuda:0", "cpu", "mps")] == ["cuda:1", "cuda:0", "cpu", "mps"]
     assert Processes().device("auto") == "auto"
 
 

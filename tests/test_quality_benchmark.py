@@ -1,4 +1,4 @@
-"""The quality benchmark, as far as it runs without other upscalers' packages."""
+"""The quality benchmark, without the packages of other upscalers."""
 
 from __future__ import annotations
 
@@ -81,15 +81,15 @@ def test_equal_rounded_values_share_first_place():
 # --- upscalers -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("swallows", [True, False])
+@pytest.mark.parametrize("crops_border", [True, False])
 @pytest.mark.parametrize("size", [(20, 24), (21, 25)])
-def test_padding_is_removed_exactly(swallows, size):
-    """A network that does nothing but double gives exactly the doubled image, whether or not it returns its border."""
+def test_padding_is_removed_exactly(crops_border, size):
+    """A network that repeats every pixel gives exactly the doubled image, whether or not it keeps the padding."""
     network = Ncnn("package", "file", 0, border=7, padding="reflect", multiple=4)
 
     def double(image):
         assert image.shape[2] % 4 == image.shape[3] % 4 == 14 % 4
-        image = image[..., 7:-7, 7:-7] if swallows else image
+        image = image[..., 7:-7, 7:-7] if crops_border else image
         return F.interpolate(image, scale_factor=2, mode="nearest")
 
     lq = to_tensor(synthetic_image(0, 32).crop((0, 0, *size)))
@@ -160,7 +160,7 @@ def test_benchmark_writes_a_report_and_a_sheet(folder, tmp_path, monkeypatch):
     assert str(folder) not in report
     assert str(tmp_path) not in report
     with Image.open(sheet) as image:
-        assert image.width == 5 * 52 - 4  # small, three upscalers, true
+        assert image.width == 5 * 52 - 4  # low resolution, three upscalers, ground truth
 
 
 def test_images_are_chosen_evenly(folder):
@@ -200,7 +200,7 @@ def test_gallery_shows_the_most_detailed_window():
     assert y > 0
     row = gallery_row(image, [Peer("bicubic", 2, resize_with("bicubic", 2))], 2, 32, margin=4)
     assert [cell.size for cell in row] == [(64, 64), (64, 64)]
-    assert np.abs(np.asarray(row[0], np.int16) - np.asarray(row[1], np.int16)).mean() < 30  # the same place
+    assert np.abs(np.asarray(row[0], np.int16) - np.asarray(row[1], np.int16)).mean() < 30  # the same window
 
 
 def test_every_foreign_image_has_an_author_and_a_licence():

@@ -1,4 +1,4 @@
-"""What a run is looked at by: its report and its strips."""
+"""The report and the strips of a training run."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ SCORES |= {"psnr_y": 0.0, "shift_x": None, "sharpness": 0.9, "color_shift": 0.4}
 BICUBIC = {**SCORES, "psnr_y": 26.78, "edge_psnr": 20.0, "shift_x": 0.0}
 
 
-def lines(records):
+def json_lines(records):
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
-def measured(*values):
-    """Records of validations with these values of PSNR-Y, every 20 steps from the start."""
+def validation_records(*values):
+    """Validation records with these PSNR-Y values, every 20 steps from step 0."""
     counts = {"better_on": 2, "measured_on": 3}
     return [{"step": 20 * index, "seconds": 200, **SCORES, **counts, "psnr_y": psnr} for index, psnr in enumerate(values)]
 
 
 @pytest.fixture
 def run(tmp_path):
-    """The folder of a run of 6 log lines and 4 validations, the third the best, killed while it wrote."""
+    """The folder of a run with 6 log lines and 4 validations, the third the best, killed while writing."""
     run = tmp_path / "x4 <mine>"
     run.mkdir()
     settings = {"size": "tiny", "scale": 4, "preset": "clean", "steps": 60, "edge_start": 0.5, "flat_weight": 0.25, "init": "a&b"}
@@ -58,9 +58,9 @@ def run(tmp_path):
     _, judged = discriminator_loss(UNetDiscriminator(4), torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16))
     figures = {"learning_rate": 1e-4, "gradient_norm": 0.1, "skipped": 2, **{name: float(value) for name, value in judged.items()}}
     log = [{"step": 10 * step, "seconds": step, "loss": 0.1 / step, **figures} for step in range(1, 7)]
-    validations = measured(28.0, 29.0, 30.28, 30.0)
-    (run / "train.jsonl").write_text(lines(log) + '{"step": 70, "lo')
-    (run / "validation.jsonl").write_text(lines(validations) + "{")
+    validations = validation_records(28.0, 29.0, 30.28, 30.0)
+    (run / "train.jsonl").write_text(json_lines(log) + '{"step": 70, "lo')
+    (run / "validation.jsonl").write_text(json_lines(validations) + "{")
     for step in (20, 40, 60):
         save_image(synthetic_image(step), run / "strips" / f"{step:07d}.png")
     return run
@@ -84,7 +84,7 @@ def test_report_rates_the_best_weights(run):
 
 
 def test_report_does_not_present_the_start_as_progress(run):
-    (run / "validation.jsonl").write_text(lines(measured(30.0, 29.0, 29.5)))
+    (run / "validation.jsonl").write_text(json_lines(validation_records(30.0, 29.0, 29.5)))
     (run / "best.safetensors").touch()
     page = write_report(run).read_text()
     assert "(step 0) are <strong>not better than a&amp;b on your images yet" in page
@@ -98,7 +98,7 @@ def test_report_shows_answers_before_charts(run):
     assert "Lines drawn better?" in first
     assert "<img" in first
     assert "<svg" not in first
-    assert len(re.findall("<svg", folded)) == 12  # eight of validation; loss, gradient, rate, discriminator twice
+    assert len(re.findall("<svg", folded)) == 12  # eight for validation; loss, gradient, learning rate, two for the discriminator
 
 
 def test_charts_show_gain_over_start_and_both_discriminator_curves(run):
@@ -120,7 +120,7 @@ def test_report_is_self_contained(run):
 
 
 @pytest.mark.parametrize("name", ["config.json", "run.json", "validation.jsonl", "train.jsonl", "strips"])
-@pytest.mark.parametrize("damage", ["missing", "torn", "of another kind"])
+@pytest.mark.parametrize("damage", ["missing", "truncated", "wrong type"])
 def test_report_skips_missing_or_damaged_files(run, name, damage):
     path = run / name
     if name == "strips":
@@ -128,7 +128,7 @@ def test_report_skips_missing_or_damaged_files(run, name, damage):
     text = path.read_bytes()
     path.unlink()
     if damage != "missing":
-        path.write_bytes(text[: len(text) // 2] if damage == "torn" else b'["no", 1]\n')
+        path.write_bytes(text[: len(text) // 2] if damage == "truncated" else b'["no", 1]\n')
     assert write_report(run).read_text().endswith("</html>\n")
 
 
@@ -146,7 +146,7 @@ def test_folder_without_a_run_is_rejected(tmp_path):
 
 def test_steps_repeated_after_a_resume_count_once(tmp_path):
     path = tmp_path / "train.jsonl"
-    path.write_text(lines([{"step": step, "loss": loss} for step, loss in ((1, 1), (2, 2), (3, 3), (2, 20), (3, 30))]))
+    path.write_text(json_lines([{"step": step, "loss": loss} for step, loss in ((1, 1), (2, 2), (3, 3), (2, 20), (3, 30))]))
     assert [(record["step"], record["loss"]) for record in read_records(path)] == [(1, 1), (2, 20), (3, 30)]
 
 
@@ -158,16 +158,16 @@ def test_step_with_a_loss_change_is_marked(run):
 @pytest.mark.parametrize("values", [[5.0], [0.0, 0.0], [1e-9, 2e-9], [float(value) for value in range(5000)]])
 def test_charts_stay_within_their_frame(values):
     svg = re.search("<svg.*</svg>", draw(Chart("a & b", {"one": list(enumerate(values))}, {"c<d": 3.0})))[0]
-    places = re.findall(r"[ML]([0-9.-]+) ([0-9.-]+)", ElementTree.fromstring(svg).find("g/path").get("d"))
-    assert 1 <= len(places) <= 300
-    assert all(58 <= float(x) <= 536 and 22 <= float(y) <= 194 for x, y in places)
+    points = re.findall(r"[ML]([0-9.-]+) ([0-9.-]+)", ElementTree.fromstring(svg).find("g/path").get("d"))
+    assert 1 <= len(points) <= 300
+    assert all(58 <= float(x) <= 536 and 22 <= float(y) <= 194 for x, y in points)
 
 
 def test_chart_without_points_is_not_drawn():
     assert draw(Chart("empty", {"one": []})) == ""
 
 
-# --- words ---------------------------------------------------------------------------------------
+# --- summary -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_forecast_includes_checkpoint_time(settings, words):
 def test_baseline_is_the_start_unless_bicubic_is_better():
     bicubic, start = {"psnr_y": 27.0}, {"psnr_y": 30.0}
     assert find_baseline("x4-tiny", start, bicubic) == Baseline("x4-tiny", start)
-    assert find_baseline("x4-tiny", {"psnr_y": 6.0}, bicubic).name == "bicubic"  # of another scale, without its last layer
+    assert find_baseline("x4-tiny", {"psnr_y": 6.0}, bicubic).name == "bicubic"  # weights of another scale, whose last layer is new
     assert find_baseline("none", start, bicubic).name == "bicubic"
     assert find_baseline("/runs/mine/best.safetensors", start, bicubic).name == "mine"
     assert find_baseline("C:\\mine\\lines.safetensors", start, bicubic).name == "lines"

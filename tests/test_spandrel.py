@@ -1,4 +1,4 @@
-"""spandrel, and every program that loads upscalers with it: no other network's detector takes our files, and ours takes them all."""
+"""spandrel and the programs that use it: only our own detector matches our files, and it matches all of them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ CONFIGS = [V1, V2, dataclasses.replace(V2, scale=1), dataclasses.replace(VARIANT
 @pytest.mark.parametrize("config", CONFIGS, ids=["v1", "v2", "v2-x1", "tiny-x3"])
 def test_no_other_detector_matches_our_keys(registry, config):
     state = TransformerSR(config).state_dict()
-    matching = {one.architecture.id for one in registry.architectures() if one.detect(state)}
+    matching = {entry.architecture.id for entry in registry.architectures() if entry.detect(state)}
     assert matching <= {"TransformerSR"}
-    assert len(registry.architectures()) > 20  # the detectors were there to match
+    assert len(registry.architectures()) > 20  # the built-in detectors are present
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_our_models_load_and_run(loader, config):
 @pytest.mark.parametrize("wrap", [False, True])
 def test_both_original_layouts_match_only_our_detector(registry, loader, layout, wrap):
     state = layout(random_state(pairs=1, dim=32, scale=2))
-    assert [one.architecture.id for one in registry.architectures() if one.detect(state)] == ["TransformerSR"]
+    assert [entry.architecture.id for entry in registry.architectures() if entry.detect(state)] == ["TransformerSR"]
     loaded = loader.load_from_state_dict({"params_ema": {f"module.{name}": tensor for name, tensor in state.items()}} if wrap else state)
     assert (loaded.architecture.id, loaded.scale, loaded.model.config.num_heads) == ("TransformerSR", 2, 16)
 

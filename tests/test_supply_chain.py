@@ -1,4 +1,4 @@
-"""What comes with the package is what was shipped, and nothing of ours calls out."""
+"""Shipped weights match their checksums, and the package makes no network connections."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_shipped_weights_match_their_checksums():
 
 @pytest.fixture
 def weights(tmp_path, monkeypatch):
-    """A copy of the shipped weights that takes their place."""
+    """A copy of the shipped weights, used in their place."""
     folder = Path(shutil.copytree(WEIGHTS, tmp_path / "weights")).resolve()
     monkeypatch.setattr(upscaling, "WEIGHTS", folder)
     return folder
@@ -44,11 +44,11 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("spoil", DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 @pytest.mark.parametrize("by_path", [False, True])
-def test_modified_shipped_weights_are_rejected(weights, spoil, by_path):
+def test_modified_shipped_weights_are_rejected(weights, damage, by_path):
     path = find_model("x4-tiny")
-    path.write_bytes(spoil(path.read_bytes()))
+    path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(CheckpointError, match=r"x4-tiny\.safetensors is not the file that came with the package.*install.*again"):
         find_model(path if by_path else "x4-tiny")
     assert find_model("x2-tiny").parent == weights
@@ -96,7 +96,7 @@ def test_network_block_raises_on_a_connection(tmp_path):
 
 
 def test_package_imports_no_network_modules():
-    """No module of the package imports what opens addresses, so the tests above cannot have missed a path through it."""
+    """No module of the package imports a network client, so no code path can have escaped the tests above."""
     modules = [path for folder in ("arch", "upscale", "training", "weights") for path in (ROOT / folder).rglob("*.py")]
     opening = re.compile(r"^\s*(?:import|from)\s+(?:urllib\.request|http\.client|requests|httpx|socket|huggingface_hub|torch\.hub)\b", re.M)
     assert not [path for path in [*modules, ROOT / "nodes.py", ROOT / "__init__.py"] if opening.search(path.read_text(encoding="utf-8"))]
@@ -106,11 +106,11 @@ def test_package_imports_no_network_modules():
 
 
 def test_oldest_pinned_versions_match_pyproject():
-    """`constraints-oldest.txt` pins what pyproject.toml promises; where it cannot, a comment there says why."""
-    announced = dict(re.findall(r'"([a-z]+)>=([0-9.]+)', (ROOT / "pyproject.toml").read_text(encoding="utf-8")))
+    """`constraints-oldest.txt` pins the minimum versions of pyproject.toml; a comment there explains each exception."""
+    declared = dict(re.findall(r'"([a-z]+)>=([0-9.]+)', (ROOT / "pyproject.toml").read_text(encoding="utf-8")))
     pinned = dict(re.findall(r"^([a-z]+)==([0-9.]+)", (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8"), re.M))
     for name in ("torch", "numpy", "pillow", "einops", "click", "tqdm", "accelerate", "tensorboard", "tomli"):
-        assert f"{pinned[name]}.0.0".startswith(f"{announced[name]}."), name
+        assert f"{pinned[name]}.0.0".startswith(f"{declared[name]}."), name
 
 
 def test_there_are_at_least_two_shipped_models():

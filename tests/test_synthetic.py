@@ -1,4 +1,4 @@
-"""The source of drawn images: reproducible, flat where it is flat, sharp where it is not."""
+"""Synthetic images: reproducible, with exactly flat areas and sharp edges."""
 
 import numpy as np
 import pytest
@@ -45,24 +45,24 @@ def test_most_neighbouring_pixels_are_equal(images):
 
 
 def test_edges_are_at_most_two_pixels_wide(images):
-    """Where an image changes much over four pixels, it mostly changes as much over two of them."""
-    kept = []
+    """Where an image changes a lot within four pixels, most of the change is within two of them."""
+    shares = []
     for image in images:
         light = image.mean(axis=-1)
         wide = np.abs(light[:, 4:] - light[:, :-4])
         narrow = np.max([np.abs(light[:, 2 + i : light.shape[1] - 2 + i] - light[:, i : light.shape[1] - 4 + i]) for i in range(3)], axis=0)
         if (wide > 60).any():
-            kept.append(np.mean(narrow[wide > 60] >= 0.9 * wide[wide > 60]))
-    assert len(kept) > len(images) / 2
-    assert np.mean(kept) > 0.75
+            shares.append(np.mean(narrow[wide > 60] >= 0.9 * wide[wide > 60]))
+    assert len(shares) > len(images) / 2
+    assert np.mean(shares) > 0.75
 
 
 def test_colours_cover_dark_light_and_many_hues(images):
-    every = np.concatenate([image.reshape(-1, 3) for image in images]).astype(int)
-    assert every.min() < 30
-    assert every.max() > 240
-    vivid = every[every.max(axis=1) - every.min(axis=1) > 60]
-    assert len(vivid) > 0.1 * len(every)
+    pixels = np.concatenate([image.reshape(-1, 3) for image in images]).astype(int)
+    assert pixels.min() < 30
+    assert pixels.max() > 240
+    vivid = pixels[pixels.max(axis=1) - pixels.min(axis=1) > 60]
+    assert len(vivid) > 0.1 * len(pixels)
     assert set(vivid.argmax(axis=1)) == {0, 1, 2}
 
 
@@ -82,7 +82,7 @@ def test_triangle_coverage_matches_supersampling():
 
 def test_invalid_font_file_is_named(tmp_path):
     broken = tmp_path / "letters.ttf"
-    broken.write_bytes(b"no font")
+    broken.write_bytes(b"not a font")
     for path in (broken, tmp_path / "missing.ttf"):
         with pytest.raises(ValueError, match=path.name):
             draw(np.random.default_rng(0), 64, [path])

@@ -1,4 +1,4 @@
-"""What the program around an upscaler has set stays out of its results, and a fork of it does not wait for ever."""
+"""Results do not depend on the PyTorch settings of the calling program, and a forked process does not hang."""
 
 from __future__ import annotations
 
@@ -47,22 +47,22 @@ def results(upscaler):
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_results_do_not_depend_on_torch_contexts(path, context):
     upscaler = Upscaler.from_pretrained(path, device="cpu", dtype="fp32")
-    wanted = results(upscaler)
+    expected = results(upscaler)
     with CONTEXTS[context]():
         loaded = Upscaler.from_pretrained(path, device="cpu", dtype="fp32")
         inside = results(upscaler), results(loaded)
-    for got in inside:
-        assert all(np.array_equal(one, two) for one, two in zip(got, wanted, strict=True))
+    for result in inside:
+        assert all(np.array_equal(a, b) for a, b in zip(result, expected, strict=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_results_do_not_depend_on_the_default_dtype(path, default_dtype, dtype):
     upscaler = Upscaler.from_pretrained(path, device="cpu", dtype="fp32")
-    wanted = results(upscaler)
+    expected = results(upscaler)
     default_dtype(dtype)
     loaded = Upscaler.from_pretrained(path, device="cpu", dtype="fp32")
-    for got in (results(upscaler), results(loaded)):
-        assert all(np.array_equal(one, two) for one, two in zip(got, wanted, strict=True))
+    for result in (results(upscaler), results(loaded)):
+        assert all(np.array_equal(a, b) for a, b in zip(result, expected, strict=True))
     assert torch.get_default_dtype() is dtype
 
 

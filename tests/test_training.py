@@ -1,4 +1,4 @@
-"""The trainer: what it shows the network, what it asks of it, and that a run can be stopped anywhere."""
+"""Losses, metrics, validation pairs and the configuration of training."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_sharpness_and_colour_shift_detect_changes():
     soft = torch.nn.functional.avg_pool2d(image, 3, 1, 1, count_include_pad=False)
     assert sharpness(image, image) == 1
     assert sharpness(soft, image) < 0.9
-    assert color_shift(soft, image) < 2  # a blur moves little colour from square to square
+    assert color_shift(soft, image) < 2  # a blur changes the colour of large areas little
     assert color_shift(image + 10 / 255, image) == pytest.approx(10, abs=1e-3)
 
 
@@ -91,7 +91,7 @@ def test_shift_of_a_flat_image_is_nan():
 
 
 def test_evaluation_pairs_are_not_shifted(tmp_path):
-    """Sizes that are no multiple of the scale are cut, never squeezed."""
+    """Sizes that are not a multiple of the scale are cropped, never resized."""
     synthetic_image(3, 203).save(tmp_path / "odd.png")
     for method in FILTERS:
         pair = make_pair(tmp_path / "odd.png", 4, method)

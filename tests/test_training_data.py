@@ -1,4 +1,4 @@
-"""The data side of the trainer: which images there are, where they are kept, and the crops that are made of them."""
+"""Training data: finding images and pairs, the image cache, and the crops."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from training_crops import make_crops
 
 @pytest.fixture(scope="module")
 def paired(tmp_path_factory):
-    """Six good pairs, and most of what can be wrong with one."""
+    """Six good pairs, and pairs with most of the possible faults."""
     folder = tmp_path_factory.mktemp("pairs")
     for index in range(6):
         save_pair(folder, f"deep/{index}", synthetic_image(index), downscale(synthetic_image(index), 4, "area"))
     save_pair(folder, "wrong size", synthetic_image(7), Image.new("RGB", (23, 24)))
-    save_pair(folder, "broken small", synthetic_image(8), Image.new("RGB", (24, 24)))
-    (folder / "lr" / "broken small.bmp").write_bytes(b"BM")
-    synthetic_image(9).save(folder / "hr" / "without small.png")
-    synthetic_image(10).save(folder / "lr" / "without sharp.png")
+    save_pair(folder, "broken lq", synthetic_image(8), Image.new("RGB", (24, 24)))
+    (folder / "lr" / "broken lq.bmp").write_bytes(b"BM")
+    synthetic_image(9).save(folder / "hr" / "without lq.png")
+    synthetic_image(10).save(folder / "lr" / "without gt.png")
     return folder
 
 
@@ -64,24 +64,24 @@ def test_crops_depend_only_on_seed_and_index_and_match_their_pair(folder):
     assert torch.equal(crops[17][0], lq)
     assert not torch.equal(crops[18][1], gt)
     box = torch.nn.functional.avg_pool2d(gt.float(), 4)
-    assert (box - lq).abs().mean() < 15  # the small crop is of the same place
+    assert (box - lq).abs().mean() < 15  # both crops show the same area
 
 
 def test_low_resolution_crops_equal_crops_of_the_downscaled_image():
-    """Filters see what lies around a crop, not its border."""
+    """Filters use the pixels around a crop instead of padding its border."""
     image = TrainingImage("", np.asarray(synthetic_image(0)))
     crops = make_crops([image])
     crops.preset = Degradation(("bicubic",))
-    whole = np.asarray(downscale(synthetic_image(0), 4, "bicubic"))
+    downscaled = np.asarray(downscale(synthetic_image(0), 4, "bicubic"))
     for index in range(10):
         place = crops.place(index)
         small, _ = crops._cut(place, np.random.default_rng(0))
         row, column = place.y // 4, place.x // 4
-        assert np.array_equal(small, whole[row : row + 8, column : column + 8])
+        assert np.array_equal(small, downscaled[row : row + 8, column : column + 8])
 
 
 def test_zoomed_out_crops_cover_a_larger_area():
-    """On a ramp down and a ramp across, a crop's values say where in the image it lies and how much of it there is."""
+    """On a vertical and a horizontal ramp, the values of a crop give its position and its size in the image."""
     slope = 2
     steps = np.arange(120) * slope
     pixels = np.stack([np.repeat(steps[:, None], 120, 1), np.repeat(steps[None], 120, 0), np.zeros((120, 120))], 2).astype(np.uint8)
@@ -126,10 +126,10 @@ def test_flat_crops_are_mostly_skipped():
     image[:, :64] = np.asarray(synthetic_image(0, 64)).repeat(4, axis=0)
     crops = make_crops([TrainingImage("", image)])
     detailed = sum(bool(crops[index][1].float().std() > 4) for index in range(60))
-    assert 35 < detailed < 60  # of all places, about a third
+    assert 35 < detailed < 60  # about a third of all positions have detail
 
 
-# --- files, pairs, drawings ----------------------------------------------------------------------
+# --- files, pairs, synthetic images --------------------------------------------------------------
 
 
 def test_split_follows_patterns_or_else_content_hashes(folder):
@@ -139,7 +139,7 @@ def test_split_follows_patterns_or_else_content_hashes(folder):
     by_hash = split_images(folder)
     assert len(by_hash.train) + len(by_hash.validation) == 6
     assert by_hash == split_images(folder)
-    assert by_hash == split_images(folder, validation=("made/for/others/*",))
+    assert by_hash == split_images(folder, validation=("another/folder/*",))
 
 
 def test_bad_images_are_skipped_and_reported(tmp_path, caplog):
@@ -153,10 +153,10 @@ def test_bad_images_are_skipped_and_reported(tmp_path, caplog):
     (tmp_path / "virus.exe.png").write_bytes(b"MZ" + bytes(1000))
     store = read_images(find_images(tmp_path), 32)
     assert len(store) == 5
-    said = {finding.path.name: finding for finding in store.findings}
-    assert {name for name, finding in said.items() if not finding.usable} == {"broken.png", "virus.exe.png", "small.png"}
+    findings = {finding.path.name: finding for finding in store.findings}
+    assert {name for name, finding in findings.items() if not finding.usable} == {"broken.png", "virus.exe.png", "small.png"}
     for name, words in {"print.tif": "CMYK", "deep.png": "16 bits", "moving.gif": "first", "clear.png": "transparent"}.items():
-        assert words in said[name].text
+        assert words in findings[name].text
     assert all(str(finding) in caplog.text for finding in store.findings)
 
 
@@ -173,10 +173,10 @@ def test_folder_without_usable_images_is_an_error(tmp_path):
 
 def test_mismatched_pairs_are_reported_and_the_rest_is_used(paired):
     split = split_images(paired, validation=("hr/deep/[01].png",))
-    assert not {path for path in split.train if path.parts[-2] == "lr" and path.name != "without sharp.png"}
+    assert not {path for path in split.train if path.parts[-2] == "lr" and path.name != "without gt.png"}
     store = read_images(split.train, 32, 4, split.partners)
     bad = {finding.path.name: finding.text for finding in store.findings}
-    assert set(bad) == {"wrong size.png", "broken small.png", "without small.png", "without sharp.png"}
+    assert set(bad) == {"wrong size.png", "broken lq.png", "without lq.png", "without gt.png"}
     assert "96x96 is not exactly 4 times 23x24" in bad["wrong size.png"]
     assert len(store) == 4
     report = check_images(paired, 32, 4, ("hr/deep/[01].png",))
@@ -188,7 +188,7 @@ def test_paired_crops_are_aligned_and_not_degraded(paired):
     crops = make_crops(read_images(split.train, 32, 4, split.partners), "scan")
     for index in range(12):
         lq, gt = crops[index]
-        assert (torch.nn.functional.avg_pool2d(gt.float(), 4) - lq).abs().max() <= 1  # rounded along rows, then columns
+        assert (torch.nn.functional.avg_pool2d(gt.float(), 4) - lq).abs().max() <= 1  # rounded along rows, then along columns
 
 
 def test_validation_uses_the_low_resolution_image_of_a_pair(paired):
@@ -215,7 +215,9 @@ def test_near_duplicates_are_reported_and_never_split_across_sets(tmp_path):
     assert len(report.train) + len(report.validation) == 11
     assert {finding.path.name: finding.usable for finding in findings} == {"one.png": False, "two.jpg": False}
     assert all("looks the same as" in finding.text and "measured on" in finding.text for finding in findings)
-    assert {path.name for path in split_images(tmp_path).validation} < {f"{seed}.png" for seed in range(2, 12)}  # chosen among the others
+    assert {path.name for path in split_images(tmp_path).validation} < {
+        f"{seed}.png" for seed in range(2, 12)
+    }  # chosen from the images without duplicates
     assert near_duplicates({tmp_path: 0, tmp_path / "flat": 0}) == []
     assert dhash(np.zeros((9, 9, 3), np.uint8)) == 0
 
@@ -283,7 +285,7 @@ def test_downscaled_copies_are_never_used_as_ground_truth(tmp_path, sharp, small
 
 
 def test_same_names_with_different_content_are_not_pairs(tmp_path):
-    """Frames of two videos of different size are numbered alike."""
+    """Frames of two videos of different size often have the same numbers."""
     for folder, side, first in (("one", 96, 0), ("two", 48, 10)):
         (tmp_path / folder).mkdir()
         for seed in range(5):
@@ -318,17 +320,17 @@ def test_synthetic_images_get_their_share_of_the_crops(folder):
     assert 35 < sum(crops.place(index).image.synthetic for index in range(100)) < 65
 
 
-# --- where images are kept ---------------------------------------------------------------------
+# --- image cache ---------------------------------------------------------------------------------
 
 
 def test_cache_file_holds_the_same_images_and_is_reused(paired, tmp_path, monkeypatch):
     split = split_images(paired, validation=("hr/deep/0.png",))
     options = {"smallest": 32, "scale": 4, "partners": split.partners, "synthetic": Synthetic(1, 64)}
     memory = read_images(split.train, **options)
-    kept = read_images(split.train, **options, cache=Cache(tmp_path / "cache"))
-    monkeypatch.setattr(image_cache, "in_order", lambda *_: None)  # nothing is read again
-    again = read_images(split.train, **options, cache=Cache(tmp_path / "cache"))
-    for store in (kept, again):
+    cached = read_images(split.train, **options, cache=Cache(tmp_path / "cache"))
+    monkeypatch.setattr(image_cache, "in_order", lambda *_: None)  # a second read would fail
+    reused = read_images(split.train, **options, cache=Cache(tmp_path / "cache"))
+    for store in (cached, reused):
         assert isinstance(store.images, MappedImages)
         assert (store.findings, store.hashes) == (memory.findings, memory.hashes)
         assert [image.name for image in store] == [image.name for image in memory]
@@ -345,20 +347,20 @@ def test_images_within_the_budget_are_kept_in_memory(folder, tmp_path):
     assert isinstance(read_images(paths, 32, cache=Cache(tmp_path, shared=True)).images, MappedImages)
 
 
-@pytest.mark.parametrize("harm", ["cut", "changed", "index", "touched", "settings"])
-def test_outdated_or_damaged_cache_is_rebuilt(folder, tmp_path, harm):
+@pytest.mark.parametrize("damage", ["cut", "changed", "index", "touched", "settings"])
+def test_outdated_or_damaged_cache_is_rebuilt(folder, tmp_path, damage):
     data = tmp_path / "data"
     shutil.copytree(folder, data)
     cache, smallest = Cache(tmp_path / "cache", shared=True), 32
     before = read_images(find_images(data), smallest, cache=cache)[0].gt.copy()
     file = next((tmp_path / "cache").glob("*.rgb"))
-    if harm == "cut":
+    if damage == "cut":
         file.write_bytes(file.read_bytes()[:-1])
-    elif harm == "changed":
+    elif damage == "changed":
         file.write_bytes(b"\x01\x02" + file.read_bytes()[2:])
-    elif harm == "index":
+    elif damage == "index":
         (tmp_path / "cache" / "images.json").write_text("{")
-    elif harm == "touched":
+    elif damage == "touched":
         os.utime(data / "3.png", (0, 0))
     else:
         smallest = 33
@@ -384,7 +386,7 @@ def test_workers_receive_a_path_instead_of_pixels(folder, tmp_path):
 
 @pytest.mark.parametrize("method", sorted({"fork", "spawn"} & set(multiprocessing.get_all_start_methods())))
 def test_crops_are_the_same_with_forked_and_spawned_workers(folder, tmp_path, method):
-    workers = 2 if method == "fork" else 1  # a spawned one takes seconds to start
+    workers = 2 if method == "fork" else 1  # a spawned worker takes seconds to start
     store = read_images(find_images(folder), 32, cache=Cache(tmp_path, shared=True), workers=2 if method == "fork" else 0)
     crops = make_crops(store, "web")
     loader = DataLoader(crops, batch_sampler=[range(4), range(4, 8)], num_workers=workers, multiprocessing_context=method)

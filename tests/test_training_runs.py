@@ -1,4 +1,4 @@
-"""Whole runs: what they leave behind, and that nothing is lost whatever ends or disturbs them."""
+"""Whole training runs: their files, resuming, several processes, faults, and the adversarial stage."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ GAN = {"gan_weight": 0.1, "gan_start": 1, "gan_ramp": 3, "gan_width": 4, "gan_r1
 
 
 def assert_same_state(one, other):
-    """Bytes of weights, averages and optimisers are equal."""
+    """Assert that weights, averages and optimiser states are bit-identical."""
     for part in set(one) - {"progress"}:
         torch.testing.assert_close(one[part], other[part], rtol=0, atol=0)
     assert one["progress"]["step"] == other["progress"]["step"]
 
 
-# --- what a run leaves ---------------------------------------------------------------------------
+# --- files of a run ------------------------------------------------------------------------------
 
 
 def test_run_writes_loadable_weights_and_metrics(folder, tmp_path):
@@ -79,7 +79,7 @@ def test_metrics_and_strips_are_logged_to_tensorboard(folder, tmp_path):
 
 
 def test_debug_recipe_beats_bicubic(folder, tmp_path):
-    """Its sixty small steps bring the network above bicubic on the images it sees."""
+    """Its sixty short steps bring the network above bicubic on its training images."""
     model = load_model(train(load_recipe("debug", trackers=[], preset="author"), folder, tmp_path / "run"))
     pair = make_pair(find_images(folder)[0], 2, "bicubic")
     with torch.inference_mode():
@@ -90,10 +90,11 @@ def test_debug_recipe_beats_bicubic(folder, tmp_path):
 def test_init_from_another_scale_keeps_the_body(folder, tmp_path):
     x4 = train(from_values({**SETTINGS, "steps": 1}), folder, tmp_path / "x4")
     net_g = networks.initial_network(from_values({**SETTINGS, "scale": 2, "init": str(x4)}))
-    given = load_model(x4)
+    original = load_model(x4)
     assert net_g.config.scale == 2
     assert all(
-        torch.equal(tensor, other) for tensor, other in zip(net_g.body.state_dict().values(), given.body.state_dict().values(), strict=True)
+        torch.equal(tensor, other)
+        for tensor, other in zip(net_g.body.state_dict().values(), original.body.state_dict().values(), strict=True)
     )
     with pytest.raises(ValueError, match="init"):
         networks.initial_network(from_values({**SETTINGS, "size": "base", "init": str(x4)}))
@@ -137,7 +138,7 @@ def test_resumed_run_is_still_compared_with_its_start_weights(folder, start, tmp
     assert Image.open(tmp_path / "run" / "strips" / "0000006.png").width > Image.open(tmp_path / "run" / "strips" / "0000000.png").width
 
 
-# --- the same weights by other ways --------------------------------------------------------------
+# --- settings that do not change the weights -----------------------------------------------------
 
 
 @pytest.mark.parametrize("setting", [{"micro_batch": 1}, {"gradient_checkpointing": True}, {"channels_last": True}])
@@ -150,9 +151,9 @@ def test_memory_settings_change_only_rounding(folder, tmp_path, setting):
 def test_gradient_checkpointing_saves_memory():
     config = from_values({**SETTINGS, "patch": 16})
     image = torch.zeros(1, 3, 16, 16)
-    plain, forgetful = networks.initial_network(config), networks.initial_network(config)
-    forgetful.gradient_checkpointing = True
-    assert networks.saved_bytes(forgetful, image) < 0.6 * networks.saved_bytes(plain, image)
+    plain, checkpointed = networks.initial_network(config), networks.initial_network(config)
+    checkpointed.gradient_checkpointing = True
+    assert networks.saved_bytes(checkpointed, image) < 0.6 * networks.saved_bytes(plain, image)
 
 
 def test_bf16_training_keeps_float32_weights(folder, tmp_path):
@@ -160,7 +161,7 @@ def test_bf16_training_keeps_float32_weights(folder, tmp_path):
     assert all(tensor.dtype != torch.bfloat16 for tensor in read_state(tmp_path / "run")["net_g"].values())
 
 
-@pytest.mark.skipif(not hasattr(torch.cpu, "set_device"), reason="accelerate's processes on CPUs need a PyTorch after 2.1")
+@pytest.mark.skipif(not hasattr(torch.cpu, "set_device"), reason="accelerate's CPU processes need PyTorch above 2.1")
 @pytest.mark.parametrize("more", [{}, GAN], ids=["pixels", "gan"])
 def test_two_processes_give_the_same_weights_as_one(folder, tmp_path, more):
     settings = {**SETTINGS, **more, "batch": 4}
@@ -177,7 +178,7 @@ def test_two_processes_give_the_same_weights_as_one(folder, tmp_path, more):
     assert len((tmp_path / "two" / "validation.jsonl").read_text().splitlines()) == 3
 
 
-# --- stopping and going on -----------------------------------------------------------------------
+# --- stopping and resuming -----------------------------------------------------------------------
 
 KILLED = Path(__file__).parent / "programs" / "train_and_die.py"
 
@@ -202,11 +203,11 @@ def test_stopped_and_finished_runs_print_the_command_to_continue(folder, tmp_pat
         at_step(patch, {4: lambda: signal.raise_signal(signal.SIGINT)})
         transformersr("train", folder, "--out", run, *options, "--trackers", "none")
     assert read_state(run)["progress"]["step"] == 5
-    stopped = pasted(caplog.text, "go on: transformersr")
+    stopped = logged_command(caplog.text, "go on: transformersr")
     assert stopped == ["train", "--resume", str(run)]
     transformersr(*stopped)
     assert read_state(run)["progress"]["step"] == 6
-    longer = pasted(caplog.text, "train longer.*?: transformersr")
+    longer = logged_command(caplog.text, "train longer.*?: transformersr")
     assert longer[:4] == ["train", "--resume", str(run), "--steps"]
     transformersr(*longer[:4], "8")
     assert read_state(run)["progress"]["step"] == 8
@@ -217,8 +218,8 @@ def transformersr(*words):
     CliRunner().invoke(main, [str(word) for word in words], catch_exceptions=False)
 
 
-def pasted(log, before):
-    """The words of the last command in a log that stands after a text."""
+def logged_command(log, before):
+    """Return the words of the last command in a log after the given text."""
     return shlex.split(re.findall(f"{before} (.*)", log)[-1])
 
 
@@ -245,11 +246,11 @@ def test_resume_with_another_network_is_rejected(folder, tmp_path):
         train(from_values({**SETTINGS, "scale": 2}), folder, tmp_path / "run", resume=True)
 
 
-# --- what goes wrong -----------------------------------------------------------------------------
+# --- faults --------------------------------------------------------------------------------------
 
 
-def broken_at(monkeypatch, *steps):
-    """The loss is not a number at these steps."""
+def nan_loss_at(monkeypatch, *steps):
+    """Make the loss NaN at these steps."""
     loss, seen = losses.edge_weighted_l1, iter(range(10**6))
 
     def broken(*args, **options):
@@ -259,7 +260,7 @@ def broken_at(monkeypatch, *steps):
 
 
 def test_non_finite_step_is_skipped_and_its_crops_are_named(folder, tmp_path, monkeypatch, caplog):
-    broken_at(monkeypatch, 2)
+    nan_loss_at(monkeypatch, 2)
     train(from_values(SETTINGS), folder, tmp_path / "run")
     saved = read_state(tmp_path / "run")
     assert saved["progress"]["skipped"] == 1
@@ -272,12 +273,12 @@ def test_non_finite_step_is_skipped_and_its_crops_are_named(folder, tmp_path, mo
 def test_ten_non_finite_steps_roll_back_once(folder, tmp_path, monkeypatch):
     train(from_values({**SETTINGS, "steps": 3}), folder, tmp_path / "run")
     good = read_state(tmp_path / "run")["net_g"]
-    broken_at(monkeypatch, *range(10))
+    nan_loss_at(monkeypatch, *range(10))
     train(from_values({**SETTINGS, "steps": 13}), folder, tmp_path / "run", resume=True)
     saved = read_state(tmp_path / "run")
     assert saved["progress"]["rolled_back"]
     assert all(torch.equal(good[name], saved["net_g"][name]) for name in good)
-    broken_at(monkeypatch, *range(10))
+    nan_loss_at(monkeypatch, *range(10))
     with pytest.raises(FloatingPointError, match="lower learning_rate"):
         train(from_values({**SETTINGS, "steps": 50}), folder, tmp_path / "run", resume=True)
     kept = read_state(tmp_path / "run")["net_g"]
@@ -306,7 +307,7 @@ def test_full_disk_is_reported_and_saved_files_are_kept(folder, tmp_path, monkey
 
     def full(*args, **options):
         calls.append(args)
-        if len(calls) == 3:  # at the first checkpoint after the start
+        if len(calls) == 3:  # the first checkpoint after the start
             raise OSError(28, "No space left on device")
         return save(*args, **options)
 

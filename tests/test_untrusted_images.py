@@ -1,4 +1,4 @@
-"""Images from strangers: bombs, damaged and disguised files are refused from the header, and their names reach the terminal in one line."""
+"""Untrusted images: bombs and damaged files are rejected early, and file names are printed safely in one line."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from transformersr.upscale.upscaler import Upscaler
 
 from random_models import V2, random_model
 from synthetic_images import synthetic_image
-from untrusted_files import FEW, read_or_refused, refused
+from untrusted_files import FEW, assert_rejected, read_or_reject
 
 
-def encoded(format: str, size: tuple[int, int] = (40, 30), **options) -> bytes:
+def encode(format: str, size: tuple[int, int] = (40, 30), **options) -> bytes:
     file = io.BytesIO()
     synthetic_image(1, max(size)).crop((0, 0, *size)).save(file, format=format, **options)
     return file.getvalue()
@@ -36,11 +36,11 @@ def encoded(format: str, size: tuple[int, int] = (40, 30), **options) -> bytes:
 FORMATS = ["PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "ICO", "TGA", "PCX", "PPM", "SGI", "DDS", "BLP", "QOI"]
 FORMATS += ["MSP", "SPIDER", "XBM"]
 Image.init()
-WRITABLE = [format for format in FORMATS if format in Image.SAVE and format in Image.OPEN]  # older Pillows have fewer
+WRITABLE = [format for format in FORMATS if format in Image.SAVE and format in Image.OPEN]  # older Pillow versions support fewer
 MODES = {"MSP": "1", "XBM": "1", "SPIDER": "F", "BLP": "P"}
 
 
-def any_format(format: str) -> bytes:
+def encode_any(format: str) -> bytes:
     file = io.BytesIO()
     synthetic_image(1, 40).convert(MODES.get(format, "RGB")).save(file, format=format)
     return file.getvalue()
@@ -48,13 +48,13 @@ def any_format(format: str) -> bytes:
 
 @pytest.mark.parametrize("format", WRITABLE)
 def test_formats_are_detected_by_content_and_truncation_is_rejected(tmp_path, format):
-    whole = any_format(format)
+    whole = encode_any(format)
     path = tmp_path / "image.jpg"
     path.write_bytes(whole)
     assert read_image(path).color.shape[2] == 3
     for length in {*range(1, len(whole), 1024), len(whole) // 2}:
         path.write_bytes(whole[:length])
-        read_or_refused(path, ImageError, read_image)
+        read_or_reject(path, ImageError, read_image)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 20000)])
@@ -68,11 +68,11 @@ PROGRAM = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(ran
 
 
 def test_postscript_is_rejected_and_not_run(tmp_path, monkeypatch):
-    """Pillow gives PostScript to Ghostscript, whatever the file is called."""
-    monkeypatch.setattr(subprocess, "check_call", lambda *args, **options: pytest.fail("a program is run"))
-    monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: pytest.fail("a program is run"))
+    """Pillow passes PostScript to Ghostscript, whatever the suffix of the file."""
+    monkeypatch.setattr(subprocess, "check_call", lambda *args, **options: pytest.fail("a program was started"))
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: pytest.fail("a program was started"))
     (tmp_path / "cute.png").write_bytes(PROGRAM)
-    assert "programs, and none is run; save the image as PNG" in refused(tmp_path / "cute.png", ImageError, read_image)
+    assert "programs, and none is run; save the image as PNG" in assert_rejected(tmp_path / "cute.png", ImageError, read_image)
 
 
 def png(width: int, height: int, data: bytes = b"") -> bytes:
@@ -100,17 +100,17 @@ def test_decompression_bombs_are_rejected_from_the_header(tmp_path, monkeypatch,
     monkeypatch.setattr(image_io, "free_memory", lambda device: 2**30)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     (tmp_path / f"a.{bomb}").write_bytes(BOMBS[bomb])
-    refused(tmp_path / f"a.{bomb}", ImageError, read_image)
+    assert_rejected(tmp_path / f"a.{bomb}", ImageError, read_image)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 2**10
 
 
 def test_images_beyond_pillows_limit_are_read_if_memory_allows(tmp_path, monkeypatch):
-    """Pillow refuses what is larger than 179 megapixels, which four times 3400x3400 is."""
+    """Pillow rejects images above 179 megapixels, such as 3400x3400 upscaled by 4."""
     (tmp_path / "a.png").write_bytes(png(13600, 13600))
     monkeypatch.setattr(image_io, "free_memory", lambda device: 2**33)
-    assert "cannot be read whole" in refused(tmp_path / "a.png", ImageError, read_image)  # as far as the pixels that it has not got
+    assert "cannot be read whole" in assert_rejected(tmp_path / "a.png", ImageError, read_image)  # the file has no pixel data
     monkeypatch.setattr(image_io, "free_memory", lambda device: 2**31)
-    assert "13600x13600 pixels need 2.8 GiB of memory, and 2.0 are free" in refused(tmp_path / "a.png", ImageError, read_image)
+    assert "13600x13600 pixels need 2.8 GiB of memory, and 2.0 are free" in assert_rejected(tmp_path / "a.png", ImageError, read_image)
 
 
 def test_format_size_limits_are_checked_before_upscaling(tmp_path):
@@ -122,44 +122,44 @@ def test_format_size_limits_are_checked_before_upscaling(tmp_path):
 
 
 def tiled_tiff(side: int) -> bytes:
-    """An 8x8 image in a tile of any size."""
+    """Encode an 8x8 image in a tile of the given size."""
     values = {256: 8, 257: 8, 258: 8, 259: 8, 262: 1, 277: 1, 322: side, 323: side, 324: 500, 325: 10}
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in values.items())
     return (b"II*\0\x08\0\0\0" + struct.pack("<H", len(values)) + entries).ljust(500, b"\0") + zlib.compress(bytes(100))
 
 
 def many_scans(scans: int) -> bytes:
-    """A progressive JPEG that goes over the image once more, again and again."""
-    whole = encoded("JPEG", progressive=True)
+    """Encode a progressive JPEG that repeats its last scan many times."""
+    whole = encode("JPEG", progressive=True)
     last = whole.rindex(b"\xff\xda")
     return whole[:-2] + scans * whole[last:-2] + whole[-2:]
 
 
 def long_text(letters: int) -> bytes:
-    """A PNG with a text of equal letters."""
+    """Encode a PNG with a compressed text of equal letters."""
     chunk = png_chunk(b"zTXt", b"a\0\0" + zlib.compress(b"a" * letters, 9))
     return png(4, 4).replace(b"\0\0\0\x08IDAT", chunk + b"\0\0\0\x08IDAT")
 
 
-UNFOLDING = {
+EXPANDING = {
     "a.tif": (tiled_tiff(46000), "tiles of 46000x46000 pixels are larger than the image"),
     "a.jpg": (many_scans(1000), "scans, and expected are 1000 or less"),
     "a.png": (long_text(2**26), "Decompressed"),
 }
 
 
-@pytest.mark.parametrize("file", UNFOLDING)
+@pytest.mark.parametrize("file", EXPANDING)
 def test_small_files_that_expand_are_rejected(tmp_path, file):
     resource = pytest.importorskip("resource")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    content, words = UNFOLDING[file]
+    content, words = EXPANDING[file]
     (tmp_path / file).write_bytes(content)
-    assert words in refused(tmp_path / file, ImageError, read_image)
+    assert words in assert_rejected(tmp_path / file, ImageError, read_image)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 2**10
 
 
 def test_large_text_and_profiles_stay_compressed_in_results(tmp_path, caplog):
-    """A text of 4 million equal letters is 4 KB in a PNG."""
+    """A text of 4 million equal letters takes 4 KB in a PNG."""
     carried = Carried(text={"parameters": "a" * 2**22}, icc_profile=(bytes(16) + b"RGB ").ljust(2**24 + 2**23, b"a"))
     for suffix in ("png", "jpg", "webp", "tif"):
         write_image(ImageData(np.zeros((2, 2, 3), np.float32), None, carried), tmp_path / f"a.{suffix}")
@@ -173,17 +173,17 @@ def test_large_text_and_profiles_stay_compressed_in_results(tmp_path, caplog):
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX only")
 def test_pipes_and_broken_links_do_not_block(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")
-    assert "expected a file" in refused(tmp_path / "pipe.png", ImageError, read_image)
+    assert "expected a file" in assert_rejected(tmp_path / "pipe.png", ImageError, read_image)
     (tmp_path / "circle.png").symlink_to("circle.png")
     with pytest.raises(OSError, match=r"circle\.png"):
         read_image(tmp_path / "circle.png")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="file systems that take any name")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that allows any name")
 @pytest.mark.parametrize("file", [b"caf\xe9.png", b"two\nlines\x1b[31m.png", b"n" * 250 + b".png", b"%s %d {} $(touch ran).png"])
 def test_unusual_file_names_are_read_and_printed_in_one_line(tmp_path, file):
     path = tmp_path / os.fsdecode(file)
-    path.write_bytes(encoded("PNG"))
+    path.write_bytes(encode("PNG"))
     assert read_image(path).color.shape == (30, 40, 3)
     path.write_bytes(b"nothing")
     with pytest.raises(ImageError) as caught:
@@ -194,11 +194,11 @@ def test_unusual_file_names_are_read_and_printed_in_one_line(tmp_path, file):
 OPTIONS = {"TIFF": {"compression": "tiff_lzw"}}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="file systems that take any name")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file system that allows any name")
 def test_escape_sequences_in_file_names_are_not_printed(tmp_path):
     path = tmp_path / "two\nlines\x1b[2J.gif"
     red, blue = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
-    red.save(path, save_all=True, append_images=[blue])  # of which a line in the log tells
+    red.save(path, save_all=True, append_images=[blue])  # gives a warning with the name
     save_model(random_model(V2), tmp_path / "model.safetensors")
     command = ["-m", "transformersr", "upscale", str(path), "-o", str(tmp_path / "a.jpg"), "-m", str(tmp_path / "model.safetensors")]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=300)
@@ -208,7 +208,7 @@ def test_escape_sequences_in_file_names_are_not_printed(tmp_path):
 
 
 SEEDS = [
-    encoded(format, **OPTIONS.get(format, {})) for format in ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "AVIF", "DDS") if format in WRITABLE
+    encode(format, **OPTIONS.get(format, {})) for format in ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "AVIF", "DDS") if format in WRITABLE
 ]
 
 
@@ -219,4 +219,4 @@ def test_fuzzed_image_is_rejected_or_read(tmp_path, seed, changes):
     for start, piece in changes:
         data[start : start + len(piece)] = piece
     (tmp_path / "a.png").write_bytes(data)
-    read_or_refused(tmp_path / "a.png", ImageError, read_image)
+    read_or_reject(tmp_path / "a.png", ImageError, read_image)

@@ -1,4 +1,4 @@
-"""Files of a training run from strangers: state, features and recipes run nothing, take no memory, and are refused in one sentence."""
+"""Untrusted training files: state, feature weights and recipes run no code, take little memory, and are rejected in one sentence."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from pickle_assembler import (
     write_checkpoint,
 )
 from plain_v1 import random_state
-from untrusted_files import FEW, read_or_refused, refused, save_any, save_pickle
+from untrusted_files import FEW, assert_rejected, read_or_reject, save_any, save_pickle
 
 # --- the state of a run --------------------------------------------------------------------------
 
@@ -33,7 +33,7 @@ TINY_RUN = from_values({"size": "tiny", "scale": 2, "init": "none", "seed": 1, "
 
 @pytest.fixture
 def run(tiny_network):
-    """A run with a network that takes no time, after a step."""
+    """The state of a run with a tiny network, after one step."""
     state = RunState.start(TINY_RUN, torch.device("cpu"))
     for parameter in state.net_g.parameters():
         parameter.grad = torch.ones_like(parameter)
@@ -41,8 +41,8 @@ def run(tiny_network):
     return state
 
 
-def saved_with(run: RunState, path: Path, change) -> Path:
-    """The state of a run with something changed in it."""
+def save_changed(run: RunState, path: Path, change) -> Path:
+    """Save the state of a run with a change applied."""
     run.save(path)
     content = torch.load(path, weights_only=True)
     change(content)
@@ -54,12 +54,12 @@ def test_state_is_restored_and_optimizer_settings_come_from_the_config(run, tmp_
     again = RunState.resume(tmp_path / "state.pt", dataclasses.replace(TINY_RUN, weight_decay=0.5), torch.device("cpu"))
     assert again.progress == run.progress
     assert again.optimizer.param_groups[0]["weight_decay"] == 0.5
-    ours, theirs = run.optimizer.state_dict()["state"], again.optimizer.state_dict()["state"]
-    assert all(torch.equal(theirs[key][name], value) for key, values in ours.items() for name, value in values.items())
+    saved, restored = run.optimizer.state_dict()["state"], again.optimizer.state_dict()["state"]
+    assert all(torch.equal(restored[key][name], value) for key, values in saved.items() for name, value in values.items())
 
 
 class Scaler:
-    """Of gradients, as far as a state knows one."""
+    """A stand-in for GradScaler with the parts that a state uses."""
 
     def __init__(self, scale: float):
         self.scale = scale
@@ -94,7 +94,7 @@ def test_malicious_state_runs_no_code_and_takes_no_memory(run, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for read in (run.load, run.roll_back):
-        refused(write_checkpoint(tmp_path / "state.pt", STATES[attack]), ValueError, read)
+        assert_rejected(write_checkpoint(tmp_path / "state.pt", STATES[attack]), ValueError, read)
     assert os.listdir(tmp_path) == ["state.pt"]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 * 2**10
 
@@ -115,17 +115,17 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_modified_state_is_rejected(run, tmp_path, change):
-    path = saved_with(run, tmp_path / "state.pt", CHANGES[change])
-    assert "of a run with other settings" in refused(path, ValueError, run.load)
+    path = save_changed(run, tmp_path / "state.pt", CHANGES[change])
+    assert "of a run with other settings" in assert_rejected(path, ValueError, run.load)
     path.write_bytes(path.read_bytes()[:1000])
-    refused(path, ValueError, run.load)
+    assert_rejected(path, ValueError, run.load)
 
 
 # --- features ------------------------------------------------------------------------------------
 
 
 def vgg19(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Weights laid out as torchvision's, one channel wide; "_" stands for "." in names of changed ones."""
+    """Return weights with torchvision's names, one channel wide; in the names of changes "_" stands for "."."""
     sides = {index: 3 if index == 0 else 1 for index in VGG19_LAYERS}
     state = {f"features.{index}.weight": torch.ones(1, side, 3, 3) for index, side in sides.items()}
     state |= {f"features.{index}.bias": torch.ones(1) for index in sides}
@@ -147,15 +147,15 @@ FEATURES = {
 @pytest.mark.parametrize("fault", FEATURES)
 def test_feature_files_other_than_vgg19_are_rejected(tmp_path, fault):
     for path in (save_any(tmp_path / "vgg.safetensors", FEATURES[fault]), save_pickle(tmp_path / "vgg.pth", FEATURES[fault])):
-        assert "expected the state dict of torchvision's VGG19" in refused(path, CheckpointError, FeatureLoss)
+        assert "expected the state dict of torchvision's VGG19" in assert_rejected(path, CheckpointError, FeatureLoss)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_no_code_runs_from_a_feature_file(tmp_path, monkeypatch, attack):
     monkeypatch.chdir(tmp_path)
-    assert "code" in refused(
+    assert "code" in assert_rejected(
         write_checkpoint(tmp_path / "vgg.safetensors", ATTACKS[attack]), CheckpointError, FeatureLoss
-    )  # told by its content
+    )  # detected by content
     assert os.listdir(tmp_path) == ["vgg.safetensors"]
 
 
@@ -186,7 +186,7 @@ def test_invalid_recipes_are_rejected(tmp_path, file):
     (tmp_path / file).write_bytes(RECIPES[file][0])
     with pytest.raises(ValueError, match=RECIPES[file][1]):
         load_recipe(tmp_path / file)
-    refused(tmp_path / file, ValueError, load_recipe)
+    assert_rejected(tmp_path / file, ValueError, load_recipe)
 
 
 VALUES = st.one_of(st.integers(), st.floats(), st.text(max_size=9), st.booleans(), st.none(), st.lists(st.text(max_size=5), max_size=3))
@@ -196,4 +196,4 @@ VALUES = st.one_of(st.integers(), st.floats(), st.text(max_size=9), st.booleans(
 @given(values=st.dictionaries(st.sampled_from(sorted(TrainConfig.__dataclass_fields__)), VALUES, max_size=4))
 def test_random_settings_are_rejected_or_read(tmp_path, values):
     (tmp_path / "config.json").write_text(json.dumps(values))
-    read_or_refused(tmp_path / "config.json", ValueError, load_recipe)
+    read_or_reject(tmp_path / "config.json", ValueError, load_recipe)

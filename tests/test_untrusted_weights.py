@@ -1,6 +1,6 @@
-"""Weights from strangers: no code runs from one, memory stays bounded, and one sentence names the file.
+"""Untrusted weight files: no code runs, memory stays bounded, and one sentence names the file.
 
-`long/fuzz_files.py` does the same with very many more files.
+`long/fuzz_files.py` does the same with many more files.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from pickle_assembler import (
 )
 from plain_v1 import newer_keys, random_state
 from random_models import V2, random_model
-from untrusted_files import FEW, read_or_refused, refused, save_any, save_pickle
+from untrusted_files import FEW, assert_rejected, read_or_reject, save_any, save_pickle
 
 # --- pickles -------------------------------------------------------------------------------------
 
@@ -56,27 +56,27 @@ def test_no_code_runs_from_a_pickle(tmp_path, monkeypatch, attack):
     for file, content in raw.items():
         (tmp_path / file).write_bytes(content)
     for path in (*map(tmp_path.joinpath, raw), write_checkpoint(tmp_path / "c.pt", ATTACKS[attack])):
-        assert "holds Python objects or code" in refused(path)
+        assert "holds Python objects or code" in assert_rejected(path)
     assert sorted(os.listdir(tmp_path)) == ["a.pth", "b.ckpt", "c.pt", "keep"]
 
 
 def test_tar_and_torchscript_archives_are_not_opened(tmp_path):
-    """PyTorch before 2.6 ran code from tar files whatever it was told, and takes them for such whatever their first bytes are."""
+    """PyTorch before 2.6 runs code from tar files even with weights_only, and recognises them whatever their first bytes are."""
     for first in ("PK\x03\x04", "pickle", "\x80\x02"):
         with tarfile.open(tmp_path / "tar.pt", "w", encoding="latin-1") as archive:
             archive.addfile(tarfile.TarInfo(first), io.BytesIO())
-        refused(tmp_path / "tar.pt")
+        assert_rejected(tmp_path / "tar.pt")
     script = write_checkpoint(
         tmp_path / "script.pt", ATTACKS["script"], {"constants.pkl": b"\x80\x02).", "code/__torch__.py": b"import os"}
     )
-    assert "code" in refused(script)
+    assert "code" in assert_rejected(script)
 
 
-@pytest.mark.parametrize("lie", FALSE_SIZES)
-def test_pickles_with_false_sizes_take_no_memory(tmp_path, lie):
+@pytest.mark.parametrize("kind", FALSE_SIZES)
+def test_pickles_with_false_sizes_take_no_memory(tmp_path, kind):
     resource = pytest.importorskip("resource")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    refused(write_checkpoint(tmp_path / "lie.pt", FALSE_SIZES[lie]))
+    assert_rejected(write_checkpoint(tmp_path / "false.pt", FALSE_SIZES[kind]))
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 2**10
 
 
@@ -85,30 +85,30 @@ def test_zip_bombs_are_rejected(tmp_path):
         tmp_path / "bomb.pt", push_tensor((2**24,), (1,), push_storage(2**24)), {"data/0": bytes(2**26)}, zipfile.ZIP_DEFLATED
     )
     assert bomb.stat().st_size < 2**17
-    assert "compressed" in refused(bomb)
+    assert "compressed" in assert_rejected(bomb)
     shared = b"".join(push_text(str(index)) + push_tensor((2**16,), (1,), push_storage(2**16)) + b"s" for index in range(50))
     with zipfile.ZipFile(tmp_path / "shared.pt", "w") as archive:
         archive.writestr("a/data.pkl", b"\x80\x02}" + shared + b".")
         archive.writestr("a/data/0", bytes(2**18))
-    assert "would take 13,107,200 bytes" in refused(tmp_path / "shared.pt")
+    assert "would take 13,107,200 bytes" in assert_rejected(tmp_path / "shared.pt")
 
 
 def test_self_referencing_dict_is_rejected(tmp_path):
     (tmp_path / "itself.pt").write_bytes(write_checkpoint(tmp_path / "a.pt", b"}q\x00" + push_text("model") + b"h\x00s").read_bytes())
-    refused(tmp_path / "itself.pt")
+    assert_rejected(tmp_path / "itself.pt")
     with zipfile.ZipFile(tmp_path / "itself.pt", "w") as archive:
         archive.writestr("a/data.pkl", b"\x80\x02}q\x00" + push_text("model") + b"h\x00s.")
-    refused(tmp_path / "itself.pt")
+    assert_rejected(tmp_path / "itself.pt")
 
 
 def test_every_pytorch_checkpoint_format_is_read(tmp_path):
-    """Both formats, every protocol, half and shared and turned tensors, parameters, and what a training puts beside them."""
+    """Both formats, several protocols, half precision, transposed tensors, parameters, and the other contents of training checkpoints."""
     state = random_state(pairs=1, dim=16, scale=2)
     expected = load_model(save_pickle(tmp_path / "plain_w4_h2.pt", state)).state_dict()
-    turned = {key: value.t().contiguous().t() if value.ndim == 2 else value for key, value in state.items()}
+    transposed = {key: value.t().contiguous().t() if value.ndim == 2 else value for key, value in state.items()}
     optimiser = {"state": {0: {"step": torch.tensor(3.0), "exp_avg": torch.zeros(3)}}, "param_groups": [{"betas": (0.9, 0.999)}]}
-    beside = {"optimizer": optimiser, "size": torch.Size([1]), "flags": {1, 2}, "step": 3, "rates": [0.1], "name": b"x"}
-    contents = [turned, {key: torch.nn.Parameter(value) for key, value in state.items()}, {"state_dict": state, **beside}]
+    extras = {"optimizer": optimiser, "size": torch.Size([1]), "flags": {1, 2}, "step": 3, "rates": [0.1], "name": b"x"}
+    contents = [transposed, {key: torch.nn.Parameter(value) for key, value in state.items()}, {"state_dict": state, **extras}]
     for content in contents:
         for options in ({}, {"_use_new_zipfile_serialization": False}, {"pickle_protocol": 3}):
             loaded = load_model(save_pickle(tmp_path / "any_w4_h2.pth", content, **options)).state_dict()
@@ -126,14 +126,14 @@ VALUES = [push_int(0), push_int(1), push_int(2**40), push_text("x"), push_storag
 @given(program=st.lists(st.sampled_from(INSTRUCTIONS + VALUES), max_size=30))
 def test_random_pickle_programs_are_rejected(tmp_path, monkeypatch, program):
     monkeypatch.chdir(tmp_path)
-    refused(write_checkpoint(tmp_path / "program.pt", b"".join(program)))
+    assert_rejected(write_checkpoint(tmp_path / "program.pt", b"".join(program)))
     assert os.listdir(tmp_path) == ["program.pt"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="POSIX only")
 def test_weights_from_a_pipe_do_not_block(tmp_path):
     os.mkfifo(tmp_path / "transformersr.pt")
-    assert "expected a file" in refused(tmp_path / "transformersr.pt")
+    assert "expected a file" in assert_rejected(tmp_path / "transformersr.pt")
 
 
 # --- safetensors ------------------------------------------------------------------------
@@ -170,11 +170,11 @@ HEADERS = {
 }
 
 
-@pytest.mark.parametrize("lie", HEADERS)
-def test_false_headers_are_rejected_and_do_not_break_listing(tmp_path, lie):
-    (tmp_path / "lie.safetensors").write_bytes(HEADERS[lie])
-    refused(tmp_path / "lie.safetensors")
-    assert "lie.safetensors" not in list_models([tmp_path])
+@pytest.mark.parametrize("kind", HEADERS)
+def test_false_headers_are_rejected_and_do_not_break_listing(tmp_path, kind):
+    (tmp_path / "false.safetensors").write_bytes(HEADERS[kind])
+    assert_rejected(tmp_path / "false.safetensors")
+    assert "false.safetensors" not in list_models([tmp_path])
 
 
 @pytest.mark.parametrize("source", ["../../etc/passwd 1-2", "a/b 1-2", "\0 1-2", ".. 1-2", " ", "x" * 5000 + " 1-2", 7])
@@ -188,51 +188,51 @@ def test_listing_follows_no_path_stored_in_a_file(tmp_path, source):
     assert "ours.safetensors" in list_models([tmp_path])
 
 
-def spoilt(**changes: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """A network of ours with some tensors changed or, for None, taken away; "." in a name is written "_0_"."""
+def modified_state(**changes: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Return a state dict with some tensors changed or, for None, removed; "." in a name is written "_0_"."""
     state = {**random_model(V2).state_dict(), **{key.replace("_0_", "."): value for key, value in changes.items()}}
     return {key: value for key, value in state.items() if value is not None}
 
 
 NUMBERS = torch.tensor(V2.as_integers())
-SPOILT = {
-    "not a number": (spoilt(upsample_0_bias=torch.full((12,), torch.nan)), "not finite"),
-    "infinite": (spoilt(upsample_0_bias=torch.full((12,), torch.inf)), "not finite"),
-    "whole numbers": (spoilt(upsample_0_bias=torch.zeros(12, dtype=torch.int64)), "floating-point"),
-    "complex": (spoilt(upsample_0_bias=torch.zeros(12, dtype=torch.complex64)), "floating-point"),
-    "missing": (spoilt(upsample_0_bias=None), "missing"),
-    "extra": (spoilt(**{"a\nb\x1b[31m" * 100: torch.zeros(1)}), r"a\\nb\\x1b"),
-    "architecture not a number": (spoilt(architecture=torch.full((9,), torch.nan)), "no list of numbers"),
-    "architecture infinite": (spoilt(architecture=torch.full((9,), torch.inf)), "no list of numbers"),
-    "architecture complex": (spoilt(architecture=NUMBERS.to(torch.complex64)), "no list of numbers"),
-    "architecture long": (spoilt(architecture=torch.ones(100_000, dtype=torch.int8)), "no list of numbers"),
-    "architecture empty": (spoilt(architecture=torch.zeros(0)), "layout"),
-    "architecture negative": (spoilt(architecture=-NUMBERS), "layout"),
-    "terabytes": (spoilt(architecture=torch.tensor([2, 2, 4, 3, 4096, 1024, 8, 16, *[1] * 256])), "missing"),
-    "deep": (spoilt(architecture=torch.tensor([2, 2, 2, 3, 16, 2, 4, 0, *[0] * 256])), "missing"),
-    "large windows": (spoilt(architecture=torch.tensor([2, 2, 2, 3, 16, 2, 128, 0, *NUMBERS[8:]])), "too much memory"),
+MODIFIED = {
+    "not a number": (modified_state(upsample_0_bias=torch.full((12,), torch.nan)), "not finite"),
+    "infinite": (modified_state(upsample_0_bias=torch.full((12,), torch.inf)), "not finite"),
+    "whole numbers": (modified_state(upsample_0_bias=torch.zeros(12, dtype=torch.int64)), "floating-point"),
+    "complex": (modified_state(upsample_0_bias=torch.zeros(12, dtype=torch.complex64)), "floating-point"),
+    "missing": (modified_state(upsample_0_bias=None), "missing"),
+    "extra": (modified_state(**{"a\nb\x1b[31m" * 100: torch.zeros(1)}), r"a\\nb\\x1b"),
+    "architecture not a number": (modified_state(architecture=torch.full((9,), torch.nan)), "no list of numbers"),
+    "architecture infinite": (modified_state(architecture=torch.full((9,), torch.inf)), "no list of numbers"),
+    "architecture complex": (modified_state(architecture=NUMBERS.to(torch.complex64)), "no list of numbers"),
+    "architecture long": (modified_state(architecture=torch.ones(100_000, dtype=torch.int8)), "no list of numbers"),
+    "architecture empty": (modified_state(architecture=torch.zeros(0)), "layout"),
+    "architecture negative": (modified_state(architecture=-NUMBERS), "layout"),
+    "terabytes": (modified_state(architecture=torch.tensor([2, 2, 4, 3, 4096, 1024, 8, 16, *[1] * 256])), "missing"),
+    "deep": (modified_state(architecture=torch.tensor([2, 2, 2, 3, 16, 2, 4, 0, *[0] * 256])), "missing"),
+    "large windows": (modified_state(architecture=torch.tensor([2, 2, 2, 3, 16, 2, 128, 0, *NUMBERS[8:]])), "too much memory"),
 }
 
 
-@pytest.mark.parametrize("fault", SPOILT)
+@pytest.mark.parametrize("fault", MODIFIED)
 def test_networks_that_contradict_their_config_are_rejected(tmp_path, fault):
-    state, words = SPOILT[fault]
-    save_any(tmp_path / "spoilt.safetensors", state)
+    state, words = MODIFIED[fault]
+    save_any(tmp_path / "modified.safetensors", state)
     with pytest.raises(CheckpointError, match=words):
-        load_model(tmp_path / "spoilt.safetensors")
-    refused(tmp_path / "spoilt.safetensors")
+        load_model(tmp_path / "modified.safetensors")
+    assert_rejected(tmp_path / "modified.safetensors")
 
 
 @pytest.mark.parametrize("config", ["[" * 100_000, "7", "null", "{}", '{"embed_dim": 1e999}', '{"scale": "4"}', "\x1b[31m"])
 def test_config_in_metadata_must_match_the_tensors(tmp_path, config):
-    (tmp_path / "a.safetensors").write_bytes(save(spoilt(), {"config": config}))
-    assert "not the one in its tensors" in refused(tmp_path / "a.safetensors")
+    (tmp_path / "a.safetensors").write_bytes(save(modified_state(), {"config": config}))
+    assert "not the one in its tensors" in assert_rejected(tmp_path / "a.safetensors")
 
 
 def test_metadata_is_printed_without_control_characters(tmp_path):
     save_model(random_model(V2), tmp_path / "a.safetensors", metadata={"card\n": "\x1b[2Jred\n" * 5000})
-    told = describe(tmp_path / "a.safetensors")
-    assert all(one_line(name + value) == name + value for name, value in told.items())
+    metadata = describe(tmp_path / "a.safetensors")
+    assert all(one_line(name + value) == name + value for name, value in metadata.items())
 
 
 @pytest.mark.parametrize("converted", [lambda state: state, newer_keys])
@@ -243,7 +243,7 @@ def test_original_checkpoint_with_a_replaced_tensor_is_rejected_or_read(tmp_path
     shape = data.draw(st.lists(st.sampled_from([0, 1, 3, 8, 2**20]), max_size=4).filter(lambda sides: np.prod(sides, dtype=float) < 2**21))
     state[data.draw(st.sampled_from(sorted(state)))] = torch.zeros(shape, dtype=data.draw(st.sampled_from([torch.float32, torch.int8])))
     (tmp_path / "a_w4_h2.safetensors").write_bytes(save({name: tensor.contiguous() for name, tensor in state.items()}))
-    read_or_refused(tmp_path / "a_w4_h2.safetensors", CheckpointError, load_model)
+    read_or_reject(tmp_path / "a_w4_h2.safetensors", CheckpointError, load_model)
 
 
 def test_random_bytes_are_rejected_as_weights_and_images(tmp_path):
@@ -251,5 +251,5 @@ def test_random_bytes_are_rejected_as_weights_and_images(tmp_path):
     for start in (b"", b"PK\x03\x04", b"\x80\x02", b"\0\0\0\0\0\0\0\0{", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEBP", b"II*\0"):
         for length in (1, 10, 1000):
             (tmp_path / "a.pt").write_bytes(start + rng.randbytes(length))
-            refused(tmp_path / "a.pt")
-            refused(tmp_path / "a.pt", ImageError, read_image)
+            assert_rejected(tmp_path / "a.pt")
+            assert_rejected(tmp_path / "a.pt", ImageError, read_image)

@@ -1,4 +1,4 @@
-"""Workflows from strangers: an input of the node that is invalid is refused in one sentence, and NaN in an image does not spread."""
+"""Untrusted workflows: invalid node inputs are rejected in one sentence, and NaN in an image does not spread."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from random_models import V2, random_model
 
 @pytest.fixture
 def node(tmp_path, monkeypatch):
-    """The node as ComfyUI would run it, with a stand-in for the parts of ComfyUI that it calls."""
+    """The upscale node with a stand-in for ComfyUI."""
     (tmp_path / "models").mkdir()
     save_model(random_model(V2), tmp_path / "models" / "mine.safetensors")
     torch.save(random_state(pairs=1, dim=8, scale=2), tmp_path / "secret.pt")

@@ -1,4 +1,4 @@
-"""`Upscaler`: every kind of image in, the same kind out."""
+"""`Upscaler`: the result has the type and layout of the input."""
 
 from __future__ import annotations
 
@@ -72,18 +72,18 @@ def test_repr_is_readable_and_other_types_are_rejected_with_advice(upscaler):
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_large_batch_is_split_and_written_into_out(upscaler, monkeypatch, channels):
-    images, seen = torch.rand(5, channels, 7, 13), []
-    whole = upscaler(images)
+    images, shares = torch.rand(5, channels, 7, 13), []
+    expected = upscaler(images)
     monkeypatch.setattr("transformersr.upscale.upscaler.BATCH_PIXELS", 2 * 14 * 26)
-    room = torch.empty(5, 14, 26, channels, dtype=torch.float64)
-    result = upscaler.upscale_batch(images, on_progress=lambda done, total: seen.append(done / total), out=room.movedim(-1, 1))
-    assert result.data_ptr() == room.data_ptr()
-    assert (room.movedim(-1, 1) - whole).abs().max() <= 1e-5
-    assert seen == sorted(seen)
-    assert seen[-1] == 1
-    assert len(seen) >= 9  # three batches, two channel blocks and the end each
+    buffer = torch.empty(5, 14, 26, channels, dtype=torch.float64)
+    result = upscaler.upscale_batch(images, on_progress=lambda done, total: shares.append(done / total), out=buffer.movedim(-1, 1))
+    assert result.data_ptr() == buffer.data_ptr()
+    assert (buffer.movedim(-1, 1) - expected).abs().max() <= 1e-5
+    assert shares == sorted(shares)
+    assert shares[-1] == 1
+    assert len(shares) >= 9  # three batches, each with two channel blocks and the end
     with pytest.raises(ValueError, match="out has shape"):
-        upscaler.upscale_batch(images, out=room)
+        upscaler.upscale_batch(images, out=buffer)
 
 
 def test_memory_required_is_the_largest_pass_or_the_budget(upscaler):
@@ -176,7 +176,7 @@ def test_default_model_beats_bicubic_without_a_shift(method):
     small = downscale(gt, 4, method)
     ours, bicubic = (to_tensor(image) for image in (upscaler(small), small.resize(gt.size, Image.Resampling.BICUBIC)))
     assert psnr(ours, to_tensor(gt)) > psnr(bicubic, to_tensor(gt)) + 1
-    assert np.abs(shift(ours, to_tensor(gt), 4)).max() < 0.05  # of one image; over many it is below 0.01
+    assert np.abs(shift(ours, to_tensor(gt), 4)).max() < 0.05  # for one image; below 0.01 over many
 
 
 @pytest.mark.parametrize(

@@ -33,27 +33,27 @@ def read_sound(path):
         return name, np.concatenate([frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)])
 
 
-def damage(path, ranks):
-    """Put nonsense at the beginning of these packets."""
+def damage(path, indices):
+    """Overwrite the beginning of the packets with these indices."""
     data = bytearray(path.read_bytes())
     with av.open(str(path)) as container:
         packets = [bytes(packet) for packet in container.demux(video=0) if packet.size]
-    for rank in ranks:
-        at = data.index(packets[rank])
-        length = min(24, len(packets[rank]))
+    for index in indices:
+        at = data.index(packets[index])
+        length = min(24, len(packets[index]))
         data[at : at + length] = b"\x12" * length
     path.write_bytes(data)
     return path
 
 
-# Times
+# --- timestamps ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def claim(monkeypatch):
-    """Makes frames claim times of one's choice. Few encoders can be brought to write those that old files have."""
+def set_times(monkeypatch):
+    """Return a function that sets the timestamps of decoded frames; few encoders can write the broken ones of old files."""
 
-    def change(times):
+    def apply(times):
         decoded = video_read.VideoSource._decoded
 
         def changed(source):
@@ -63,11 +63,11 @@ def claim(monkeypatch):
 
         monkeypatch.setattr(video_read.VideoSource, "_decoded", changed)
 
-    return change
+    return apply
 
 
 @pytest.mark.parametrize(
-    ("times", "right"),
+    ("times", "expected"),
     [
         ([2, 4, 3, 6, 5, 8, 7], [2, 3, 4, 5, 6, 7, 8]),
         ([5, 5, 5, 8, 9], [5, 6, 7, 8, 9]),
@@ -76,15 +76,15 @@ def claim(monkeypatch):
         ([0, 3, 1, 2, 7], [0, 1, 2, 3, 7]),
         ([-2, -1, 0, 1], [-2, -1, 0, 1]),
     ],
-    ids=["order of packets", "the same", "none", "some", "far out of order", "below zero"],
+    ids=["decoding order", "repeated", "none", "some missing", "far out of order", "below zero"],
 )
-def test_broken_timestamps_are_made_increasing(tmp_path, upscaler, claim, times, right):
+def test_broken_timestamps_are_made_increasing(tmp_path, upscaler, set_times, times, expected):
     source = make_video(tmp_path / "a.avi", "mpeg4", frames=len(times), rate=25)
-    claim(times)
+    set_times(times)
     with video.open_container(source, **video.READING) as container:
-        assert [frame.pts for frame, _ in video.VideoSource(source, container).frames()] == right
+        assert [frame.pts for frame, _ in video.VideoSource(source, container).frames()] == expected
     video.upscale_video(source, tmp_path / "b.mkv", upscaler)
-    assert np.diff(read_times(tmp_path / "b.mkv")) == pytest.approx(np.diff(right) / 25, abs=2e-3)
+    assert np.diff(read_times(tmp_path / "b.mkv")) == pytest.approx(np.diff(expected) / 25, abs=2e-3)
 
 
 def test_timestamps_continue_across_concatenated_files(tmp_path, upscaler):
@@ -111,7 +111,7 @@ def test_old_containers_keep_their_frames_and_audio(tmp_path, upscaler, suffix):
         assert len(read_sound(target)[1]) == pytest.approx(len(read_sound(source)[1]), rel=0.2)
 
 
-# Other streams
+# --- audio, subtitles, other streams -------------------------------------------------------------
 
 
 def test_audio_that_cannot_be_copied_becomes_flac_with_a_warning(tmp_path, upscaler, caplog):
@@ -132,7 +132,7 @@ def test_audio_that_mp4_cannot_hold_becomes_aac(tmp_path, upscaler, caplog):
 
 def test_subtitles_are_converted_for_the_container(tmp_path, upscaler, caplog):
     if not hasattr(pytest.importorskip("av.subtitles.codeccontext").SubtitleCodecContext, "encode_subtitle"):
-        pytest.skip("this PyAV encodes no subtitles")
+        pytest.skip("this PyAV cannot encode subtitles")
     make_video(tmp_path / "a.mkv")
     srt = "1\n00:00:00,100 --> 00:00:00,500\nHello, <i>you</i>\n\n2\n00:00:00,600 --> 00:00:00,900\nGoodbye\n"
     (tmp_path / "a.srt").write_text(srt)
@@ -141,9 +141,12 @@ def test_subtitles_are_converted_for_the_container(tmp_path, upscaler, caplog):
         av.open(str(tmp_path / "a.srt")) as text,
         av.open(str(tmp_path / "with.mkv"), "w") as new,
     ):
-        pairs = [(one, new.add_stream_from_template(one, opaque=True)) for one in (old.streams.video[0], text.streams.subtitles[0])]
-        for one, stream in pairs:
-            for packet in one.container.demux(one):
+        pairs = [
+            (template, new.add_stream_from_template(template, opaque=True))
+            for template in (old.streams.video[0], text.streams.subtitles[0])
+        ]
+        for template, stream in pairs:
+            for packet in template.container.demux(template):
                 if packet.size:
                     packet.stream = stream
                     new.mux(packet)
@@ -170,7 +173,7 @@ def test_unsupported_streams_are_skipped_and_reported(tmp_path, upscaler, caplog
     assert len(read_times(tmp_path / "b.mp4")) == 10
 
 
-# Names
+# --- names ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["Part 2: dawn.mp4", "http:a.mp4", "pipe:1.mp4", "-x.mp4", "%03d.mp4", "a|b.mp4", "concat:a.mkv"])
@@ -181,7 +184,7 @@ def test_file_names_are_not_interpreted_as_urls(tmp_path, upscaler, monkeypatch,
     assert len(read_times(tmp_path / f"large {name}")) == 3
 
 
-# Damage
+# --- damage --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4", "libvpx-vp9"])
@@ -189,7 +192,7 @@ def test_damaged_packets_lose_only_their_frames_and_are_counted(tmp_path, upscal
     options = {"bf": "0"} if codec == "libx264" else {}
     source = damage(make_video(tmp_path / "a.mkv", codec, frames=20, options=options, rate=25), [9, 13])
     video.upscale_video(source, tmp_path / "b.mkv", upscaler)
-    assert read_times(tmp_path / "b.mkv") == pytest.approx(np.arange(20) / 25, abs=2e-3)  # in place of lost frames the ones before
+    assert read_times(tmp_path / "b.mkv") == pytest.approx(np.arange(20) / 25, abs=2e-3)  # lost frames repeat the one before
     assert "the video is done, without 2 damaged packets of the image" in caplog.text
 
 
@@ -220,10 +223,10 @@ def test_unreadable_video_leaves_no_file(tmp_path, upscaler):
     assert not (tmp_path / "b.mkv").exists()
 
 
-# Transparency and colour
+# --- transparency and colour ---------------------------------------------------------------------
 
 
-def see_through():
+def transparent_frame():
     rgba = np.zeros((32, 32, 4), np.uint8)
     rgba[:, :, 0] = 200
     rgba[8:24, 8:24, 3] = 255
@@ -242,7 +245,7 @@ TRANSPARENT = [
 @pytest.mark.parametrize(("name", "codec", "pixels", "options"), TRANSPARENT)
 @pytest.mark.parametrize("suffix", [".mov", ".mkv"])
 def test_transparency_is_kept_if_the_container_supports_it(tmp_path, upscaler, suffix, name, codec, pixels, options):
-    source = make_video(tmp_path / name, codec, pixels, frames=2, rgba=see_through(), options=options)
+    source = make_video(tmp_path / name, codec, pixels, frames=2, rgba=transparent_frame(), options=options)
     target = tmp_path / f"b{suffix}"
     video.upscale_video(source, target, upscaler)
     with video.open_container(target, **video.READING) as container:
@@ -254,7 +257,7 @@ def test_transparency_is_kept_if_the_container_supports_it(tmp_path, upscaler, s
 
 
 def test_unsupported_transparency_is_flattened_onto_white(tmp_path, upscaler, caplog):
-    source = make_video(tmp_path / "a.mov", "qtrle", "argb", frames=2, rgba=see_through())
+    source = make_video(tmp_path / "a.mov", "qtrle", "argb", frames=2, rgba=transparent_frame())
     video.upscale_video(source, tmp_path / "b.mp4", upscaler)
     with av.open(str(tmp_path / "b.mp4")) as container:
         rgb = next(container.decode(video=0)).to_ndarray(format="rgb24")
@@ -263,13 +266,13 @@ def test_unsupported_transparency_is_flattened_onto_white(tmp_path, upscaler, ca
 
 
 def test_opaque_alpha_channel_is_dropped(tmp_path, upscaler, caplog):
-    rgba = see_through()
+    rgba = transparent_frame()
     rgba[..., 3] = 255
     source = make_video(tmp_path / "a.mov", "qtrle", "argb", frames=2, rgba=rgba)
     video.upscale_video(source, tmp_path / "b.mov", upscaler)
     with av.open(str(tmp_path / "b.mov")) as container:
         context = container.streams.video[0].codec_context
-        assert (context.name, int(context.colorspace)) == ("h264", 1)  # stored as RGB; what it became is said
+        assert (context.name, int(context.colorspace)) == ("h264", 1)  # stored as RGB before, now tagged as BT.709
         rgb = next(container.decode(video=0)).to_ndarray(format="rgb24", src_colorspace=1, dst_colorspace=5)
     assert np.abs(rgb.mean(axis=(0, 1)) - [200, 0, 0]).max() < 12
 
@@ -282,14 +285,14 @@ def test_hdr_brightness_metadata_is_kept(tmp_path, upscaler):
 
     def side_data(path):
         with av.open(str(path)) as container:
-            found = {one.type.name: bytes(one) for one in next(container.decode(video=0)).side_data}
+            found = {entry.type.name: bytes(entry) for entry in next(container.decode(video=0)).side_data}
         return {name: found[name] for name in ("MASTERING_DISPLAY_METADATA", "CONTENT_LIGHT_LEVEL")}
 
     assert side_data(tmp_path / "b.mkv") == side_data(source)
 
 
 def test_lost_closed_captions_are_reported(tmp_path, upscaler, caplog, monkeypatch):
-    """No encoder here takes them from a frame; a frame that carries some cannot be made with PyAV, so another kind is called so."""
+    """PyAV cannot write frames with captions, so another kind of side data stands in for them."""
     monkeypatch.setitem(video_read.LOST_WITH_FRAMES, "SEI_UNREGISTERED", "closed captions")
     source = make_video(tmp_path / "a.mkv", frames=3)
     video.upscale_video(source, tmp_path / "b.mkv", upscaler)

@@ -1,8 +1,8 @@
-"""The WebUI adapter: by itself, and inside a real Forge (or reForge, or AUTOMATIC1111) where there is one.
+"""The WebUI script: with a stand-in for its host, and inside a real Forge, reForge or AUTOMATIC1111 if one is available.
 
     TRANSFORMERSR_FORGE=/path/to/stable-diffusion-webui-forge TRANSFORMERSR_FORGE_PYTHON=/path/to/its/python pytest tests/test_webui.py
 
-The host runs in processes of its own, on the CPU, with a folder of data of its own; nothing is written into its installation.
+The host runs on the CPU in its own processes with a temporary data folder. Nothing is written into its installation.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ CPU = ("--always-cpu",) if Path(FORGE or "", "modules_forge").is_dir() else ("--
 ARGUMENTS = ("--skip-prepare-environment", *CPU, "--skip-torch-cuda-test", "--no-download-sd-model", "--data-dir")
 NAME, MINE = "TransformerSR x4-tiny", "TransformerSR mine.safetensors"
 
-needs_forge = pytest.mark.skipif(FORGE is None, reason="TRANSFORMERSR_FORGE does not name the folder of a Forge")
+needs_forge = pytest.mark.skipif(FORGE is None, reason="TRANSFORMERSR_FORGE is not set to a WebUI folder")
 
 
 def noise_image(width: int, height: int, mode: str = "RGB") -> Image.Image:
-    """Noise, the same each time."""
+    """Return reproducible noise."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 4), np.uint8)).convert(mode)
 
 
@@ -60,7 +60,7 @@ def test_preload_adds_the_models_path_option(tmp_path):
 
 @pytest.fixture(scope="module", params=["Forge", "Forge Neo", "SD.Next"])
 def alone(request, tmp_path_factory) -> dict:
-    """What the script did alone in a stand-in for a host, which has the modules that this host has."""
+    """Results of the script with stand-ins for the modules of each host."""
     folder = tmp_path_factory.mktemp("stand-in")
     (folder / "TransformerSR").mkdir()
     save_model(random_model(V2), folder / "TransformerSR" / "mine.safetensors")
@@ -89,7 +89,7 @@ def test_crispness_and_ensemble_are_off_by_default_and_without_settings(alone):
 
 
 def test_crispness_applies_only_to_models_with_a_crisp_sibling(alone):
-    """The sibling itself, chosen while crispness is 1, has none: it gives its own image."""
+    """The sibling itself has no crisp sibling; with crispness 1 it gives its own image."""
     assert alone["outputs"]["crisp"] == alone["outputs"]["crisp sibling"] != alone["outputs"]["unset"]
 
 
@@ -129,7 +129,7 @@ def test_progress_text_is_shown_and_then_restored(alone):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
-    """A folder of data for the host: this extension under another name, models of the user's, and damaged ones."""
+    """A data folder for the host: this extension under another name, the user's models, and damaged ones."""
     data = tmp_path_factory.mktemp("webui data")
     (data / "extensions").mkdir()
     (data / "extensions" / "Transformer-SR main").symlink_to(ROOT, target_is_directory=True)
@@ -146,7 +146,7 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def inside(data, tmp_path_factory) -> dict:
-    """What the host's own functions did with our upscalers, in one process."""
+    """Results of the host's own functions with our upscalers, in one process."""
     folder = tmp_path_factory.mktemp("result")
     noise_image(38, 26).save(folder / "image.png")
     environment = os.environ | {"RESULT": str(folder / "result"), "IMAGE": str(folder / "image.png"), "HF_HUB_OFFLINE": "1"}
@@ -177,7 +177,7 @@ def test_host_loader_opens_our_files(inside):
 def test_host_gets_the_requested_sizes(inside):
     assert inside["hires"] == [152, 104]
     assert inside["cropped"] == [101, 103]
-    assert inside["odd"] == [117, 80]  # 38 * 3.1 and 26 * 3.1, without their fractions
+    assert inside["odd"] == [117, 80]  # 38 * 3.1 and 26 * 3.1, rounded down
     assert inside["own"] == [76, 52]
 
 
@@ -185,7 +185,7 @@ def test_host_gets_the_requested_sizes(inside):
 def test_hires_pass_matches_the_python_api(inside):
     expected = Upscaler.from_pretrained(device="cpu")(Image.open(inside["source"]))
     difference = np.abs(np.asarray(expected, int) - np.asarray(Image.open(inside["image"]), int))
-    assert difference.max() <= 1  # other versions of PyTorch round otherwise
+    assert difference.max() <= 1  # other versions of PyTorch round differently
 
 
 @needs_forge
@@ -222,8 +222,8 @@ def test_damaged_weights_return_the_image_with_a_reason(inside):
 
 
 @contextlib.contextmanager
-def served(data: Path, log: Path):
-    """The host's address, while it runs."""
+def run_server(data: Path, log: Path):
+    """Run the host and yield the address of its API."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -259,19 +259,19 @@ def ask(address: str, body: dict | None = None) -> dict:
 
 
 def extra(address: str, image: Image.Image, **options) -> Image.Image:
-    """An image through the Extras tab's API; what the host says of it is in `info`."""
+    """Upscale an image through the API of the Extras tab; the host's message is in `info["message"]`."""
     png = io.BytesIO()
     image.save(png, "PNG")
     body = {"image": base64.b64encode(png.getvalue()).decode(), "upscaler_1": NAME, **options}
     answer = ask(f"{address}/extra-single-image", body)
     result = Image.open(io.BytesIO(base64.b64decode(answer["image"])))
-    result.info["said"] = answer["html_info"]
+    result.info["message"] = answer["html_info"]
     return result
 
 
 @needs_forge
 def test_server_lists_models_and_upscales_to_the_requested_size(data, tmp_path):
-    with served(data, tmp_path / "first.log") as address:
+    with run_server(data, tmp_path / "first.log") as address:
         listed = [one["name"] for one in ask(f"{address}/upscalers")]
         assert listed.count(NAME) == 1
         image = noise_image(33, 21)
@@ -281,13 +281,13 @@ def test_server_lists_models_and_upscales_to_the_requested_size(data, tmp_path):
         assert extra(address, image, resize_mode=1, upscaling_crop=True, **size).size == (67, 71)
         transparent = extra(address, noise_image(33, 21, "RGBA"), resize_mode=0, upscaling_resize=2)
         hosts = extra(address, noise_image(33, 21, "RGBA"), resize_mode=0, upscaling_resize=2, upscaler_1="Lanczos").mode
-        assert (transparent.mode, transparent.size) == (hosts, (66, 42))  # AUTOMATIC1111 takes transparency away beforehand
+        assert (transparent.mode, transparent.size) == (hosts, (66, 42))  # AUTOMATIC1111 removes transparency before upscaling
         broken = "TransformerSR transformersr broken.pth"
         unchanged = extra(address, image, upscaler_1=broken, resize_mode=0, upscaling_resize=2)
         assert unchanged.size == image.size
-        assert "Not upscaled" in unchanged.info["said"]
-        assert "Postprocess upscaler: TransformerSR" not in unchanged.info["said"]
-        assert str(data) not in unchanged.info["said"]
-    with served(data, tmp_path / "second.log") as address:
+        assert "Not upscaled" in unchanged.info["message"]
+        assert "Postprocess upscaler: TransformerSR" not in unchanged.info["message"]
+        assert str(data) not in unchanged.info["message"]
+    with run_server(data, tmp_path / "second.log") as address:
         assert [one["name"] for one in ask(f"{address}/upscalers")] == listed
     assert "Error loading script: transformersr" not in (tmp_path / "second.log").read_text()

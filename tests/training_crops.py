@@ -1,4 +1,4 @@
-"""Crops for training, with few pixels and without crops of plain areas."""
+"""Training crops of a few pixels, mostly without flat ones."""
 
 from __future__ import annotations
 

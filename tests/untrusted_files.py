@@ -1,4 +1,4 @@
-"""Read files that are not what they say, and check how they are refused."""
+"""Read invalid files and check that they are rejected with one clear sentence."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from safetensors.torch import save
 from transformersr.arch import CheckpointError, load_model
 
 FEW = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-"""For tests with random examples."""
+"""Hypothesis settings: few, reproducible examples."""
 
 
-def refused(path: Path, error: type[Exception] = CheckpointError, read=load_model) -> str:
-    """The one sentence with which a file is refused."""
+def assert_rejected(path: Path, error: type[Exception] = CheckpointError, read=load_model) -> str:
+    """Assert that a file is rejected with one sentence that names it, and return the sentence."""
     with pytest.raises(error) as caught:
         read(path)
     text = str(caught.value)
@@ -26,11 +26,11 @@ def refused(path: Path, error: type[Exception] = CheckpointError, read=load_mode
     return text
 
 
-def read_or_refused(path: Path, error: type[Exception], read) -> None:
+def read_or_reject(path: Path, error: type[Exception], read) -> None:
     try:
         read(path)
     except error:
-        refused(path, error, read)
+        assert_rejected(path, error, read)
 
 
 def save_pickle(path: Path, content: object, **options) -> Path:
@@ -39,7 +39,7 @@ def save_pickle(path: Path, content: object, **options) -> Path:
 
 
 def save_any(path: Path, state: dict[str, torch.Tensor]) -> Path:
-    """As safetensors; pickled where there are complex numbers, which older ones of it do not take."""
+    """Save as safetensors, or pickled if there are complex numbers, which older safetensors do not support."""
     if any(value.is_complex() for value in state.values()):
         return save_pickle(path, state)
     path.write_bytes(save(state))

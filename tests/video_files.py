@@ -1,4 +1,4 @@
-"""Short videos for the tests, written with PyAV."""
+"""Short videos, written with PyAV."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_video(
     title: str | None = None,
     **tags: int,
 ) -> Path:
-    """A moving drawing, or `rgba` in every frame. `times` are in frames, `sound` is the codec of a tone, `tags` are codec attributes."""
+    """Write a moving drawing, or `rgba` in every frame. `times` count frames, `sound` is a tone's codec, `tags` are codec attributes."""
     av = pytest.importorskip("av")
     with av.open(f"file:{path}", "w") as out:
         stream = out.add_stream(codec, rate=rate)

@@ -1,4 +1,4 @@
-"""Print the memory pages that the system had to provide over eight rounds of allocating and freeing, after a run of the engine."""
+"""After a run of the engine, print how many new memory pages eight rounds of allocating and freeing needed."""
 
 import resource
 

@@ -1,4 +1,4 @@
-"""Train with the settings, data and folder given, and be killed in the middle of the fourth step."""
+"""Train with the given settings, data and run folder, and die of SIGKILL in the fourth step."""
 
 import json
 import os
@@ -21,6 +21,6 @@ def rate_or_die(config, step, done):
 
 training.learning_rate = rate_or_die
 
-if __name__ == "__main__":  # workers of the data loader import this file too
+if __name__ == "__main__":  # data loader workers import this file as well
     torch.set_num_threads(1)
     training.train(from_values(json.loads(sys.argv[1])), sys.argv[2], sys.argv[3])

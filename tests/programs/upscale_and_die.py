@@ -1,4 +1,4 @@
-"""The `upscale` command, of whose two processes the second is killed before it reads its second image."""
+"""The command line as one of two processes; the second dies of SIGKILL before it reads its second image."""
 
 import os
 import signal
