@@ -131,29 +131,32 @@ def test_bands_are_whole_windows_and_no_more_than_asked():
     assert work.band_rows(work.bytes_for(72) - 1) == 64
 
 
-class Moves(TorchFunctionMode):
-    """Counts the rows of bands that go to each device by `Tensor.to`."""
+class Places(TorchFunctionMode):
+    """Counts, for each device named in the call, the rows of memory allocated there and of bands moved there."""
 
     def __init__(self):
         super().__init__()
-        self.rows = Counter()
+        self.allocated, self.moved = Counter(), Counter()
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.empty:
+            self.allocated[kwargs["device"]] += result.shape[2]
         if function is torch.Tensor.to and isinstance(args[1], torch.device):
-            self.rows[args[1]] += args[0].shape[2]
-        return function(*args, **(kwargs or {}))
+            self.moved[args[1]] += result.shape[2]
+        return result
 
 
 @pytest.mark.parametrize("config", [V1, V2])
 def test_rows_that_wait_may_be_kept_elsewhere(config):
     model, image, host = random_model(config), torch.rand(1, 3, 40, 24), torch.device("cpu", 0)
-    with torch.inference_mode(), Moves() as moves:
+    with torch.inference_mode(), Places() as places:
         kept = stream(model, image, 8, offload_device=host)
-    assert moves.rows[host] >= 40
-    assert moves.rows[image.device] >= 40  # and back
-    with torch.inference_mode(), Moves() as moves:
+    assert places.allocated[host] >= 40
+    assert places.moved[image.device] >= 40  # and back
+    with torch.inference_mode(), Places() as places:
         assert torch.equal(kept, stream(model, image, 8))
-    assert moves.rows[host] == 0
+    assert places.allocated[host] == 0
 
 
 def test_a_device_too_small_for_the_features_leaves_them_to_the_host():
