@@ -49,15 +49,22 @@ def stream(
     if out is None:
         out = image.new_empty(*image.shape[:2], height, width)
 
-    waiting = RowQueue(None)
-    waiting.append(model.to_pixels(padded))
-    skip = None if model.conv_after_body is None else RowQueue(offload_device)
+    pixels = model.to_pixels(padded)
+    waiting = RowQueue()
+    waiting.append(pixels)
+    whole = "C" in model.config.blocks  # all rows wait at each channel block
+    trunk = _empty_features(model, pixels, offload_device) if whole else None
+    skip = None
+    if model.conv_after_body is not None:
+        skip = RowBuffer(_empty_features(model, pixels, offload_device)) if whole else RowQueue()
+    del pixels  # freed once its rows are taken
     stages: list[Stage] = [FirstConvolution(model.conv_first, skip)]
     for block in model.body:
         if not isinstance(block, ChannelBlock):
             stages.append(stage_of(block))
             continue
-        gram, mixed = None, RowQueue(offload_device)
+        assert trunk is not None
+        gram, mixed = None, RowBuffer(trunk)
         while waiting:
             rows = next_rows(stages, waiting, band_rows)
             if rows is None:
@@ -70,7 +77,6 @@ def stream(
         waiting, stages = mixed, [Mixing(block, *block.attention.mixing(gram))]
 
     if model.conv_after_body is not None:
-        assert skip is not None
         stages.append(Convolution(model.conv_after_body, skip))
     stages.append(Convolution(model.upsample))
     done = 0
@@ -167,7 +173,7 @@ class Residual(Stage):
     """A `ResidualBlock`: two convolutions, each with its own held rows, and the input waiting for their result."""
 
     def __init__(self, block: ResidualBlock):
-        self.input = RowQueue(None)
+        self.input = RowQueue()
         self.conv1 = Convolution(block.conv1)
         self.conv2 = Convolution(block.conv2, self.input)
 
@@ -213,16 +219,10 @@ def _joined(held: Tensor | None, rows: Tensor) -> Tensor:
 
 
 class RowQueue:
-    """Rows `b c h w` of an image, first in, first out; memory is given back as rows are taken.
+    """Rows `b c h w` of an image, first in, first out; memory is freed as rows are taken."""
 
-    Args:
-        offload_device: device that keeps the rows while they wait; None leaves them where they are.
-    """
-
-    def __init__(self, offload_device: torch.device | None):
+    def __init__(self) -> None:
         self._bands: deque[Tensor] = deque()
-        self._offload_device = offload_device
-        self._device: torch.device | None = None
         self._count = 0
 
     def __len__(self) -> int:
@@ -230,8 +230,7 @@ class RowQueue:
 
     def append(self, rows: Tensor) -> None:
         """Put rows at the end."""
-        self._device = rows.device
-        self._bands.append(rows if self._offload_device is None else rows.to(self._offload_device))
+        self._bands.append(rows)
         self._count += rows.shape[2]
 
     def take(self, count: int) -> Tensor:
@@ -246,5 +245,43 @@ class RowQueue:
                 rows = rows[:, :, :count]
             taken.append(rows)
             count -= rows.shape[2]
-        rows = taken[0] if len(taken) == 1 else torch.cat(taken, dim=2)
-        return rows.to(self._device)
+        return taken[0] if len(taken) == 1 else torch.cat(taken, dim=2)
+
+
+class RowBuffer(RowQueue):
+    """A queue for all rows of an image in memory that was allocated for them, on any device.
+
+    If every band had memory of its own, the C library could not reuse the gaps between them, and a process would grow by up to twice as
+    much. Two buffers may share memory where one is filled from the rows of the other: layers never return more rows than they were given.
+    """
+
+    def __init__(self, memory: Tensor):
+        super().__init__()
+        self._memory = memory
+        self._device = memory.device
+        self._start = 0
+
+    def append(self, rows: Tensor) -> None:
+        """Copy rows to the end."""
+        self._device = rows.device
+        end = self._start + self._count
+        self._memory[:, :, end : end + rows.shape[2]] = rows.to(self._memory.device)
+        self._count += rows.shape[2]
+
+    def take(self, count: int) -> Tensor:
+        """A view of the next `count` rows (fewer at the end), or a copy on the device that they came from."""
+        count = min(count, self._count)
+        start, self._start = self._start, self._start + count
+        self._count -= count
+        return self._memory[:, :, start : start + count].to(self._device)
+
+
+def _empty_features(model: TransformerSR, pixels: Tensor, device: torch.device | None) -> Tensor:
+    """Memory for the features of all `pixels`, in the layout that these have."""
+    channels_last = pixels.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty(
+        (len(pixels), model.config.embed_dim, *pixels.shape[2:]),
+        dtype=pixels.dtype,
+        device=device or pixels.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )

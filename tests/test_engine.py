@@ -131,29 +131,32 @@ def test_band_height_is_a_multiple_of_the_window_within_the_limit():
     assert work.band_rows(work.bytes_for(72) - 1) == 64
 
 
-class CountMoves(TorchFunctionMode):
-    """Count the rows of bands that `Tensor.to` moves to each device."""
+class DeviceRows(TorchFunctionMode):
+    """Count the rows allocated on and moved to each device that a call names."""
 
     def __init__(self):
         super().__init__()
-        self.rows = Counter()
+        self.allocated, self.moved = Counter(), Counter()
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.empty:
+            self.allocated[kwargs["device"]] += result.shape[2]
         if function is torch.Tensor.to and isinstance(args[1], torch.device):
-            self.rows[args[1]] += args[0].shape[2]
-        return function(*args, **(kwargs or {}))
+            self.moved[args[1]] += result.shape[2]
+        return result
 
 
 @pytest.mark.parametrize("config", [V1, V2])
 def test_features_can_be_offloaded_to_another_device(config):
     model, image, host = random_model(config), torch.rand(1, 3, 40, 24), torch.device("cpu", 0)
-    with torch.inference_mode(), CountMoves() as moves:
+    with torch.inference_mode(), DeviceRows() as rows:
         kept = stream(model, image, 8, offload_device=host)
-    assert moves.rows[host] >= 40
-    assert moves.rows[image.device] >= 40  # and back
-    with torch.inference_mode(), CountMoves() as moves:
+    assert rows.allocated[host] >= 40
+    assert rows.moved[image.device] >= 40  # and back
+    with torch.inference_mode(), DeviceRows() as rows:
         assert torch.equal(kept, stream(model, image, 8))
-    assert moves.rows[host] == 0
+    assert rows.allocated[host] == 0
 
 
 def test_plan_offloads_features_that_do_not_fit_on_the_device():

@@ -51,23 +51,26 @@ class Workload:
 
     @property
     def held_rows(self) -> int:
-        """Rows that the layers between two channel blocks hold back together, at most; the last band is larger by them."""
+        """Rows that the layers between two channel blocks hold back together, at most; the last band is larger by them.
+
+        A residual block holds back two, and keeps its input until they are added, which costs about as much as one more.
+        """
         held = 1  # of the first convolution
         most = 0
         for letter in self.config.blocks:
-            held += {"R": 2, "W": self.config.window_size, "C": 0}[letter]
+            held += {"R": 3, "W": self.config.window_size, "C": 0}[letter]
             most = max(most, held)
             held = 0 if letter == "C" else held
         return max(most, held + 2)  # the last two convolutions
 
     @property
     def image_bytes(self) -> int:
-        """What the image costs whatever the band: the features of all pixels twice, the image, and its result in float32."""
+        """The cost of the image whatever the band: the features of all pixels twice, the image twice, and its result in float32."""
         config, pixels = self.config, self.height * self.width
         if self.offloaded:
-            return config.channels * pixels * self.element_size
+            return 2 * config.channels * pixels * self.element_size
         features = config.embed_dim * pixels // config.unshuffle**2
-        return 2 * features * self.element_size + config.channels * pixels * (self.element_size + 4 * config.scale**2)
+        return 2 * features * self.element_size + config.channels * pixels * (2 * self.element_size + 4 * config.scale**2)
 
     @property
     def row_bytes(self) -> int:
