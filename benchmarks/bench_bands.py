@@ -1,9 +1,9 @@
-"""Time and peak memory of one image over the height of the band, beside what the engine predicts.
+"""Measure time and peak memory of one image for several band heights, and compare with the engine's estimate.
 
     python benchmarks/bench_bands.py --model x4-tiny --size 1024x1024 --bands 8 32 128 0
 
-Each line is a process of its own, because a process's peak memory never falls. A band of 0 rows is the whole image at once. Times are
-ratios to the first line. Linux only (peak memory is read from the kernel).
+Each line is measured in its own process, because the peak memory of a process never falls. 0 band rows mean the whole image at once.
+Times are relative to the first line. Linux only (peak memory is read from the kernel).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from machine import read_status
 
 
 def measure(model: str, width: int, height: int, band_rows: int, repeats: int) -> tuple[float, int]:
-    """Seconds (best of `repeats`) and peak bytes beyond the loaded network and the image, in this process."""
+    """Return seconds (best of `repeats`) and peak bytes on top of the loaded network and the image, in this process."""
     import torch
 
     from transformersr import Upscaler

@@ -1,9 +1,9 @@
-"""Time and peak memory of an image over its size and over the memory budget.
+"""Measure time and peak memory of an image for several sizes and memory budgets.
 
     python benchmarks/bench_scaling.py --plot docs/images/scaling.svg
 
-Each line is a process of its own, because a process's peak memory never falls. Times are CPU seconds for each pixel of the small image, as
-multiples of the first line's; memory is what the process grew by while it worked, its result included. Linux only.
+Each line is measured in its own process, because the peak memory of a process never falls. Times are CPU seconds per input pixel relative
+to the first line. Memory is the growth of the process during the work, including its result. Linux only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from machine import command_line, describe_machine, read_status, write_report
 
 
 def measure(model: str, side: int, memory: str | None) -> tuple[float, int]:
-    """Seconds and peak bytes of an image of side x side, in this process."""
+    """Return seconds and peak bytes of a side x side image, in this process."""
     import torch
 
     from transformersr import Upscaler
@@ -41,7 +41,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="x4-tiny")
     parser.add_argument("--sides", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048, 4096])
-    parser.add_argument("--budgets", nargs="+", default=["700M", "1G", "2G", "4G"], help="for an image of --budget-side")
+    parser.add_argument(
+        "--budgets", nargs="+", default=["700M", "1G", "2G", "4G"], help="memory budgets to try on an image of --budget-side"
+    )
     parser.add_argument("--budget-side", type=int, default=1024)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -50,8 +52,8 @@ def main() -> None:
     if options.child:
         print(*measure(options.model, int(options.child[0]), None if options.child[1] == "-" else options.child[1]))
         return
-    sizes = [(side, None, *in_a_process(options.model, side, None)) for side in options.sides]
-    budgets = [(options.budget_side, budget, *in_a_process(options.model, options.budget_side, budget)) for budget in options.budgets]
+    sizes = [(side, None, *measure_in_process(options.model, side, None)) for side in options.sides]
+    budgets = [(options.budget_side, budget, *measure_in_process(options.model, options.budget_side, budget)) for budget in options.budgets]
     head = f"# Scaling, {time.strftime('%Y-%m-%d')}\n\n    {command_line(sys.argv[1:])}\n\n{describe_machine()}."
     explained = (__doc__ or "").split("\n\n")[-1].replace("\n", " ").strip()
     write_report("\n\n".join([head, explained, table(sizes), table(budgets)]) + "\n", "scaling", options.out)
@@ -64,7 +66,7 @@ Line = tuple[int, "str | None", float, int]
 """Side, budget, seconds and peak bytes."""
 
 
-def in_a_process(model: str, side: int, budget: str | None) -> tuple[float, int]:
+def measure_in_process(model: str, side: int, budget: str | None) -> tuple[float, int]:
     command = [sys.executable, __file__, "--model", model, "--child", str(side), budget or "-"]
     seconds, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     return float(seconds), int(peak)
@@ -72,22 +74,22 @@ def in_a_process(model: str, side: int, budget: str | None) -> tuple[float, int]
 
 def table(lines: list[Line]) -> str:
     first = lines[0][2] / lines[0][0] ** 2
-    rows = ["| image | budget | time a pixel | peak MiB | bytes a pixel |", "| --- " * 5 + "|"]
+    rows = ["| image | budget | time per pixel | peak MiB | bytes per pixel |", "| --- " * 5 + "|"]
     for side, budget, seconds, peak in lines:
         rows.append(f"| {side}x{side} | {budget or 'none'} | {seconds / side**2 / first:.2f} | {peak / 2**20:.0f} | {peak / side**2:.0f} |")
     return "\n".join(rows)
 
 
 def plot(lines: list[Line]) -> str:
-    """Time and memory over megapixels of the small image, as SVG."""
+    """Plot time and memory over input megapixels as SVG."""
     megapixels = [side**2 / 1e6 for side, *_ in lines]
     longest = max(seconds for _, _, seconds, _ in lines)
     times = [(count, seconds / longest) for count, (_, _, seconds, _) in zip(megapixels, lines, strict=True)]
     peaks = [(count, peak / 2**30) for count, (*_, peak) in zip(megapixels, lines, strict=True)]
     return as_svg(
         [
-            Chart("Time over megapixels of the small image, as a part of the largest's", {"time": times}),
-            Chart("Peak memory in GiB over megapixels of the small image", {"memory": peaks}),
+            Chart("Time relative to the largest image, over input megapixels", {"time": times}),
+            Chart("Peak memory in GiB over input megapixels", {"memory": peaks}),
         ]
     )
 

@@ -1,14 +1,14 @@
-"""How fast the networks are, next to each other and to what the machine can do.
+"""Compare the speed of the networks with each other and with the speed of the machine.
 
     python benchmarks/bench_speed.py --threads 1
     python benchmarks/bench_speed.py --device cuda --dtypes fp32 fp16 bf16 --sides 512 1024
     python benchmarks/bench_speed.py --threads 1 --checkout ../transformersr-0.1.0
 
-The floor of a network is its multiply-adds (PyTorch's own count of the forward pass) over the rate that its linear layers and convolutions
-reach when they run alone in the same run and number format; a share of 1 is a network without any other cost. `plain` is the first
-author's network written down as it is defined (tests/plain_v1.py), on the same weights; `span-ch48` runs in ncnn (benchmarks/peers.py);
-a name with a checkout's is the network of that name in another version of this package. All take turns, after a warm-up; medians, on a CPU
-of the process's CPU time.
+The floor of a network is the time of its multiply-adds (PyTorch's count for the forward pass) at the rate that its linear layers and
+convolutions reach alone, in the same run and precision; a share of 1 means that nothing else takes time. `plain` is a plain implementation
+of the original network (tests/plain_v1.py) with the same weights. `span-ch48` runs in ncnn (benchmarks/peers.py). "NAME of CHECKOUT" is
+the network of that name in another version of this package. All networks run alternately after a warm-up. Times are medians, on a CPU of
+the process's CPU time.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from peers import NotInstalled, load_peer
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 from plain_v1 import plain_v1, random_state
 
-AUTHORS = {"pairs": 8, "dim": 256, "scale": 4}
+ORIGINAL = {"pairs": 8, "dim": 256, "scale": 4}
 HEADS, WINDOW = 16, 4
 
 
 @dataclass
 class Subject:
-    """Something to time: `run()` is a forward pass."""
+    """A forward pass to time."""
 
     name: str
     run: Callable[[], Tensor]
@@ -56,13 +56,13 @@ class Subject:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sides", type=int, nargs="+", default=[128], help="sides of the small image")
+    parser.add_argument("--sides", type=int, nargs="+", default=[128], help="sides of the input image")
     parser.add_argument("--sizes", nargs="+", default=["original", "tiny", "base"], choices=list(VARIANTS))
     parser.add_argument("--dtypes", nargs="+", default=["fp32"], choices=list(DTYPES))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--checkout", type=Path, help="another version of this package, whose networks of the same names run too")
+    parser.add_argument("--checkout", type=Path, help="folder of another version of this package to compare with")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def measure(side: int, dtype: str, options: argparse.Namespace) -> list[str]:
-    """Table rows of all networks at one size and number format."""
+    """Return the table rows of all networks at one size and precision."""
     device = torch.device(options.device)
     image = torch.rand(1, 3, side, side, device=device, dtype=DTYPES[dtype])
     subjects = [subject for size in options.sizes for subject in make_subjects(size, image, options.checkout)]
@@ -106,8 +106,8 @@ def measure(side: int, dtype: str, options: argparse.Namespace) -> list[str]:
 
 
 def make_subjects(size: str, image: Tensor, checkout: Path | None) -> list[Subject]:
-    """A network as the engine runs it, that of another version, and for the first author's size the plain definition."""
-    state = random_state(**AUTHORS) if size == "original" else None
+    """Return a network as the engine runs it, its counterpart in another version, and for the original size the plain implementation."""
+    state = random_state(**ORIGINAL) if size == "original" else None
     net = TransformerSR(VARIANTS[size])
     if state is not None:
         net.load_state_dict(recognise(state, {}, window_size=WINDOW, num_heads=HEADS).weights)
@@ -126,7 +126,7 @@ def make_subjects(size: str, image: Tensor, checkout: Path | None) -> list[Subje
 
 
 def load_checkout(folder: Path) -> tuple[ModuleType, ModuleType]:
-    """The network and the engine of another version, beside those of this one."""
+    """Import `arch` and the engine of another version under a separate name."""
     name = "transformersr_of_checkout"
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, folder / "__init__.py", submodule_search_locations=[str(folder)])
@@ -138,10 +138,10 @@ def load_checkout(folder: Path) -> tuple[ModuleType, ModuleType]:
 
 
 class Layers:
-    """The linear layers and convolutions of a network, to run alone on as many pixels as the network has."""
+    """The linear layers and convolutions of a network, run alone on the same number of pixels."""
 
     def __init__(self, net: nn.Module, image: Tensor):
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # of the other kernels it does not count all
+        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # the counter misses operations of other kernels
             net(image)
         self.network_flops = counter.get_total_flops()
         modules = [module for module in net.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
@@ -167,7 +167,7 @@ def _input_of(module: nn.Linear | nn.Conv2d, image: Tensor) -> Tensor:
 
 
 def take_turns(subjects: list[Subject], repeats: int, device: torch.device) -> None:
-    """Time everybody in turn and keep the medians."""
+    """Time all subjects alternately and keep the medians."""
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     seconds: dict[str, list[float]] = {subject.name: [] for subject in subjects}
     for turn in range(repeats + 1):

@@ -1,8 +1,8 @@
-"""What waiting threads cost a training step, alone and beside another busy process, by how long GNU OpenMP lets them spin (Linux).
+"""Measure how long a training step takes for several OpenMP spin counts, alone and next to a busy process (Linux, GNU OpenMP).
 
     python benchmarks/bench_threads.py
 
-Beside the choice in `transformersr.upscale.cores`. Each measurement is a process of its own: OpenMP reads its settings when it is loaded.
+`transformersr.upscale.cores` sets the spin count. Each measurement runs in its own process, because OpenMP reads its settings when loaded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ print(min(step() for _ in range(3)))
 
 
 def seconds(spin: str) -> float:
-    """Seconds of a training step of tiny in a new process, the best of three."""
+    """Return the seconds of a training step of `tiny` in a new process, best of three."""
     environment = {
         name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "OMP_NUM_THREADS", "GOMP_SPINCOUNT")
     }
@@ -38,13 +38,13 @@ def main() -> None:
     alone = {spin: seconds(spin) for spin in SPINS}
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
         try:
-            beside = {spin: seconds(spin) for spin in SPINS}
+            contended = {spin: seconds(spin) for spin in SPINS}
         finally:
             busy.kill()
-    print(f"{os.cpu_count()} cores; seconds as a multiple of the default's when alone")
-    print("\n| GOMP_SPINCOUNT | alone | beside a busy process |\n| --- | --- | --- |")
+    print(f"{os.cpu_count()} cores; times relative to the default alone")
+    print("\n| GOMP_SPINCOUNT | alone | next to a busy process |\n| --- | --- | --- |")
     for spin in SPINS:
-        print(f"| {spin or '(default)'} | {alone[spin] / alone['']:.2f} | {beside[spin] / alone['']:.2f} |")
+        print(f"| {spin or '(default)'} | {alone[spin] / alone['']:.2f} | {contended[spin] / alone['']:.2f} |")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Make the folder of free images that training never saw, by artists whose work it never saw, out of public repositories.
+"""Build the foreign test set from public repositories: freely licensed images by artists who are not in the training data.
 
     python benchmarks/foreign_images.py OUT --repositories CLONES
 
-`foreign-images.csv` beside this file names for each image its repository and commit, author and licence, and what is done to it: files
-laid over each other on a plain colour, a box cut out, reduced by Lanczos. Repositories that CLONES lacks are cloned there with git. The
-images are not part of this project: they are for measuring and stay where they are made.
+`foreign-images.csv` next to this file lists for each image its repository, commit, author and licence, and how it is made: files composed
+over a plain colour, cropped, and downscaled with Lanczos. Repositories missing from CLONES are cloned with git. The images are not part
+of this project; they are only for measuring.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def read_manifest() -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def repository(clones: Path, source: str) -> Path:
-    """The clone of "owner/name", made if it is not there."""
+def clone(clones: Path, source: str) -> Path:
+    """Return the clone of "owner/name", cloning it if it is missing."""
     path = clones / source.replace("/", "+")
     if not path.exists():
         command = ["git", "clone", "--no-checkout", "--filter=blob:none", f"https://github.com/{source}", str(path)]
@@ -38,8 +38,8 @@ def repository(clones: Path, source: str) -> Path:
 
 
 def make_image(row: dict[str, str], clones: Path) -> Image.Image:
-    """One image as its row says."""
-    source = repository(clones, row["repository"])
+    """Make the image that a row describes."""
+    source = clone(clones, row["repository"])
     left, top, width, height = map(int, row["box"].split())
     image = Image.new("RGBA", (width, height), row["background"])
     for file in row["files"].split(" + "):
@@ -51,19 +51,19 @@ def make_image(row: dict[str, str], clones: Path) -> Image.Image:
 
 
 def pixels_sha256(image: Image.Image) -> str:
-    """A checksum of what an image shows, whatever compressed its file."""
+    """Return a checksum of the pixels, which does not depend on file compression."""
     return hashlib.sha256(f"{image.width}x{image.height} ".encode() + image.tobytes()).hexdigest()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--repositories", type=Path, required=True, help="folder of clones; what is missing is cloned into it")
+    parser.add_argument("--repositories", type=Path, required=True, help="folder of clones; missing repositories are cloned into it")
     options = parser.parse_args()
     for row in read_manifest():
         image = make_image(row, options.repositories)
         save_image(image, options.out / row["file"])
-        note = "" if pixels_sha256(image) == row["sha256"] else f", not as expected: its pixels give {pixels_sha256(image)}"
+        note = "" if pixels_sha256(image) == row["sha256"] else f"; unexpected pixels, their checksum is {pixels_sha256(image)}"
         print(f"{row['file']}: {image.width}x{image.height}{note}", flush=True)
 
 

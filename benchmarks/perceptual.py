@@ -1,7 +1,7 @@
-"""Distances that try to see as people do, from packages that need no download: images are `(1, 3, h, w)`, RGB in [0, 1].
+"""Perceptual metrics from packages that include their weights. Images are `(1, 3, h, w)`, RGB in [0, 1].
 
-GMSD and MS-SSIM (piq) are formulas on gradients and structure. ST-LPIPS (stlpips-pytorch, network "alex") is learned and has its weights
-in the package. None of them is a person's judgement: ST-LPIPS punishes blur more than jaggies, and none of the three knows line art.
+GMSD and MS-SSIM (piq) are formulas based on gradients and structure. ST-LPIPS (stlpips-pytorch, network "alex") is learned. None of them
+replaces human judgement: ST-LPIPS penalises blur more than jagged edges, and none of the three was made for line art.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from torch import Tensor
 from peers import declare_torchvision_operators
 
 LEARNED_SIDE = 256
-"""Of larger images a learned distance sees the middle only: its first layer works at full size and costs more than most upscalers."""
+"""Larger images are cropped to their centre for the learned metric, whose first layer costs more than most upscalers."""
 
 
 @dataclass(frozen=True)
 class Distance:
-    """Something to measure a result with."""
+    """A metric that compares a result with the ground truth."""
 
     name: str
     text: str
-    """How it is printed."""
+    """Format string for the value."""
     lower_is_better: bool
     measure: Callable[[Tensor, Tensor], float]
-    """From the result and the true image, both of 256 levels; NaN for images too small for it."""
+    """Takes the result and the ground truth, both with 256 levels; NaN if they are too small."""
 
 
 def load_distances() -> tuple[list[Distance], list[str]]:
-    """Those that are installed, and a line for each package that is not."""
+    """Load the installed metrics; also return a note for each missing package."""
     declare_torchvision_operators()
     found: list[Distance] = []
     missing = []
     for load, line in (
-        (_formulas, "GMSD and MS-SSIM are left out: piq is not installed"),
-        (_learned, "ST-LPIPS is left out: no stlpips-pytorch"),
+        (_formulas, "GMSD and MS-SSIM are skipped: piq is not installed"),
+        (_learned, "ST-LPIPS is skipped: stlpips-pytorch is not installed"),
     ):
         try:
             found += load()
@@ -52,9 +52,8 @@ def _formulas() -> list[Distance]:
     from piq import gmsd, multi_scale_ssim
 
     def ms_ssim(sr: Tensor, gt: Tensor) -> float:
-        return (
-            float(multi_scale_ssim(sr, gt)) if min(gt.shape[2:]) > 160 else float("nan")
-        )  # its smallest of five sizes has to hold a window
+        large_enough = min(gt.shape[2:]) > 160  # the smallest of five scales must hold a window
+        return float(multi_scale_ssim(sr, gt)) if large_enough else float("nan")
 
     return [
         Distance("GMSD", "{:.4f}", True, lambda sr, gt: float(gmsd(sr, gt))),
@@ -63,7 +62,7 @@ def _formulas() -> list[Distance]:
 
 
 def _learned() -> list[Distance]:
-    for name, attribute in ("IPython", "embed"), ("torchsummary", "summary"):  # imported by stlpips-pytorch and never used
+    for name, attribute in ("IPython", "embed"), ("torchsummary", "summary"):  # imported by stlpips-pytorch but never used
         if name not in sys.modules:
             sys.modules[name] = ModuleType(name)
             setattr(sys.modules[name], attribute, None)

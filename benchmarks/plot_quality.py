@@ -1,9 +1,9 @@
-"""Plot quality over time from a report of `quality.py`: which upscaler is both better and faster than which.
+"""Plot quality over time from a report of `quality.py`.
 
     pip install matplotlib
     python benchmarks/plot_quality.py benchmarks/results/quality-holdout-2026-11-25.md --out docs/images/quality.png
 
-Times and PSNR-Y are those of the report's table over all ways of downscaling, so all of one machine and one run.
+Times and PSNR-Y come from the report's mean over all downscaling filters, measured in one run on one machine.
 """
 
 from __future__ import annotations
@@ -22,8 +22,16 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
-PLACES = [("left", 7, 5), ("left", 7, -14), ("right", -7, 5), ("right", -7, -14), ("center", 0, 11), ("center", 0, -20), ("left", 10, -5)]
-"""Where a label may stand: its alignment, and its distance from the point."""
+POSITIONS = [
+    ("left", 7, 5),
+    ("left", 7, -14),
+    ("right", -7, 5),
+    ("right", -7, -14),
+    ("center", 0, 11),
+    ("center", 0, -20),
+    ("left", 10, -5),
+]
+"""Possible positions of a label: alignment and offset from the point."""
 
 
 def main() -> None:
@@ -33,14 +41,14 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=4)
     options = parser.parse_args()
     rows = read_report(options.report.read_text(encoding="utf-8"))[f"x{options.scale}"]
-    figure, axis = pyplot.subplots(figsize=(4.8, 3.9), layout="constrained")  # so small that its text can be read on a phone
+    figure, axis = pyplot.subplots(figsize=(4.8, 3.9), layout="constrained")  # small, so that its text is readable on a phone
     plot(axis, rows)
     with write_aside(options.out) as aside:
         figure.savefig(aside, format="png", dpi=200)
 
 
 def plot(axis: Axes, rows: list[Row]) -> None:
-    """A point and a label for each upscaler."""
+    """Draw a point and a label for each upscaler."""
     axis.set_xscale("log")
     axis.xaxis.set_major_formatter("{x:g}")
     axis.margins(x=0.12, y=0.1)
@@ -58,24 +66,24 @@ def plot(axis: Axes, rows: list[Row]) -> None:
 
 
 def add_label(axis: Axes, row: Row, point: tuple[float, float], taken: list[Bbox]) -> None:
-    """Write an upscaler's name where it covers least of what is `taken`, and add its place to that."""
+    """Write an upscaler's name where it overlaps the boxes in `taken` least, and add its own box to them."""
     name = row["upscaler"].removesuffix(" (ours)")
     text = NAMES.get(name, name).replace(" ", "\n", 1)
     style = {"fontsize": 10, "color": "#d9480f" if is_ours(row) else "#495057", "weight": "bold" if is_ours(row) else "normal"}
 
-    def cost(place: tuple[str, int, int]) -> float:
-        label = annotate(place)
+    def cost(position: tuple[str, int, int]) -> float:
+        label = annotate(position)
         box = label.get_window_extent()
         label.remove()
         inside = axis.get_window_extent()
         out = box.width * box.height - area(Bbox.intersection(box, inside))
         return out * 10 + sum(area(Bbox.intersection(box, other)) for other in taken)
 
-    def annotate(place: tuple[str, int, int]):
-        align, x, y = place
+    def annotate(position: tuple[str, int, int]):
+        align, x, y = position
         return axis.annotate(text, point, xytext=(x, y), textcoords="offset points", ha=align, va="bottom", linespacing=1, **style)
 
-    taken.append(annotate(min(PLACES, key=cost)).get_window_extent())
+    taken.append(annotate(min(POSITIONS, key=cost)).get_window_extent())
 
 
 def area(box: Bbox | None) -> float:

@@ -1,9 +1,9 @@
-"""Read the tables of `quality.py`'s reports, and put their figures into the documents that show them.
+"""Read the tables of `quality.py`'s reports and update the documents that show them.
 
     python benchmarks/reports.py benchmarks/results/quality-holdout-2026-11-25.md benchmarks/results/quality-foreign-2026-11-25.md
 
-In `DOCUMENTS` whatever stands between `<!-- quality NAME -->` and `<!-- end -->` is made anew: tables in docs/, and in the READMEs a
-line of figures inside a sentence, the same in every language.
+In `DOCUMENTS` everything between `<!-- quality NAME -->` and `<!-- end -->` is replaced: tables in docs/, and in the READMEs the scores
+within a sentence, which are the same in every language.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ NAMES = {
     "x4plus-anime": "Real-ESRGAN x4plus-anime",
     "lanczos": "Lanczos",
 }
-"""What an upscaler is called for people, where that is not its name."""
-STANDING = ("x4-tiny", "waifu2x-cunet", "span-ch48", "x4plus-anime", "bicubic")
-"""The upscalers that the README names, as far as a report has them."""
+"""Display names of upscalers, if different from their names here."""
+README_UPSCALERS = ("x4-tiny", "waifu2x-cunet", "span-ch48", "x4plus-anime", "bicubic")
+"""Upscalers that the READMEs mention, if a report has them."""
 HOW = {"native": "", "x2 twice": ", twice", "x4 halved": ", halved"}
 
 Row = dict[str, str]
 
 
 def read_report(text: str) -> dict[str, list[Row]]:
-    """Rows of each scale ("x4"), title of column to cell: the first table below its heading, over all ways of making small."""
+    """Read the first table of each scale ("x4"), the mean over all downscaling filters, as rows of column title to cell."""
     tables = {}
     for scale, section in re.findall(r"^## (x[0-9])\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL):
         lines = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)[0].splitlines()  # type: ignore[index]
@@ -48,46 +48,46 @@ def is_ours(row: Row) -> bool:
     return row["upscaler"].endswith(" (ours)")
 
 
-def shown_name(row: Row) -> str:
-    """An upscaler as the documents call it, ours in bold, and how it comes to the scale."""
+def display_name(row: Row) -> str:
+    """Return an upscaler's name for documents, ours in bold, and how it reaches the scale."""
     name = row["upscaler"].removesuffix(" (ours)")
     return (f"**`{name}`**" if is_ours(row) else NAMES.get(name, name)) + HOW[row["how"]]
 
 
-def beside_others(holdout: list[Row], foreign: list[Row]) -> str:
-    """The table of a scale in docs/benchmarks.md, the best of the first set first."""
-    others = {row["upscaler"]: row for row in foreign}
-    head = ["upscaler", "parameters", "PSNR-Y, edge PSNR: holdout", "foreign", "ST-LPIPS: holdout, foreign", "seconds a megapixel"]
+def comparison_table(holdout: list[Row], foreign: list[Row]) -> str:
+    """Format a scale's table for docs/benchmarks.md, sorted by the holdout set."""
+    foreign_rows = {row["upscaler"]: row for row in foreign}
+    head = ["upscaler", "parameters", "PSNR-Y, edge PSNR: holdout", "foreign", "ST-LPIPS: holdout, foreign", "CPU s per input megapixel"]
     rows = []
     for row in holdout:
-        other = others[row["upscaler"]]
-        quality = [f"{one['PSNR-Y ↑']}, {one['edge PSNR ↑']}" for one in (row, other)]
+        other = foreign_rows[row["upscaler"]]
+        quality = [f"{scores['PSNR-Y ↑']}, {scores['edge PSNR ↑']}" for scores in (row, other)]
         distances = f"{row['ST-LPIPS ↓']}, {other['ST-LPIPS ↓']}"
-        rows.append([shown_name(row), row["parameters"].strip("-"), *quality, distances, row["CPU s / LR MP"]])
-    return as_table(head, rows)
+        rows.append([display_name(row), row["parameters"].strip("-"), *quality, distances, row["CPU s / LR MP"]])
+    return format_table(head, rows)
 
 
-def standing(rows: list[Row]) -> str:
-    """PSNR-Y of the upscalers in `STANDING`, best first, to go into a sentence of any language."""
-    shown = [row for row in rows if row["upscaler"].removesuffix(" (ours)") in STANDING]
+def readme_scores(rows: list[Row]) -> str:
+    """Format PSNR-Y of the upscalers in `README_UPSCALERS`, best first, for a sentence in any language."""
+    shown = [row for row in rows if row["upscaler"].removesuffix(" (ours)") in README_UPSCALERS]
     shown.sort(key=lambda row: -float(row["PSNR-Y ↑"]))
     figures = (f"{NAMES.get(row['upscaler'], row['upscaler'].removesuffix(' (ours)'))} {float(row['PSNR-Y ↑']):.1f}" for row in shown)
     return ", ".join(f"**{figure}**" if is_ours(row) else figure for row, figure in zip(shown, figures, strict=True))
 
 
-def own_page(holdout: list[Row]) -> str:
-    """The table of docs/original.md: what its author measured or asked for."""
+def original_table(holdout: list[Row]) -> str:
+    """Format the table of docs/original.md with the measurements its author made or asked for."""
     columns = ["PSNR-Y ↑", "edge PSNR ↑", "flat PSNR ↑", "colour ↓", "shift y, x", "CPU s / LR MP"]
-    head = ["upscaler", "parameters", "PSNR-Y", "edge PSNR", "flat PSNR", "colour", "shift y, x", "s for a megapixel of small image"]
-    return as_table(head, [[shown_name(row), row["parameters"].strip("-"), *(row[name] for name in columns)] for row in holdout])
+    head = ["upscaler", "parameters", "PSNR-Y", "edge PSNR", "flat PSNR", "colour", "shift y, x", "CPU s per input megapixel"]
+    return format_table(head, [[display_name(row), row["parameters"].strip("-"), *(row[name] for name in columns)] for row in holdout])
 
 
-def as_table(head: list[str], rows: list[list[str]]) -> str:
+def format_table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
-def filled(document: str, tables: dict[str, str]) -> str:
-    """A document with each of its marked places made anew."""
+def fill_document(document: str, tables: dict[str, str]) -> str:
+    """Replace the content of each marked place in a document."""
 
     def fill(mark: re.Match[str]) -> str:
         name, line = mark.groups()
@@ -96,15 +96,15 @@ def filled(document: str, tables: dict[str, str]) -> str:
     return re.sub(r"<!-- quality (\w+) -->(\n?).*?<!-- end -->", fill, document, flags=re.DOTALL)
 
 
-def tables_of(holdout: str, foreign: str) -> dict[str, str]:
-    """What goes into each marked place, from two reports."""
-    one, other = read_report(holdout), read_report(foreign)
+def make_tables(holdout: str, foreign: str) -> dict[str, str]:
+    """Make the content of each marked place from two reports."""
+    holdout_rows, foreign_rows = read_report(holdout), read_report(foreign)
     return {
-        "x4": beside_others(one["x4"], other["x4"]),
-        "x2": beside_others(one["x2"], other["x2"]),
-        "own": own_page(one["x4"]),
-        "holdout": standing(one["x4"]),
-        "foreign": standing(other["x4"]),
+        "x4": comparison_table(holdout_rows["x4"], foreign_rows["x4"]),
+        "x2": comparison_table(holdout_rows["x2"], foreign_rows["x2"]),
+        "own": original_table(holdout_rows["x4"]),
+        "holdout": readme_scores(holdout_rows["x4"]),
+        "foreign": readme_scores(foreign_rows["x4"]),
     }
 
 
@@ -113,9 +113,9 @@ def main() -> None:
     parser.add_argument("holdout", type=Path)
     parser.add_argument("foreign", type=Path)
     options = parser.parse_args()
-    tables = tables_of(*(path.read_text(encoding="utf-8") for path in (options.holdout, options.foreign)))
+    tables = make_tables(*(path.read_text(encoding="utf-8") for path in (options.holdout, options.foreign)))
     for path in DOCUMENTS:
-        text = filled(path.read_text(encoding="utf-8"), tables)
+        text = fill_document(path.read_text(encoding="utf-8"), tables)
         with write_aside(path) as aside:
             aside.write_text(text, encoding="utf-8")
 

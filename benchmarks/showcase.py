@@ -1,8 +1,8 @@
-"""Make the README's image: an image before and after upscaling, whole, and a part of it at full size.
+"""Make the README image: an image before and after upscaling, and an inset at full resolution.
 
     python benchmarks/showcase.py keri-4.png --at 190,95 --out docs/images/before-after.jpg
 
-On the left the whole image, one half bicubic and one half ours; beside it the part at `--at`, in both, pixel for pixel.
+Left: the whole image, half bicubic and half ours. Right: the inset at `--at` in both versions, pixel for pixel.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from transformersr.arch.atomic import write_aside
 from transformersr.upscale.upscaler import Upscaler
 
 HEIGHT = 720
-PART = 440
-"""Width of each of the two parts."""
+INSET = 440
+"""Width of each of the two insets."""
 GAP = 8
 LABEL = 46
-"""Size of letters: a quarter of it is left on a phone."""
+"""Font size; on a phone it appears at a quarter of this."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", type=Path)
-    parser.add_argument("--at", required=True, metavar="X,Y", help="top left corner of the part, in pixels of the image")
+    parser.add_argument("--at", required=True, metavar="X,Y", help="top left corner of the inset, in input pixels")
     parser.add_argument("--model", default="x4-tiny")
     parser.add_argument("--crispness", type=float, default=0.0)
     parser.add_argument("--out", type=Path, required=True)
@@ -36,26 +36,28 @@ def main() -> None:
     after = upscaler(image)
     before = image.resize(after.size, Image.Resampling.BICUBIC)
     left, top = (int(number) * upscaler.scale for number in options.at.split(","))
-    box = (left, top, left + PART, top + HEIGHT)
+    box = (left, top, left + INSET, top + HEIGHT)
     if box[2] > after.width or box[3] > after.height:
-        raise SystemExit(f"--at {options.at}: {PART}x{HEIGHT} pixels from there do not fit into the result of {after.width}x{after.height}")
-    sizes = [f"{one.width}x{one.height}" for one in (image, after)]
-    panels = [split(before, after, *sizes), labelled(before.crop(box), "bicubic"), labelled(after.crop(box), "TransformerSR")]
+        raise SystemExit(
+            f"--at {options.at}: an inset of {INSET}x{HEIGHT} pixels does not fit there; the result has {after.width}x{after.height}"
+        )
+    sizes = [f"{version.width}x{version.height}" for version in (image, after)]
+    panels = [split(before, after, *sizes), add_label(before.crop(box), "bicubic"), add_label(after.crop(box), "TransformerSR")]
     with write_aside(options.out) as aside:
         side_by_side(panels).save(aside, format="JPEG", quality=92, subsampling=0, optimize=True)
 
 
 def split(before: Image.Image, after: Image.Image, before_label: str, after_label: str) -> Image.Image:
-    """The whole image, its left half from `before` and its right half from `after`."""
+    """Combine the left half of `before` and the right half of `after`, with labels."""
     size = (round(before.width * HEIGHT / before.height), HEIGHT)
     whole, half = after.resize(size, Image.Resampling.LANCZOS), size[0] // 2
     whole.paste(before.resize(size, Image.Resampling.LANCZOS).crop((0, 0, half, HEIGHT)))
     ImageDraw.Draw(whole).line((half, 0, half, HEIGHT), "white", 5)
-    return labelled(labelled(whole, before_label), after_label, half)
+    return add_label(add_label(whole, before_label), after_label, half)
 
 
-def labelled(image: Image.Image, text: str, left: int = 0) -> Image.Image:
-    """The image with dark letters on a white ground at its bottom."""
+def add_label(image: Image.Image, text: str, left: int = 0) -> Image.Image:
+    """Draw a label with dark text on white at the bottom of an image."""
     draw, place = ImageDraw.Draw(image), (left + 14, image.height - 14)
     font = ImageFont.load_default(LABEL)
     x0, y0, x1, y1 = draw.textbbox(place, text, font, anchor="lb")
@@ -65,7 +67,7 @@ def labelled(image: Image.Image, text: str, left: int = 0) -> Image.Image:
 
 
 def side_by_side(panels: list[Image.Image]) -> Image.Image:
-    """The panels in a row, with white between them."""
+    """Join panels in a row with white gaps."""
     sheet = Image.new("RGB", (sum(panel.width for panel in panels) + GAP * (len(panels) - 1), HEIGHT), "white")
     x = 0
     for panel in panels:

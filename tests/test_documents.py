@@ -22,7 +22,7 @@ from transformersr.upscale.cli import main
 from transformersr.upscale.upscaler import CRISP
 
 from random_models import V2, random_model
-from reports import DOCUMENTS, filled, tables_of
+from reports import DOCUMENTS, fill_document, make_tables
 from synthetic_images import synthetic_image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -254,7 +254,7 @@ def test_comparison_tables_match_the_latest_reports(path):
     assert "<!-- quality" in text
     results = ROOT / "benchmarks" / "results"
     latest = [sorted(results.glob(f"quality-{name}-*.md"))[-1] for name in ("holdout", "foreign")]
-    assert filled(text, tables_of(*(report.read_text(encoding="utf-8") for report in latest))) == text
+    assert fill_document(text, make_tables(*(report.read_text(encoding="utf-8") for report in latest))) == text
     if path.name == "benchmarks.md":
         assert all(f"(../benchmarks/results/{report.name})" in text for report in latest)
 

