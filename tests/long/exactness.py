@@ -1,8 +1,8 @@
-"""How exact every shipped model is, as Markdown: docs/reliability.md has what it printed.
+"""Measure the numerical accuracy of every shipped model and print it as Markdown, for docs/reliability.md.
 
     OMP_NUM_THREADS=1 python tests/long/exactness.py FOLDER_OF_IMAGES
 
-About three minutes on one core for two tiny models. Differences are in levels of 8 bits (1/255), before rounding to them.
+Takes about three minutes on one core for two tiny models. Differences are in 8-bit levels (1/255), before rounding.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from transformersr.upscale.image_io import ImageError, read_image
 from transformersr.upscale.upscaler import available_models
 
 CROP = 96
-"""Side of what is taken of an image's middle."""
+"""Side of the centre crop of an image."""
 HALF_COUNT, HALF_SIDE = 6, 64
-"""How many images, and how much of each, half precision is run on: most processors are a tenth as fast in it."""
+"""Number and size of the images for half precision, which most processors run ten times slower."""
 FLAT = 64
-"""Side of a plain image."""
+"""Side of a flat image."""
 MARGIN = 8
-"""Pixels at its edge that do not count as its middle."""
+"""Width of the edge that does not count as the interior."""
 
 
 # --- images ------------------------------------------------------------------------------------
 
 
 def crops(folder: Path, count: int) -> Tensor:
-    """The middle of images spread evenly over a folder, `(count, 3, CROP, CROP)`."""
+    """Load centre crops of images spread evenly over a folder, `(count, 3, CROP, CROP)`."""
     paths = find_images(folder)
     found = []
     for path in paths[:: max(1, len(paths) // (2 * count))]:
@@ -59,13 +59,13 @@ def crops(folder: Path, count: int) -> Tensor:
 
 
 def flats() -> Tensor:
-    """27 plain colours, each channel 0, a half or 1: `(27, 3, FLAT, FLAT)`."""
+    """Return 27 flat colours with each channel 0, 0.5 or 1: `(27, 3, FLAT, FLAT)`."""
     levels = torch.tensor([0.0, 0.5, 1.0])
     return torch.cartesian_prod(levels, levels, levels)[:, :, None, None].expand(-1, -1, FLAT, FLAT).contiguous()
 
 
 def extremes() -> dict[str, Tensor]:
-    """What no image looks like, `(1, 3, 32, 32)` each."""
+    """Return images beyond any real one, `(1, 3, 32, 32)` each."""
     side, black = 32, torch.zeros(1, 3, 32, 32)
     rows = torch.arange(side)
     noise = torch.rand(black.shape, generator=torch.Generator().manual_seed(0))
@@ -84,12 +84,12 @@ def extremes() -> dict[str, Tensor]:
 
 
 def levels(one: Tensor, other: Tensor) -> float:
-    """The largest difference, in levels."""
+    """Return the largest difference in 8-bit levels."""
     return 255 * float((one - other).abs().max())
 
 
 def mean_shift(large: Tensor, small: Tensor) -> Tensor:
-    """How far the mean of every channel of every image moved, in levels `(b, 3)`."""
+    """Return the shift of each channel's mean in 8-bit levels, `(b, 3)`."""
     return 255 * (large.double().mean((2, 3)) - small.double().mean((2, 3)))
 
 
@@ -102,13 +102,13 @@ def precisions(name: str, device: str, images: Tensor) -> Iterator[tuple[str, ..
         yield dtype, f"{psnr(result, expected):.1f}", f"{worst:.1f}", f"{levels(result, expected):.3f}", f"{100 * eights:.2f} %"
 
 
-def sameness(name: str, device: str, images: Tensor, expected: Tensor) -> Iterator[tuple[str, ...]]:
-    """What should not matter, and how much it does."""
+def reproducibility(name: str, device: str, images: Tensor, expected: Tensor) -> Iterator[tuple[str, ...]]:
+    """Measure the effect of settings that should not matter."""
     upscaler = Upscaler.from_pretrained(name, device, "fp32")
-    yield "again, the same process", f"{levels(upscaler(images), expected):.6f}"
+    yield "again in the same process", f"{levels(upscaler(images), expected):.6f}"
     child = [sys.executable, __file__, "--child", name, device]
     digests = {subprocess.run(child, check=True, capture_output=True, text=True).stdout for _ in range(2)}
-    yield "another process, twice", "the same bits" if digests == {digest(upscaler)} else "OTHER BITS"
+    yield "another process, twice", "identical" if digests == {digest(upscaler)} else "DIFFERENT"
     image, alone = images[:1], expected[:1]
     for rows in (8, 24, 40, CROP):
         with torch.inference_mode():
@@ -128,12 +128,12 @@ def sameness(name: str, device: str, images: Tensor, expected: Tensor) -> Iterat
 
 
 def colours(upscaler: Upscaler, images: Tensor, expected: Tensor) -> Iterator[tuple[str, ...]]:
-    """Mean over all images, and the furthest of any."""
-    plain, edge = flats(), MARGIN * upscaler.scale
-    large = upscaler(plain)
+    """Yield the mean shift over all images and the largest of any image."""
+    flat, edge = flats(), MARGIN * upscaler.scale
+    large = upscaler(flat)
     for what, shift in {
-        f"27 plain images of {FLAT}x{FLAT}": mean_shift(large, plain),
-        f"their middle, without {MARGIN} pixels of edge": mean_shift(large[..., edge:-edge, edge:-edge], plain),
+        f"27 flat images of {FLAT}x{FLAT}": mean_shift(large, flat),
+        f"their interior, without {MARGIN} pixels of edge": mean_shift(large[..., edge:-edge, edge:-edge], flat),
         f"{len(images)} images": mean_shift(expected, images),
     }.items():
         within = f"{int((shift.abs().amax(1) < 0.5).sum())} of {len(shift)}"
@@ -144,19 +144,19 @@ def extreme_results(name: str, device: str) -> Iterator[tuple[str, ...]]:
     upscalers = {dtype: Upscaler.from_pretrained(name, device, dtype) for dtype in ("fp32", "fp16", "bf16")}
     for what, image in extremes().items():
         usable = image.nan_to_num(0.0).clamp(0, 1)
-        with Said() as said:
+        with CollectWarnings() as warnings:
             results = {dtype: upscaler(image) for dtype, upscaler in upscalers.items()}
         result, finite = results["fp32"], all(bool(one.isfinite().all()) for one in results.values())
         off = [f"{levels(results[dtype], result):.2f}" for dtype in ("fp16", "bf16")]
         shift = mean_shift(result, usable).abs().max()
-        text = "; ".join(dict.fromkeys(said.messages))
+        text = "; ".join(dict.fromkeys(warnings.messages))
         yield what, "yes" if finite else "NO", f"{result.min():.3f} to {result.max():.3f}", f"{shift:.2f}", *off, text
 
 
-class Said(logging.Handler):
-    """Collects the warnings of the package while it is entered."""
+class CollectWarnings(logging.Handler):
+    """Collect the package's warnings within a with block."""
 
-    def __enter__(self) -> Said:
+    def __enter__(self) -> CollectWarnings:
         self.messages: list[str] = []
         logging.getLogger("transformersr").addHandler(self)
         return self
@@ -169,7 +169,7 @@ class Said(logging.Handler):
 
 
 def digest(upscaler: Upscaler) -> str:
-    """Of the bits that a fixed image becomes."""
+    """Return a checksum of the result for a fixed image."""
     image = torch.rand(1, 3, 48, 40, generator=torch.Generator().manual_seed(1))
     return hashlib.sha256(upscaler(image).numpy().tobytes()).hexdigest()
 
@@ -187,7 +187,7 @@ def table(title: str, columns: str, rows: Iterator[tuple[str, ...]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?", help="images, at any depth")
-    parser.add_argument("--images", type=int, default=16, help="how many of them to take, spread evenly")
+    parser.add_argument("--images", type=int, default=16, help="number of images to use, spread evenly")
     parser.add_argument("--models", nargs="*", default=list(available_models()))
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--child", nargs=2, metavar=("MODEL", "DEVICE"), help=argparse.SUPPRESS)
@@ -197,7 +197,7 @@ def main() -> None:
         sys.stdout.write(digest(Upscaler.from_pretrained(*options.child, "fp32")))
         return
     if options.folder is None:
-        parser.error("which folder of images?")
+        parser.error("expected a folder of images")
     start, images = time.monotonic(), crops(options.folder, options.images)
     few = images[:: max(1, len(images) // HALF_COUNT), :, :HALF_SIDE, :HALF_SIDE][:HALF_COUNT].contiguous()
     device = torch.cuda.get_device_name() if options.device.startswith("cuda") else platform.machine()
@@ -206,12 +206,12 @@ def main() -> None:
         upscaler = Upscaler.from_pretrained(name, options.device, "fp32")
         expected = upscaler(images)
         print(f"\n### {name}")
-        columns = "precision, PSNR to fp32 in dB, of the worst image, largest difference in levels, 8-bit values that change"
+        columns = "precision, PSNR to fp32 in dB, worst image, largest difference in levels, 8-bit values that change"
         table(f"Precision, {HALF_SIDE}x{HALF_SIDE} of {len(few)} images:", columns, precisions(name, options.device, few))
-        table("The same image, fp32:", "what changes, largest difference in levels", sameness(name, options.device, images, expected))
-        columns = "images, mean shift of R; G; B in levels, furthest, images within 0.5"
+        table("The same image, fp32:", "change, largest difference in levels", reproducibility(name, options.device, images, expected))
+        columns = "images, mean shift of R; G; B in levels, largest, images within 0.5"
         table("Colour, fp32:", columns, colours(upscaler, images, expected))
-        columns = "image, finite, values of the result, mean shift in levels, fp16 off by, bf16 off by, what is said"
+        columns = "image, finite, values of the result, mean shift in levels, fp16 difference, bf16 difference, warnings"
         table("Extreme images:", columns, extreme_results(name, options.device))
     print(f"\n{time.monotonic() - start:.0f} s")
 

@@ -1,12 +1,11 @@
-"""Throw damaged files at every reader, and say how many there were, what broke and what it took. Run by hand:
+"""Feed damaged files to every reader and report failures, memory and time. Run by hand:
 
-    python tests/long/fuzz_files.py                               every reader, 20 000 files each, changed at random
+    python tests/long/fuzz_files.py                               every reader, 20,000 randomly changed files each
     python tests/long/fuzz_files.py image --cases 200000 --seed 7
-    python tests/long/fuzz_files.py checkpoint --engine atheris   guided by what the readers' code does (needs `pip install atheris`)
+    python tests/long/fuzz_files.py checkpoint --engine atheris   guided by code coverage (needs `pip install atheris`)
 
-A finding is anything but success or one sentence that names the file, and a file that takes more than `SLOW` seconds of the processor.
-It is kept in the folder `--keep` under its number, and the exit code is 1. Peak memory is the process's, which begins with PyTorch's
-220 MiB.
+A finding is any outcome other than success or one sentence that names the file, or a file that takes more than `SLOW` CPU seconds. The file
+is saved in the folder `--keep` under its number, and the exit code is 1. Peak memory is that of the process and includes PyTorch's 220 MiB.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ SLOW = 5.0
 
 
 def read_checkpoint(path: Path) -> None:
-    """Weights: into memory, and into a host's list."""
+    """Load weights, and list them as for a host."""
     from transformersr.arch import CheckpointError, load_model
     from transformersr.upscale import models
 
@@ -51,7 +50,7 @@ def read_checkpoint(path: Path) -> None:
 
 
 def read_image(path: Path) -> None:
-    """An image: into memory, and what it carries into every format."""
+    """Read an image, and write it with its metadata to one of the formats."""
     from transformersr.upscale import image_io
 
     try:
@@ -65,7 +64,7 @@ def read_image(path: Path) -> None:
 
 
 def read_video(path: Path) -> None:
-    """A video: through a small network, into the container that takes everything."""
+    """Upscale a video with a small network into an MKV file."""
     from transformersr.upscale import video
 
     try:
@@ -76,7 +75,7 @@ def read_video(path: Path) -> None:
 
 @functools.cache
 def small_upscaler():
-    """A network that takes no time."""
+    """Return an upscaler with a tiny network."""
     from transformersr.upscale.upscaler import Upscaler
 
     sys.path.insert(0, str(HERE.parent))
@@ -86,7 +85,7 @@ def small_upscaler():
 
 
 def read_recipe(path: Path) -> None:
-    """A recipe, or the settings of a run."""
+    """Read a recipe or the settings of a run."""
     from transformersr.training.config import load_recipe
 
     try:
@@ -96,17 +95,17 @@ def read_recipe(path: Path) -> None:
 
 
 def check_sentence(error: Exception, path: Path) -> None:
-    """Raise AssertionError for a message that is more than a sentence, or does not say which file it is about."""
+    """Raise AssertionError unless a message is one sentence that names the file."""
     text = str(error)
     if "\n" in text or len(text) > 2500 or path.name not in text:
-        raise AssertionError(f"no one sentence that names the file: {text[:300]!r}") from error
+        raise AssertionError(f"not one sentence that names the file: {text[:300]!r}") from error
 
 
-# --- files to begin with -------------------------------------------------------------------------
+# --- seed files ----------------------------------------------------------------------------------
 
 
 def checkpoints() -> dict[str, bytes]:
-    """Both of the author's layouts and ours, in every format."""
+    """Return checkpoints in both original layouts and ours, in every file format."""
     import torch
     from safetensors.torch import save
 
@@ -132,7 +131,7 @@ def checkpoints() -> dict[str, bytes]:
 
 
 def images() -> dict[str, bytes]:
-    """A small image in every format and mode that Pillow writes, with what images carry."""
+    """Return a small image in every format and mode that Pillow writes, with and without metadata."""
     import numpy as np
     from PIL import Image, PngImagePlugin
 
@@ -143,7 +142,7 @@ def images() -> dict[str, bytes]:
     text.add_text("parameters", "1girl, \u732b", zip=True)
     text.add_itxt("XML:com.adobe.xmp", "<x tiff:Orientation='6'/>", zip=True)
     exif = Image.Exif()
-    exif[0x0112], exif[0x010E] = 6, "made by nobody"
+    exif[0x0112], exif[0x010E] = 6, "a description"
     exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0\0a"
     exif.get_ifd(0x8825)[1] = "N"
     options = {"PNG": {"pnginfo": text}, "TIFF": {"compression": "tiff_lzw"}}
@@ -155,9 +154,9 @@ def images() -> dict[str, bytes]:
                 file = io.BytesIO()
                 try:
                     image.save(file, format=format, **options.get(format, {}), **extra)
-                except Exception:  # not a mode of this format, which Pillow says in many ways
+                except Exception:  # the format does not support the mode; Pillow raises various errors
                     continue
-                if len(file.getvalue()) < 2**16:  # some formats hold every size of an icon
+                if len(file.getvalue()) < 2**16:  # icon formats contain many sizes
                     found[f"{mode}-{format}-{len(extra)}.{format.lower()}"] = file.getvalue()
     frames = [Image.fromarray(rng.integers(0, 255, (16, 16, 3), np.uint8)) for _ in range(3)]
     for format in ("GIF", "PNG", "WEBP", "TIFF", "AVIF", "MPO"):
@@ -168,7 +167,7 @@ def images() -> dict[str, bytes]:
 
 
 def videos() -> dict[str, bytes]:
-    """Four small frames and a tone, in every container."""
+    """Return a video of four small frames in every container, some with a tone."""
     import av
     import numpy as np
 
@@ -205,7 +204,7 @@ def videos() -> dict[str, bytes]:
 
 
 def convert(image, mode: str):
-    """An image in another mode, by way of a profile where Pillow has no other."""
+    """Convert an image to another mode; for LAB Pillow needs a profile."""
     from PIL import ImageCms
 
     if mode != "LAB":
@@ -214,14 +213,14 @@ def convert(image, mode: str):
 
 
 def profile() -> bytes:
-    """A profile of sRGB."""
+    """Return an sRGB profile."""
     from PIL import ImageCms
 
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def recipes() -> dict[str, bytes]:
-    """The recipes of the package, and the settings of a run."""
+    """Return the package's recipes and the settings of a run."""
     import json
 
     from transformersr.training.config import RECIPES, TrainConfig
@@ -238,7 +237,7 @@ READERS: dict[str, tuple[Callable[[Path], None], Callable[[], dict[str, bytes]]]
 }
 
 
-# --- changing them -------------------------------------------------------------------------------
+# --- mutation ------------------------------------------------------------------------------------
 
 NUMBERS = [value.to_bytes(size, order) for value in (0, 1, 127, 128, 255) for size in (1, 2, 4) for order in ("little", "big")]
 NUMBERS += [value.to_bytes(size, order) for value in (2**15, 2**16 - 1) for size in (2, 4, 8) for order in ("little", "big")]
@@ -246,8 +245,8 @@ NUMBERS += [value.to_bytes(size, order) for value in (2**31, 2**32 - 1) for size
 TOKENS = [b"nan", b"inf", b"-1", b"1e400", b"null", b"true", b'"', b"{", b"[" * 2000, b"9" * 400, b"\n", b"\xff\xfe", b"..", b"/", b"\0"]
 
 
-def changed(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
-    """A file with up to six changes of the kinds that break readers."""
+def mutate(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
+    """Apply one to six changes of kinds that often break readers."""
     result = bytearray(data)
     for _ in range(rng.randint(1, 6)):
         where = rng.randrange(len(result) + 1) if rng.random() < 0.5 else rng.randrange(min(len(result), 256) + 1)
@@ -277,7 +276,7 @@ def changed(data: bytes, others: list[bytes], rng: random.Random) -> bytes:
 
 
 class Run:
-    """A reader at work, and what came of it."""
+    """A reader with its results."""
 
     def __init__(self, reader: str, keep: Path):
         self.reader, self.keep = reader, keep
@@ -286,39 +285,39 @@ class Run:
         self.cases, self.findings = 0, Counter[str]()
 
     def case(self, data: bytes, suffix: str) -> None:
-        """Read one file, and keep it if that went wrong."""
-        path = self.written(data, suffix)
+        """Read one file, and save it if it is a finding."""
+        path = self.write_case(data, suffix)
         self.cases += 1
         start = time.process_time()
         try:
             self.read(path)
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
-            self._found(f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {str(error)[:200]}", data, suffix)
+            self._record(f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno}: {str(error)[:200]}", data, suffix)
         if time.process_time() - start > SLOW:
-            self._found(f"slow: {time.process_time() - start:.0f} s", data, suffix)
+            self._record(f"slow: {time.process_time() - start:.0f} s", data, suffix)
 
-    def written(self, data: bytes, suffix: str) -> Path:
-        """The place of a file in memory with these contents."""
+    def write_case(self, data: bytes, suffix: str) -> Path:
+        """Write a file, in memory if possible, and return its path."""
         path = Path(self.folder.name, f"case{suffix}")
         path.write_bytes(data)
         return path
 
     def warm_up(self, files: dict[str, bytes]) -> None:
-        """Read every file as it is, untimed: much is imported only when it is needed."""
+        """Read every unchanged file, untimed, because some imports happen at the first use."""
         for name, data in files.items():
-            self.read(self.written(data, Path(name).suffix))
+            self.read(self.write_case(data, Path(name).suffix))
 
-    def _found(self, text: str, data: bytes, suffix: str) -> None:
+    def _record(self, text: str, data: bytes, suffix: str) -> None:
         if not self.findings[text]:
             self.keep.mkdir(parents=True, exist_ok=True)
-            kept = self.keep / f"{self.reader}-{self.cases}{suffix}"
-            kept.write_bytes(data)
-            print(f"{kept}: {text}", flush=True)
+            saved = self.keep / f"{self.reader}-{self.cases}{suffix}"
+            saved.write_bytes(data)
+            print(f"{saved}: {text}", flush=True)
         self.findings[text] += 1
 
     def conclude(self, seconds: float) -> int:
-        """Print what there is to say; return the exit code."""
+        """Print a summary and return the exit code."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         print(
             f"{self.reader}: {self.cases:,} files, {sum(self.findings.values())} findings, peak memory {peak:.0f} MiB, {seconds:.0f} s",
@@ -328,7 +327,7 @@ class Run:
 
 
 def run_random(run: Run, cases: int, seed: int) -> None:
-    """Every file to begin with as it is, cut at every kilobyte and at every one of its first bytes, and then changed at random."""
+    """Read every seed file whole and truncated at every kilobyte and within its first 64 bytes, then random mutations."""
     rng, files = random.Random(seed), READERS[run.reader][1]()
     others = list(files.values())
     run.warm_up(files)
@@ -338,11 +337,11 @@ def run_random(run: Run, cases: int, seed: int) -> None:
     names = list(files)
     while run.cases < cases:
         name = rng.choice(names)
-        run.case(changed(files[name], others, rng), Path(name).suffix)
+        run.case(mutate(files[name], others, rng), Path(name).suffix)
 
 
 def run_guided(run: Run, cases: int, seed: int) -> None:
-    """The same files, changed by libFuzzer so as to reach new lines of our modules and of the Python ones that they read with."""
+    """Let libFuzzer mutate the seed files to reach new lines of our modules and of the Python modules they use."""
     import atheris
 
     ours = ["transformersr.arch.pickled", "transformersr.arch.checkpoint", "transformersr.upscale", "transformersr.training.config"]
@@ -363,7 +362,7 @@ def run_guided(run: Run, cases: int, seed: int) -> None:
 
     def one(data: bytes) -> None:
         run.case(data, suffixes[sum(data[:16]) % len(suffixes)])
-        if run.cases == cases:  # libFuzzer would end the process without a word of ours
+        if run.cases == cases:  # libFuzzer would exit without our summary
             code = run.conclude(time.time() - start)
             run.folder.cleanup()
             os._exit(code)
@@ -373,13 +372,13 @@ def run_guided(run: Run, cases: int, seed: int) -> None:
 
 
 def main() -> int:
-    """Run the readers asked for, each in a process of its own."""
+    """Run the selected readers, each in its own process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("readers", nargs="*", metavar="READER", help=f"{', '.join(READERS)}; all of them where none is named")
+    parser.add_argument("readers", nargs="*", metavar="READER", help=f"{', '.join(READERS)}; default: all")
     parser.add_argument("--cases", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", choices=("random", "atheris"), default="random")
-    parser.add_argument("--keep", type=Path, default=Path("findings"), help="folder for the files that broke something")
+    parser.add_argument("--keep", type=Path, default=Path("findings"), help="folder for the files of findings")
     options = parser.parse_args()
     if unknown := set(options.readers) - set(READERS):
         parser.error(f"{', '.join(unknown)}: no such reader")

@@ -1,14 +1,13 @@
-"""Kill `upscale FOLDER`, `convert` and `train` at random moments, and look at what they leave.
+"""Kill `upscale FOLDER`, `convert` and `train` at random moments and check the files they leave.
 
     PYTHONPATH=tests python tests/long/kill_at_random.py --kills 240
 
-A trial starts a command with a small network, kills it (SIGKILL) at a random moment, reads every file it left, and gives the command
-again with `--resume` until it is through; every third trial kills that one too. Half of the moments are spread over the duration of an
-undisturbed run and a tenth more; the others lie within 10 ms of the opening or renaming of a file that is being written. Half a file
-under a final name, a file that is left over and not hidden, a command that does not resume, and a result that differs in a bit from
-the undisturbed run's end everything with an error.
+A trial starts a command with a small network, kills it (SIGKILL) at a random moment, reads every file it left, and runs the command
+again with `--resume` until it finishes; every third trial kills the resumed command as well. Half of the moments are spread over 1.1 times
+the duration of an undisturbed run. The others are within 10 ms of the opening or renaming of a temporary file. A partial file under a final
+name, a visible leftover file, a command that does not resume, or a result that differs by a bit from the undisturbed run is an error.
 
-A process that has imported all there is forks those that are killed, which makes a trial short. Not for Windows, which has no fork.
+The killed processes are forked from one that has imported everything, which makes a trial short. Not for Windows, which has no fork.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # building a network under the meta device imports it, for seconds
+import torch._dynamo  # building a network on the meta device imports it, which takes seconds
 from PIL import Image
 
 from transformersr.arch import VARIANTS, checkpoint
@@ -47,10 +46,10 @@ from plain_v1 import newer_keys, random_state
 from random_models import V2, random_model
 from synthetic_images import synthetic_image
 
-LEFT = ".transformersr-*.part"
+PART_FILES = ".transformersr-*.part"
 PHASES = ("before", "during", "after")
 phase = mmap.mmap(-1, 1)
-"""Where a forked process is in its work, as an index of `PHASES`; shared with this one."""
+"""Progress of the forked process as an index of `PHASES`, in shared memory."""
 
 RECIPE = """
 size = "tiny"
@@ -74,16 +73,16 @@ class Attack:
     """A command to be killed."""
 
     prepare: Callable[[Path], None]
-    """Make what it needs in a folder."""
+    """Create its inputs in a folder."""
     arguments: Callable[[Path, Path, bool], list[str | Path]]
-    """From that folder, the one for its results, and whether it is to resume."""
+    """Takes the folder of inputs, the folder for results, and whether to resume."""
     growing: tuple[str, ...] = ()
-    """Files that are written again and again; all others are what they will be from the first."""
+    """Files that are rewritten during the work; all others have their final content from the start."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """When to kill: seconds after the start, or after the opening or renaming of a file aside with this number."""
+    """When to kill: seconds after the start, or after the opening or renaming of a temporary file with this number."""
 
     seconds: float
     event: int | None = None
@@ -123,28 +122,28 @@ def prepare_train(folder: Path) -> None:
 ATTACKS = {
     "upscale": Attack(
         prepare_upscale,
-        lambda made, out, again: ["upscale", made / "in", "-o", out, "-m", made / "model.safetensors", *["--resume"][:again]],
+        lambda inputs, out, resume: ["upscale", inputs / "in", "-o", out, "-m", inputs / "model.safetensors", *["--resume"][:resume]],
     ),
     "convert": Attack(
-        prepare_convert, lambda made, out, again: ["convert", made / "transformerSR_b4_d256_w4_h16.pt", out / "new.safetensors"]
+        prepare_convert, lambda inputs, out, resume: ["convert", inputs / "transformerSR_b4_d256_w4_h16.pt", out / "new.safetensors"]
     ),
     "train": Attack(
         prepare_train,
-        lambda made, out, again: (
+        lambda inputs, out, resume: (
             ["train", "--resume", out]
-            if again and (out / "run.json").exists()
-            else ["train", made / "in", "--out", out, "--recipe", made / "recipe.toml"]
+            if resume and (out / "run.json").exists()
+            else ["train", inputs / "in", "--out", out, "--recipe", inputs / "recipe.toml"]
         ),
         ("last.safetensors", "best.safetensors", "state.pt", "run.json", "validation.jsonl", "train.jsonl"),
     ),
 }
 
-# --- looking -------------------------------------------------------------------------------------
+# --- reading the files ---------------------------------------------------------------------------
 
 
-def look(folder: Path) -> dict[str, str]:
-    """What is in each file under a final name, read whole; raises for one that is not whole. Times, which differ, are left out."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.match(LEFT) and path.name != "train.log"]
+def read_files(folder: Path) -> dict[str, str]:
+    """Return the content of each file under a final name, without times, which differ. Raise an error for an incomplete file."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.match(PART_FILES) and path.name != "train.log"]
     return {path.relative_to(folder).as_posix(): read(path) for path in paths}
 
 
@@ -152,7 +151,7 @@ def read(path: Path) -> str:
     if path.suffix == ".png":
         Image.open(path).load()
     elif path.suffix == ".safetensors":
-        return digest_of(checkpoint.read_tensors(path))  # safetensors writes its metadata in any order
+        return digest_of(checkpoint.read_tensors(path))  # the order of safetensors metadata varies
     elif path.suffix == ".pt":
         state = torch.load(path, weights_only=True)
         state["progress"]["seconds"] = 0
@@ -165,7 +164,7 @@ def read(path: Path) -> str:
         json.loads(path.read_text())
     elif path.suffix == ".html":
         assert path.read_text().rstrip().endswith("</html>"), path
-        return "whole"
+        return "complete"
     return digest(path.read_bytes())
 
 
@@ -174,7 +173,7 @@ def digest(content: bytes) -> str:
 
 
 def digest_of(state: Any) -> str:
-    """Of dictionaries with tensors in them, every bit of these."""
+    """Hash nested dictionaries including the bits of their tensors."""
     return digest(json.dumps(state, default=lambda tensor: digest(tensor.contiguous().numpy().tobytes()), sort_keys=True).encode())
 
 
@@ -182,7 +181,7 @@ def digest_of(state: Any) -> str:
 
 
 def watch(module: Any, name: str) -> None:
-    """Have a function say when it begins and when it has ended."""
+    """Make a function set `phase` when it begins and when it has ended."""
     function = getattr(module, name)
 
     def watched(*args: Any, **options: Any) -> Any:
@@ -195,7 +194,7 @@ def watch(module: Any, name: str) -> None:
 
 
 def run(arguments: list[str | Path], log: Path, moment: Moment | None = None) -> Outcome:
-    """Run a command in a process of its own, to its end or to the moment."""
+    """Run a command in a forked process until its end or until the moment."""
     reading, writing = os.pipe()
     phase[0], begun = 0, time.monotonic()
     pid = os.fork()
@@ -206,14 +205,14 @@ def run(arguments: list[str | Path], log: Path, moment: Moment | None = None) ->
     events = wait(reading, moment)
     seconds = time.monotonic() - begun
     if moment:
-        os.kill(pid, signal.SIGKILL)  # one that has ended does not mind
+        os.kill(pid, signal.SIGKILL)  # no effect if it has ended
     _, status = os.waitpid(pid, 0)
     os.close(reading)
     return Outcome(PHASES[phase[0]], status, seconds, events)
 
 
 def work(arguments: list[str | Path], log: Path, events: int) -> None:
-    """The child: run the command and end."""
+    """Run the command in the child process and exit."""
 
     def hook(event: str, args: tuple) -> None:
         if event in ("open", "os.rename") and str(args[0]).endswith(".part"):
@@ -236,7 +235,7 @@ def work(arguments: list[str | Path], log: Path, events: int) -> None:
 
 
 def wait(reading: int, moment: Moment | None) -> int:
-    """Wait for a moment, or for the end of the process that writes to the pipe; return how many events were seen."""
+    """Wait for a moment or for the end of the process that writes to the pipe, and return the number of events."""
     events = 0
     end = time.monotonic() + moment.seconds if moment and moment.event is None else None
     while select.select([reading], [], [], None if end is None else max(0.0, end - time.monotonic()))[0]:
@@ -248,75 +247,75 @@ def wait(reading: int, moment: Moment | None) -> int:
     return events
 
 
-def trial(attack: Attack, made: Path, out: Path, reference: dict[str, str], moments: list[Moment]) -> list[tuple[str, int]]:
-    """Kill a command at each moment in turn, complete it, and compare. Returns the phase of each kill, and how many files aside it left."""
+def trial(attack: Attack, inputs: Path, out: Path, reference: dict[str, str], moments: list[Moment]) -> list[tuple[str, int]]:
+    """Kill a command at each moment, complete it and compare. Return the phase of each kill and the number of temporary files it left."""
     out.mkdir()
     log, found = out.with_suffix(".log"), []
-    for again, moment in enumerate(moments):
-        if found and not attack.growing and look(out) == reference:  # convert refuses to write over a file that is there
+    for attempt, moment in enumerate(moments):
+        if found and not attack.growing and read_files(out) == reference:  # convert does not overwrite
             break
-        before = set(out.rglob(LEFT))
-        outcome = run(attack.arguments(made, out, again > 0), log, moment)
+        before = set(out.rglob(PART_FILES))
+        outcome = run(attack.arguments(inputs, out, attempt > 0), log, moment)
         assert outcome.status in (0, signal.SIGKILL), (outcome, moment, log.read_text())
-        for name, content in look(out).items():
-            assert name in reference, f"{name} is left over and not hidden"
+        for name, content in read_files(out).items():
+            assert name in reference, f"{name} is a visible leftover"
             assert name in attack.growing or content == reference[name], f"{name} differs"
-        left = set(out.rglob(LEFT)) - before
-        for path in left:
-            os.utime(path, (0, 0))  # as old as it has to be for the next run to remove it
-        found.append(("after" if outcome.status == 0 else outcome.phase, len(left)))
-    if attack.growing or look(out) != reference:
-        outcome = run(attack.arguments(made, out, True), log)
+        leftovers = set(out.rglob(PART_FILES)) - before
+        for path in leftovers:
+            os.utime(path, (0, 0))  # old enough for the next run to remove it
+        found.append(("after" if outcome.status == 0 else outcome.phase, len(leftovers)))
+    if attack.growing or read_files(out) != reference:
+        outcome = run(attack.arguments(inputs, out, True), log)
         assert outcome.status == 0, log.read_text()
-        assert not list(out.rglob(LEFT)), "what the killed process left is still there"
-    assert look(out) == reference, [name for name, content in look(out).items() if content != reference.get(name)]
+        assert not list(out.rglob(PART_FILES)), "temporary files of the killed process were not removed"
+    assert read_files(out) == reference, [name for name, content in read_files(out).items() if content != reference.get(name)]
     shutil.rmtree(out)
     log.unlink(missing_ok=True)
     return found
 
 
 def attack_at_random(name: str, kills: int, scratch: Path, rng: random.Random) -> None:
-    """Kill one command this many times, and print what came of it."""
-    attack, made, out = ATTACKS[name], scratch / name, scratch / f"{name}-out"
-    made.mkdir()
-    attack.prepare(made)
+    """Kill one command this many times and print the results."""
+    attack, inputs, out = ATTACKS[name], scratch / name, scratch / f"{name}-out"
+    inputs.mkdir()
+    attack.prepare(inputs)
     begun = time.monotonic()
     (out / "undisturbed").mkdir(parents=True)
-    whole = run(attack.arguments(made, out / "undisturbed", False), out / "undisturbed.log")
-    assert whole.status == 0, (out / "undisturbed.log").read_text()
-    reference = look(out / "undisturbed")
+    undisturbed = run(attack.arguments(inputs, out / "undisturbed", False), out / "undisturbed.log")
+    assert undisturbed.status == 0, (out / "undisturbed.log").read_text()
+    reference = read_files(out / "undisturbed")
 
     def moment(index: int) -> Moment:
         if index % 2:
-            return Moment(rng.uniform(0, 0.01), rng.randrange(whole.events))
-        return Moment(rng.uniform(0, 1.1 * whole.seconds))
+            return Moment(rng.uniform(0, 0.01), rng.randrange(undisturbed.events))
+        return Moment(rng.uniform(0, 1.1 * undisturbed.seconds))
 
     phases: Counter[str] = Counter()
-    left = done = 0
+    leftovers = done = 0
     while done < kills:
         moments = [moment(done)] + [moment(done + 1)] * (done % 3 == 2)
-        found = trial(attack, made, out / str(done), reference, moments)
+        found = trial(attack, inputs, out / str(done), reference, moments)
         phases.update(when for when, _ in found)
-        left += sum(files for _, files in found)
+        leftovers += sum(files for _, files in found)
         done += len(found)
     print(
         f"{name}: {done} kills; before the work {phases['before']}, during {phases['during']}, after {phases['after']}; "
-        f"files aside left {left}, all hidden and removed by the next run; half files 0; all resumed to the same {len(reference)} files; "
-        f"undisturbed {whole.seconds:.2f} s, all {time.monotonic() - begun:.0f} s",
+        f"temporary files left {leftovers}, all hidden and removed by the next run; partial files 0; all resumed to the same "
+        f"{len(reference)} files; undisturbed {undisturbed.seconds:.2f} s, all {time.monotonic() - begun:.0f} s",
         flush=True,
     )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=240, help="for each command")
+    parser.add_argument("--kills", type=int, default=240, help="number of kills for each command")
     parser.add_argument("--commands", nargs="+", choices=ATTACKS, default=list(ATTACKS))
     parser.add_argument("--seed", type=int, default=0)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    VARIANTS["tiny"] = dataclasses.replace(V2, blocks="RWC")  # what counts here is how often it is killed
+    VARIANTS["tiny"] = dataclasses.replace(V2, blocks="RWC")  # a small network allows more kills
     for function in ((batch, "run_jobs"), (checkpoint, "convert_file"), (training, "train")):
         watch(*function)
     with tempfile.TemporaryDirectory() as folder:
-        for command in asked.commands:
-            attack_at_random(command, asked.kills, Path(folder), random.Random(asked.seed))
+        for command in options.commands:
+            attack_at_random(command, options.kills, Path(folder), random.Random(options.seed))

@@ -1,11 +1,10 @@
-"""A thousand images of mixed kinds in one folder, and batches of 500 frames through the ComfyUI node: does memory stay flat?
+"""Check that memory stays constant over a folder of a thousand mixed images and over batches of 500 frames in the ComfyUI node.
 
     PYTHONPATH=tests python tests/long/load.py --chart docs/images/load.svg
 
-Resident memory, open files and threads are looked at before each image and at each of the node's calls of its progress bar. The node
-has a host of a few lines here, and the model x4-tiny; the folder has a small random network. Prints the figures, draws memory, and ends
-with an error where memory grows by more than 24 MiB from the second quarter to the last, or anything is left open. Linux only: it
-reads /proc.
+Resident memory, open files and threads are sampled before each image and at each progress update of the node. The node runs x4-tiny with a
+minimal stand-in for ComfyUI; the folder runs a small random network. Prints the figures, plots memory, and fails if memory grows by more
+than 24 MiB from the second quarter to the last or if files or threads are left open. Linux only: it reads /proc.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from pathlib import Path
 from statistics import fmean
 
 import numpy as np
+import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
@@ -35,17 +35,18 @@ from transformersr.upscale.cli import main
 from transformersr.upscale.image_io import ImageData, write_image
 from transformersr.upscale.metadata import Carried
 
+import comfyui_standin
 from random_models import V2, random_model
 from synthetic_images import synthetic_image
 
 FRAMES, SIDE, BATCHES = 500, 24, 3
 GROWTH = 24.0
-"""MiB that memory may grow by from the second quarter of the work to the last."""
+"""Allowed growth of memory in MiB from the second quarter of the work to the last."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What this process has at a time."""
+    """Memory, open files and threads of this process at one point of the work."""
 
     place: float
     mib: float
@@ -63,15 +64,15 @@ class Sample:
 
 
 def make_images(folder: Path, count: int) -> int:
-    """Fill a folder with images of all modes, formats and small sizes, one in twenty of them broken, and return how many are whole."""
+    """Fill a folder with small images of all modes and formats, one in twenty of them broken, and return the number of valid ones."""
     rng = np.random.default_rng(0)
-    whole = 0
+    valid = 0
     for index in range(count):
         path = folder / f"{index % 7}" / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image = synthetic_image(index, 40).resize((int(rng.integers(1, 17)), int(rng.integers(1, 17))))
-        whole += not break_one(index, path, image) and write_one(index, path, image)
-    return whole
+        valid += not break_one(index, path, image) and write_one(index, path, image)
+    return valid
 
 
 def break_one(index: int, path: Path, image: Image.Image) -> bool:
@@ -106,35 +107,31 @@ def write_one(index: int, path: Path, image: Image.Image) -> bool:
 
 def run_folder(scratch: Path, count: int) -> list[Sample]:
     """Upscale a folder, sampling before each image."""
-    whole = make_images(scratch / "in", count)
+    valid = make_images(scratch / "in", count)
     save_model(random_model(dataclasses.replace(V2, blocks="RWC")), scratch / "model.safetensors")
-    samples, read = [], batch.read_image
+    samples, read = [], batch.read_image_from
 
-    def reading(path: Path) -> ImageData:
+    def sample_and_read(*arguments) -> ImageData:
         samples.append(Sample.take(len(samples)))
-        return read(path)
+        return read(*arguments)
 
-    batch.read_image = reading
+    batch.read_image_from = sample_and_read
     begun = time.monotonic()
     result = CliRunner().invoke(
         main, ["upscale", str(scratch / "in"), "-o", str(scratch / "out"), "-m", str(scratch / "model.safetensors")]
     )
     seconds = time.monotonic() - begun
-    print(f"{count} images, {count - whole} of them broken: {result.stdout.strip()}, exit code {result.exit_code}, {seconds:.0f} s")
-    assert f"{whole} of {count} images done" in result.stdout, result.output[-2000:]
-    assert len([path for path in (scratch / "out").rglob("*") if path.is_file()]) == whole
+    print(f"{count} images, {count - valid} of them broken: {result.stdout.strip()}, exit code {result.exit_code}, {seconds:.0f} s")
+    assert f"{valid} of {count} images done" in result.stdout, result.output[-2000:]
+    assert len([path for path in (scratch / "out").rglob("*") if path.is_file()]) == valid
     return [*samples, Sample.take(count)]
 
 
 # --- the node ------------------------------------------------------------------------------------
 
 
-def make_host(scratch: Path, on_progress: list) -> None:
-    """What the nodes want of ComfyUI."""
-    cpu = torch.device("cpu")
-    comfy, utils, management, patcher, paths = map(
-        types.ModuleType, ("comfy", "comfy.utils", "comfy.model_management", "comfy.model_patcher", "folder_paths")
-    )
+def load_nodes(scratch: Path, on_progress: list) -> types.ModuleType:
+    """Import the nodes with a stand-in for ComfyUI that reports progress to the callback in `on_progress`."""
 
     class Bar:
         def __init__(self, total: int):
@@ -143,27 +140,15 @@ def make_host(scratch: Path, on_progress: list) -> None:
         def update_absolute(self, value: int) -> None:
             on_progress[0](value / self.total)
 
-    class Patcher:
-        def __init__(self, model: torch.nn.Module, load_device: torch.device, offload_device: torch.device):
-            self.model, self.load_device, self.offload_device = model, load_device, offload_device
-
-    utils.ProgressBar, patcher.ModelPatcher = Bar, Patcher
-    management.get_torch_device = management.unet_offload_device = management.intermediate_device = lambda: cpu
-    management.load_models_gpu = lambda *args, **options: None
-    management.throw_exception_if_processing_interrupted = lambda: None
-    paths.models_dir, paths.get_folder_paths = str(scratch), lambda kind: []
-    paths.add_model_folder_path, paths.get_user_directory = lambda *args: None, lambda: str(scratch)
-    comfy.utils, comfy.model_management, comfy.model_patcher = utils, management, patcher
-    sys.modules.update({module.__name__: module for module in (comfy, utils, management, patcher, paths)})
+    nodes = comfyui_standin.install(pytest.MonkeyPatch(), scratch)
+    sys.modules["comfy.utils"].ProgressBar = Bar
+    return nodes
 
 
 def run_node(scratch: Path) -> list[Sample]:
-    """Upscale batches with one node, as one after the other in a workflow; the result, which has to grow, is taken off what is sampled."""
+    """Upscale batches with one node, as in a workflow. The result, which has to grow, is subtracted from the samples."""
     on_progress: list = [None]
-    make_host(scratch, on_progress)
-    from transformersr.nodes import TransformerSRUpscale
-
-    node, frames, samples = TransformerSRUpscale(), torch.rand(FRAMES, SIDE, SIDE, 3), []
+    node, frames, samples = load_nodes(scratch, on_progress).TransformerSRUpscale(), torch.rand(FRAMES, SIDE, SIDE, 3), []
     result_mib = FRAMES * (4 * SIDE) ** 2 * 3 * 4 / 2**20
     begun, before = time.monotonic(), live_tensors()
     for number in range(BATCHES):
@@ -173,7 +158,7 @@ def run_node(scratch: Path) -> list[Sample]:
             samples.append(Sample(taken.place, taken.mib - share * result_mib, taken.files, taken.threads))
 
         on_progress[0] = sample
-        (large,) = node.upscale(frames, "x4-tiny")
+        (large,) = node.upscale(frames, "x4-tiny")["result"]
         assert large.shape == (FRAMES, 4 * SIDE, 4 * SIDE, 3)
         del large
     kept = len(list(node._patcher.model.state_dict())) + 2  # the network and its tables
@@ -187,11 +172,11 @@ def live_tensors() -> int:
     return sum(issubclass(type(one), torch.Tensor) for one in gc.get_objects())
 
 
-# --- what came of it -----------------------------------------------------------------------------
+# --- results -------------------------------------------------------------------------------------
 
 
 def judge(name: str, samples: list[Sample]) -> Chart:
-    """Print the figures of some work, and return the chart of its memory."""
+    """Print the figures, check them, and return a chart of the memory."""
     quarter = len(samples) // 4
     second, last = fmean(one.mib for one in samples[quarter : 2 * quarter]), fmean(one.mib for one in samples[-quarter:])
     late, most = samples[quarter:], max(one.mib for one in samples)
@@ -200,22 +185,22 @@ def judge(name: str, samples: list[Sample]) -> Chart:
         f"{min(one.files for one in late)} to {max(one.files for one in late)}; threads {late[0].threads} to {late[-1].threads}"
     )
     assert last - second < GROWTH, "memory grows"
-    assert late[-1].files <= late[0].files, "files stay open"
-    assert late[-1].threads <= late[0].threads, "threads stay"
+    assert late[-1].files <= late[0].files, "files are left open"
+    assert late[-1].threads <= late[0].threads, "threads are left running"
     return Chart(name, {"MiB": [(one.place, one.mib) for one in samples]}, reference={"nothing": 0.0})
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--chart", type=Path, help="SVG file for the drawing of the memory")
-    asked = parser.parse_args()
+    parser.add_argument("--chart", type=Path, help="SVG file for the chart of the memory")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         names = [
-            f"Memory in MiB over a folder of {asked.images:,} images",
+            f"Memory in MiB over a folder of {options.images:,} images",
             f"Memory in MiB, without the result, over {BATCHES} batches of {FRAMES} frames through the node",
         ]
-        charts = [judge(names[0], run_folder(Path(folder), asked.images)), judge(names[1], run_node(Path(folder)))]
-    if asked.chart:
-        asked.chart.write_text(as_svg(charts))
+        charts = [judge(names[0], run_folder(Path(folder), options.images)), judge(names[1], run_node(Path(folder)))]
+    if options.chart:
+        options.chart.write_text(as_svg(charts))
