@@ -51,7 +51,7 @@ WRAPPED = {
     "BasicSR, traiNNer, neosr": lambda raw, ema: {"params": raw, "params_ema": ema},
     "an older BasicSR": lambda raw, ema: {"params": raw, "params-ema": ema},
     "k-diffusion, karras": lambda raw, ema: {"model": raw, "model_ema": ema, "opt": {"state": {}}},
-    "ema beside model": lambda raw, ema: {"model": raw, "ema": ema},
+    "ema next to model": lambda raw, ema: {"model": raw, "ema": ema},
     "timm": lambda raw, ema: {"state_dict": raw, "state_dict_ema": ema, "args": argparse.Namespace(lr=1.0), "epoch": 3},
     "ema_state_dict": lambda raw, ema: {"model_state_dict": raw, "ema_state_dict": ema},
     "deep": lambda raw, ema: {"networks": {"g": {"weights": raw, "weights_ema": ema}}, "metric": np.float64(31.5), "at": Path("x")},
@@ -160,7 +160,7 @@ def write_zip(path, name):
 BAD = {
     "classifier.pt": (lambda path: torch.save(classifier_state(), path), "tag classifier"),
     "esrgan.pth": (lambda path: torch.save({"params_ema": {"body.0.rdb1.conv1.weight": torch.zeros(1)}}, path), "RRDB"),
-    "stranger.pth": (lambda path: torch.save({"a": torch.zeros(1)}, path), "not a TransformerSR"),
+    "unrelated.pth": (lambda path: torch.save({"a": torch.zeros(1)}, path), "not a TransformerSR"),
     "numbers.pt": (lambda path: torch.save({"a": 1}, path), "state dict"),
     "code.pt": (lambda path: torch.save({"a": Evil()}, path), "code"),
     "raw.ckpt": (lambda path: path.write_bytes(pickle.dumps(Evil())), "code"),

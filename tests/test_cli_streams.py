@@ -112,7 +112,7 @@ def test_stdin_or_stdout_may_be_replaced_by_a_file(cwd, model):
         (["in", "-o", "-"], b"", "name one image"),
         (["-", "-o", "folder/"], png(), "expected the name of a file"),
     ],
-    ids=["no image", "nothing", "half an image", "two inputs", "a folder", "into a folder"],
+    ids=["not an image", "empty", "truncated", "two inputs", "a folder", "into a folder"],
 )
 def test_invalid_stream_use_writes_nothing(cwd, model, caplog, arguments, content, words):
     save_image(cwd / "a.png")

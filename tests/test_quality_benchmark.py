@@ -175,7 +175,7 @@ def test_images_are_chosen_evenly(folder):
     [
         (["--show", "9.png:0,0,8"], "none of the images"),
         (["--show", "1.png:90,0,8"], "does not fit into the measured 96x96"),
-        (["--columns", "nobody"], "nobody is not measured"),
+        (["--columns", "unknown"], "unknown is not measured"),
     ],
 )
 def test_invalid_sheet_options_are_rejected_before_measuring(folder, monkeypatch, more, message):

@@ -82,7 +82,7 @@ def test_fp16_gradient_scale_is_restored(run, tmp_path):
 REPEATED = b"]q\x01" + b"".join(b"](" + bytes([ord("h"), index]) * 20 + b"eq" + bytes([index + 1]) for index in range(1, 12))
 STATES = {
     **{kind: ATTACKS[kind] for kind in ("system", "eval", "nested", "load", "state of a class", "extension")},
-    **{lie: FALSE_SIZES[lie] for lie in ("repeated", "set of rows", "storage", "long bytes", "deep key", "nothing")},
+    **{kind: FALSE_SIZES[kind] for kind in ("repeated", "set of rows", "storage", "long bytes", "deep key", "nothing")},
     "lists of lists": REPEATED,
     "a list that holds itself": b"]q\x01h\x01a",
 }

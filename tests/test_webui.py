@@ -201,10 +201,10 @@ def test_model_is_kept_until_its_file_changes(inside):
 
 @needs_forge
 def test_interruption_stops_within_a_band_without_an_error(inside):
-    unchanged, looks, silent = inside["interrupted"]
+    unchanged, reads, silent = inside["interrupted"]
     assert unchanged
     assert silent
-    assert looks == 3
+    assert reads == 3
 
 
 @needs_forge

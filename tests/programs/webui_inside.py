@@ -65,17 +65,17 @@ found["reloaded"] = tiny.scaler._upscaler is not loaded
 class Interrupting:
     """A flag that is false twice, then true."""
 
-    looks = 0
+    reads = 0
 
     def __get__(self, state, kind):
-        Interrupting.looks += 1
-        return Interrupting.looks > 2
+        Interrupting.reads += 1
+        return Interrupting.reads > 2
 
 
 before = reports.copy()
 kind = type(shared.state)
 kind.interrupted, kept = Interrupting(), shared.state.__dict__.pop("interrupted", False)
-found["interrupted"] = [upscale(image, 4, tiny.data_path) is image, Interrupting.looks, reports == before]
+found["interrupted"] = [upscale(image, 4, tiny.data_path) is image, Interrupting.reads, reports == before]
 kind.interrupted = False
 
 broken = [entry for entry in shared.sd_upscalers if "broken" in entry.name]
