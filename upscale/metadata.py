@@ -26,7 +26,7 @@ from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-from .color import ADOBE_GAMMA, ADOBE_RGB, CodedColor, make_profile, profile_of_chunks
+from .color import ADOBE_GAMMA, ADOBE_RGB, CodedColor, make_profile, profile_from_chunks
 
 logger = logging.getLogger(__name__)
 
@@ -362,7 +362,7 @@ def _profile_of_numbers(carried: Carried, format: str) -> bytes | None:
     """An ICC profile in place of what a PNG or an AVIF tells by numbers, for formats that know profiles alone."""
     numbers = carried.coded_color
     if numbers is None or carried.grey:
-        return None if carried.grey else profile_of_chunks(carried.color_chunks)
+        return None if carried.grey else profile_from_chunks(carried.color_chunks)
     profile = numbers.profile()
     if profile is None:
         kind = f"HDR ({numbers.hdr})" if numbers.hdr else f"of primaries {numbers.primaries} and transfer function {numbers.transfer}"

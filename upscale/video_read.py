@@ -17,7 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .image_io import check_pixels, most_pixels
+from .image_io import check_pixels, max_pixels
 
 LIMITED, FULL = 1, 2
 """FFmpeg's numbers of the ranges of brightness."""
@@ -124,7 +124,7 @@ class VideoSource:
                 other = av.CodecContext.create(ALPHA_DECODERS[decoder.name], "r")
                 other.extradata = decoder.extradata
                 decoder = other
-        decoder.options = {"max_pixels": str(most_pixels())}  # for frames that become larger on the way
+        decoder.options = {"max_pixels": str(max_pixels())}  # for frames that become larger on the way
         decoder.thread_type = "AUTO"
         return decoder
 
