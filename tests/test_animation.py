@@ -115,7 +115,7 @@ def test_a_folder_of_animations_and_stills(tmp_path, model):
 def test_a_format_of_stills_gets_the_first_frame_and_says_so(tmp_path, model, caplog):
     path = animated(tmp_path / "a.gif", loop=0)
     assert upscale(model, path, "--format", "jpg").exit_code == 0
-    assert "a.gif has several frames or pages; one of them is used" in caplog.text
+    assert "a.gif has several frames or pages; only one of them is used" in caplog.text
 
 
 def test_what_an_animation_carries_goes_along(tmp_path, model):

@@ -100,7 +100,7 @@ def test_a_workflow_has_another_place_where_a_camera_has_taken_its_own(tmp_path)
 
 def test_text_without_a_place_is_named(tmp_path, caplog):
     write_image(image(text={"invokeai_metadata": "{}", "date:create": "2026"}), tmp_path / "a.jpg")
-    assert "JPEG files have no place for it: 'invokeai_metadata'" in caplog.text
+    assert "JPEG files cannot store it: 'invokeai_metadata'" in caplog.text
     caplog.clear()
     write_image(image(text={"parameters": "cat", "Comment": "hi"}, exif=comfy_exif()), tmp_path / "a.bmp")
     assert "'parameters', 'Comment', EXIF data" in caplog.text
@@ -246,7 +246,7 @@ def test_adobe_rgb_of_a_camera_becomes_a_profile(tmp_path):
 def test_a_profile_that_is_not_written_is_named(tmp_path, caplog):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     write_image(image(icc_profile=profile), tmp_path / "a.bmp")
-    assert "BMP files have no place for it: an ICC profile" in caplog.text
+    assert "BMP files cannot store it: an ICC profile" in caplog.text
 
 
 @pytest.mark.parametrize("primaries", sorted(color.PRIMARIES))

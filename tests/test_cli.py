@@ -124,7 +124,7 @@ def test_a_place_that_cannot_be_written_to_is_noticed_before_the_work(folder, mo
     (tmp_path / "file").touch()
     result = run("upscale", folder, "-m", model, "-o", tmp_path / "file" / "below")
     assert result.exit_code == 1
-    assert "cannot be written there" in result.output
+    assert "cannot write results there" in result.output
     assert "choose another folder" in result.output
 
 

@@ -177,10 +177,10 @@ def random_image(height: int = 24, width: int = 32) -> torch.Tensor:
 
 def test_the_patcher_is_of_the_class_that_the_host_chose_at_its_start(nodes, monkeypatch):
     """A plain one among dynamic ones makes ComfyUI drop every other model from the device."""
-    assert type(nodes.managed(random_model(V2))) is comfyui_standin.ModelPatcher
+    assert type(nodes.make_patcher(random_model(V2))) is comfyui_standin.ModelPatcher
     host = sys.modules["comfy.model_patcher"]
     monkeypatch.setattr(host, "CoreModelPatcher", comfyui_standin.ModelPatcherDynamic, raising=False)
-    assert type(nodes.managed(random_model(V2))) is comfyui_standin.ModelPatcherDynamic
+    assert type(nodes.make_patcher(random_model(V2))) is comfyui_standin.ModelPatcherDynamic
 
 
 @pytest.mark.parametrize(("patcher", "moves"), [(comfyui_standin.ModelPatcher, 2), (comfyui_standin.ModelPatcherDynamic, 0)])
@@ -222,7 +222,8 @@ def test_crispness_and_ensemble_give_what_the_python_api_gives(nodes, siblings):
 def test_another_crispness_loads_another_network_and_the_same_one_does_not(nodes, siblings):
     node = nodes.TransformerSRUpscale()
     loaded = [
-        node._upscaler(siblings.name, "auto", 0.0, crispness, ensemble).model for crispness, ensemble in ((0, False), (0, True), (1, True))
+        node._upscaler(siblings.name, nodes.Settings(crispness=crispness, ensemble=ensemble)).model
+        for crispness, ensemble in ((0, False), (0, True), (1, True))
     ]
     assert loaded[0] is loaded[1]
     assert torch.equal(loaded[2].upsample.weight, load_model(siblings.with_name("mine-crisp.safetensors")).upsample.weight)
@@ -230,10 +231,10 @@ def test_another_crispness_loads_another_network_and_the_same_one_does_not(nodes
 
 def test_a_replaced_crisp_sibling_is_noticed(nodes, siblings):
     changed, node = nodes.TransformerSRUpscale.IS_CHANGED, nodes.TransformerSRUpscale()
-    before, model = changed(siblings.name, crispness=1.0), node._upscaler(siblings.name, "auto", 0.0, 1.0, False).model
+    before, model = changed(siblings.name, crispness=1.0), node._upscaler(siblings.name, nodes.Settings(crispness=1.0)).model
     save_model(random_model(V2, seed=2), siblings.with_name("mine-crisp.safetensors"))
     assert changed(siblings.name, crispness=1.0) != before
-    assert node._upscaler(siblings.name, "auto", 0.0, 1.0, False).model is not model
+    assert node._upscaler(siblings.name, nodes.Settings(crispness=1.0)).model is not model
 
 
 def test_pickled_siblings_blend_too(nodes, siblings):
@@ -351,7 +352,8 @@ def test_a_video_becomes_the_command_lines_and_leaves_nothing_else_behind(nodes,
 
     source, weights = make_video(tmp_path / "in.mp4"), tmp_path / "models" / "mine.safetensors"
     video = comfyui_standin.VideoFromFile(str(source), start)
-    (result,) = nodes.TransformerSRUpscaleVideo().upscale(video, weights.name, "longest side", longest_side=50, quality=90)["result"]
+    options = {"size_by": "longest side", "longest_side": 50, "quality": 90}
+    (result,) = nodes.TransformerSRUpscaleVideo().upscale(video, weights.name, **options)["result"]
     upscale_video(source, tmp_path / "out.mp4", Upscaler.from_pretrained(weights, "cpu"), size=(38, 50), quality=90)
     assert Path(result.file).read_bytes() == (tmp_path / "out.mp4").read_bytes()
     assert [path.name for path in (tmp_path / "temp").iterdir()] == [Path(result.file).name]
@@ -677,7 +679,7 @@ package = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
 assert "spandrel" not in sys.modules, "importing the nodes is slow"
 node = package.NODE_CLASS_MAPPINGS["TransformerSRUpscale"]()
-model = node._upscaler("x4-tiny", "auto", 0.0, 0.0, False).model
+model = node._upscaler("x4-tiny", sys.modules[type(node).__module__].Settings()).model
 bands = []
 def hook(value, total, preview, node_id=None):
     bands.append(value)

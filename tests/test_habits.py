@@ -83,7 +83,7 @@ def test_images_that_nothing_reads_are_named_with_what_to_do(here, model, caplog
         "b.heic: this is HEIC",
         "c.jxl: this is JPEG XL",
         "d.CR2: this is a camera's raw format",
-        "e.png: a link to a file that is not",
+        "e.png: a link to a file that does not exist",
     ):
         assert words in caplog.text
 
@@ -105,9 +105,9 @@ def test_files_that_are_passed_over_are_counted(here, model, caplog):
         (here / "in" / name).write_bytes(b"x")
     result = run("upscale", "in", "-m", model, "-o", "out")
     assert result.exit_code == 0  # nothing that was asked for is missing
-    assert "2 videos passed over; name a video itself" in caplog.text
-    assert "1 file passed over that by their names are no images (.blend)" in caplog.text
-    assert "1 hidden image passed over" in caplog.text
+    assert "2 videos skipped; name a video explicitly" in caplog.text
+    assert "1 file skipped without an image suffix (.blend)" in caplog.text
+    assert "1 hidden image skipped" in caplog.text
 
 
 # Links
@@ -126,7 +126,7 @@ def test_a_linked_folder_is_entered_once(linked, model):
     (linked / "part").symlink_to(linked.parent / "store" / "deep")
     found = search(linked)
     assert sorted(path.name for path in found.images) == ["far.png", "own.png"]
-    assert found.circles
+    assert found.repeated_links
     assert run("upscale", linked, "-m", model, "-o", "out").exit_code == 0
     assert len(names(linked.parent / "out")) == 2
 
@@ -138,7 +138,7 @@ def test_circles_end(linked, target):
     (linked.parent / "store" / "back").symlink_to(linked)
     found = search(linked)
     assert sorted(path.name for path in found.images) == ["far.png", "own.png"]
-    assert linked / "sub" / "loop" in found.circles
+    assert linked / "sub" / "loop" in found.repeated_links
 
 
 def test_training_and_check_see_linked_folders(linked):
@@ -182,9 +182,9 @@ def test_a_files_name_is_taken_for_a_name(here, model, name):
         (["a.png"], "out.heic", "cannot be written as .heic"),
         (["a.png"], "out.tga", "cannot be written as .tga"),
         (["a.png"], "out.mp4", "cannot be written as .mp4"),
-        (["a.png", "b.png"], "two.png", "the input is 2 inputs; give a folder"),
+        (["a.png", "b.png"], "two.png", "there are 2 inputs; give a folder"),
         (["in"], "out.webp", "the input is a folder; give a folder"),
-        (["*.png"], "out.png", "the input is 2 inputs; give a folder"),
+        (["*.png"], "out.png", "there are 2 inputs; give a folder"),
     ],
 )
 def test_a_files_name_for_a_folder_is_refused(here, model, inputs, output, words):
@@ -201,7 +201,7 @@ def test_a_files_name_for_a_folder_is_refused(here, model, inputs, output, words
 def test_a_still_as_a_gif_is_refused(here, model, caplog):
     image(here / "a.png")
     assert run("upscale", "a.png", "-m", model, "-o", "out.gif").exit_code == 1
-    assert "written for animated images alone; expected png" in caplog.text
+    assert "only written for animated images; expected png" in caplog.text
     assert not (here / "out.gif").exists()
 
 
@@ -311,9 +311,9 @@ def test_either_may_be_a_file(here, model):
         (["-", "-o", "-"], b"no image", "<standard input>: not an image"),
         (["-", "-o", "-"], b"", "<standard input>: the file is empty"),
         (["-", "-o", "-"], png()[:45], "<standard input>: the image is truncated"),
-        (["-", "a.png", "-o", "-"], png(), "name one image"),
-        (["in", "-o", "-"], b"", "name one image"),
-        (["-", "-o", "folder/"], png(), "expected the name of a file"),
+        (["-", "a.png", "-o", "-"], png(), "give a single image"),
+        (["in", "-o", "-"], b"", "give a single image"),
+        (["-", "-o", "folder/"], png(), "expected a file name or -"),
     ],
     ids=["no image", "nothing", "half an image", "two inputs", "a folder", "into a folder"],
 )

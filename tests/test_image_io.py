@@ -239,7 +239,7 @@ def test_transparency_is_put_on_white_with_a_warning_where_there_is_none(tmp_pat
     result = written(image_data(np.zeros((8, 8, 3)), np.full((8, 8), 0.25)), tmp_path / f"a.{suffix}")
     assert result.alpha is None
     assert abs(result.color - 0.75).max() < 0.01
-    assert "on white" in caplog.text
+    assert "composited onto white" in caplog.text
 
 
 # What goes with the pixels
@@ -448,9 +448,9 @@ def test_memory_and_not_pillow_decides_how_large_an_image_may_be(tmp_path, monke
     monkeypatch.setattr(image_io, "BAND_PIXELS", 100)  # Pillow 9.5 asks at each band too, which otherwise is far below any limit
     assert read_image(tmp_path / "a.png").color.shape == (100, 100, 3)
     assert Image.MAX_IMAGE_PIXELS == 100
-    monkeypatch.setattr(image_io, "SMALL_PIXELS", 9999)
+    monkeypatch.setattr(image_io, "MIN_PIXEL_LIMIT", 9999)
     monkeypatch.setattr(image_io, "free_memory", lambda device: 2**10)
-    with pytest.raises(ImageError, match=r"a.png: 100x100 pixels need 0.0 GiB of memory, and 0.0 are free; .* into parts"):
+    with pytest.raises(ImageError, match=r"a.png: 100x100 pixels need 0.0 GiB of memory, and only 0.0 GiB are free; .* into parts"):
         read_image(tmp_path / "a.png")
 
 

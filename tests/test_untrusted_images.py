@@ -72,7 +72,7 @@ def test_an_image_that_is_a_program_is_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr(subprocess, "check_call", lambda *args, **options: pytest.fail("a program is run"))
     monkeypatch.setattr(subprocess, "Popen", lambda *args, **options: pytest.fail("a program is run"))
     (tmp_path / "cute.png").write_bytes(PROGRAM)
-    assert "programs, and none is run; save the image as PNG" in refused(tmp_path / "cute.png", ImageError, read_image)
+    assert "programs, which are not run here; save the image as PNG" in refused(tmp_path / "cute.png", ImageError, read_image)
 
 
 def png(width: int, height: int, data: bytes = b"") -> bytes:
@@ -108,9 +108,9 @@ def test_an_enlarged_image_can_be_read_again(tmp_path, monkeypatch):
     """Pillow refuses what is larger than 179 megapixels, which four times 3400x3400 is."""
     (tmp_path / "a.png").write_bytes(png(13600, 13600))
     monkeypatch.setattr(image_io, "free_memory", lambda device: 2**33)
-    assert "cannot be read whole" in refused(tmp_path / "a.png", ImageError, read_image)  # as far as the pixels that it has not got
+    assert "is truncated or damaged" in refused(tmp_path / "a.png", ImageError, read_image)  # as far as the pixels that it has not got
     monkeypatch.setattr(image_io, "free_memory", lambda device: 2**31)
-    assert "13600x13600 pixels need 2.8 GiB of memory, and 2.0 are free" in refused(tmp_path / "a.png", ImageError, read_image)
+    assert "13600x13600 pixels need 2.8 GiB of memory, and only 2.0 GiB are free" in refused(tmp_path / "a.png", ImageError, read_image)
 
 
 def test_a_size_that_a_format_cannot_have_is_known_before_the_work(tmp_path):
@@ -143,7 +143,7 @@ def long_text(letters: int) -> bytes:
 
 UNFOLDING = {
     "a.tif": (tiled_tiff(46000), "tiles of 46000x46000 pixels are larger than the image"),
-    "a.jpg": (many_scans(1000), "scans, and expected are 1000 or less"),
+    "a.jpg": (many_scans(1000), "scans; expected at most 1000"),
     "a.png": (long_text(2**26), "Decompressed"),
 }
 

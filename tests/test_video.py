@@ -149,7 +149,7 @@ def test_a_playlist_under_the_name_of_a_video_opens_no_other_file(tmp_path, upsc
 def test_frames_that_do_not_fit_into_memory_are_refused_before_and_on_the_way(tmp_path, upscaler, monkeypatch):
     source = make_video(tmp_path / "video.mp4")
     for module in (image_io, video_read):
-        monkeypatch.setattr(module, "most_pixels", lambda: 1000)
+        monkeypatch.setattr(module, "max_pixels", lambda: 1000)
     with pytest.raises(ValueError, match=r"video\.mp4: 48x32 pixels need .* are free"):
         video.upscale_video(source, tmp_path / "large.mp4", upscaler)
     monkeypatch.setattr(video_read, "check_pixels", lambda *args: None)  # as if the file's header said less

@@ -214,7 +214,7 @@ def split_images(
     train = [path for path in train if path not in seen]
     if not train or not held:
         raise ValueError(f"{folder}: {len(train)} images for training and {len(held)} for validation; expected at least one of each")
-    return Split(train, held, partners, left_out, contents.passed_over())
+    return Split(train, held, partners, left_out, contents.skipped_lines())
 
 
 def _twins(paths: list[Path]) -> dict[Path, list[Path]]:
