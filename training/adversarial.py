@@ -67,7 +67,7 @@ def discriminator_loss(net_d: nn.Module, sr: Tensor, gt: Tensor, relativistic: b
     loss = F.softplus(fake - real).mean() if relativistic else F.softplus(-real).mean() + F.softplus(fake).mean()
     real, fake = real.detach(), fake.detach()
     right = (real > fake).float().mean() if relativistic else ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
-    return loss, {"d_real": real.mean(), "d_fake": fake.mean(), "d_right": right}
+    return loss, {"d_real": real.mean(), "d_fake": fake.mean(), "d_accuracy": right}
 
 
 def generator_loss(net_d: nn.Module, sr: Tensor, gt: Tensor, relativistic: bool = False) -> Tensor:

@@ -101,9 +101,9 @@ def find_run(resume: Path | None, data: Path | None, out: Path | None, recipe: s
         return out, data, recipe
     if out is not None:
         raise click.UsageError("--resume names the folder of the run; leave out --out")
-    from .results.monitor import read_json
+    from .results.report import read_object
 
-    record = read_json(resume / "run.json")
+    record = read_object(resume / "run.json")
     if not (resume / "config.json").is_file() or not (data or record.get("data")):
         raise click.UsageError(f"{resume} holds no run to go on with; start one with: transformersr train IMAGES --out {resume}")
     return resume, data or Path(str(record["data"])), recipe or resume / "config.json"
@@ -116,7 +116,7 @@ def check(data, recipe, **settings) -> None:
     """Name the images in the folder DATA that training would leave out or change, and say what a run would do with the others."""
     from .data.check import check_images
     from .plan import fill_in
-    from .results.advice import shell
+    from .results.advice import command_line
 
     config, choices = fill_in(read_settings(recipe, settings))
     options = config.scale, config.validation, config.exclude, config.max_pixels
@@ -125,11 +125,11 @@ def check(data, recipe, **settings) -> None:
         click.echo(f"{'note' if finding.usable else 'LEFT OUT'}: {finding.path}: {finding.text}")
     for line in (*report.summary(config.patch * config.scale, config.scale), *choices):
         click.echo(line)
-    given = [word for name, value in settings.items() for word in _as_options(name, value)]
-    click.echo(f"next: {shell('train', data, '--out', 'RUN', *(['--recipe', recipe] if recipe else []), *given)}")
+    given = [word for name, value in settings.items() for word in _option_words(name, value)]
+    click.echo(f"next: {command_line('train', data, '--out', 'RUN', *(['--recipe', recipe] if recipe else []), *given)}")
 
 
-def _as_options(name: str, value: Any) -> list[str]:
+def _option_words(name: str, value: Any) -> list[str]:
     """A setting as it was given on the command line."""
     option = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):

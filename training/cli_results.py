@@ -35,7 +35,7 @@ def export(run, out, dtype, host, onnx, last) -> None:
     With --install or --onnx alone nothing else is written.
     """
     from ..arch import load_model
-    from .results.export import export_weights, find_weights, install_weights, model_folder, model_name, record_of
+    from .results.export import export_weights, find_weights, install_weights, model_folder, model_name, training_metadata
     from .results.onnx_export import export_onnx, require_onnx
 
     source = find_weights(run, last)
@@ -43,21 +43,21 @@ def export(run, out, dtype, host, onnx, last) -> None:
     if onnx:
         require_onnx(onnx)  # before anything is written
     if out:
-        _say(export_weights(source, out, dtype), source)
+        _print_export(export_weights(source, out, dtype), source)
     elif not (folder or onnx):
-        _say(install_weights(source, source.parent, name, dtype), source)
+        _print_export(install_weights(source, source.parent, name, dtype), source)
     if folder:
-        _say(install_weights(source, folder, name, dtype), source)
+        _print_export(install_weights(source, folder, name, dtype), source)
         click.echo("ComfyUI lists it after R is pressed, a WebUI after its next start")
     if onnx:
-        checks = export_onnx(load_model(source), onnx, record_of(source))
-        click.echo("\n".join([_described(onnx), *checks]))
+        checks = export_onnx(load_model(source), onnx, training_metadata(source))
+        click.echo("\n".join([_describe_file(onnx), *checks]))
 
 
-def _say(exported, source: Path) -> None:
-    click.echo(_described(exported.path))
+def _print_export(exported, source: Path) -> None:
+    click.echo(_describe_file(exported.path))
     click.echo(f"its images differ from those of {source} by at most {exported.error:.1e} (one of 256 levels is {1 / 255:.1e})")
 
 
-def _described(path: Path) -> str:
+def _describe_file(path: Path) -> str:
     return f"{path}\n{path.stat().st_size:,} bytes, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"

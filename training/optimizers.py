@@ -15,22 +15,22 @@ def make_optimizer(net_g: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     """The optimiser of a run, `config.optimizer`. Norms, biases, temperatures and position tables do not decay."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
     for name, parameter in net_g.named_parameters():
         if parameter.ndim < 2 or "position_bias" in name:
-            free.append(parameter)
+            no_decay.append(parameter)
         elif parameter.ndim == 2 or name.startswith("body."):
             matrices.append(parameter)
         else:
             others.append(parameter)  # the first and last convolutions, whose sides mean pixels
     decay = config.weight_decay
     if config.optimizer == "muon":
-        return MuonAdamW(matrices, _groups(others, free, decay), config.learning_rate, decay)
-    return _adamw(_groups(matrices + others, free, decay), config.learning_rate)
+        return MuonAdamW(matrices, _param_groups(others, no_decay, decay), config.learning_rate, decay)
+    return _adamw(_param_groups(matrices + others, no_decay, decay), config.learning_rate)
 
 
-def _groups(decayed: list[nn.Parameter], free: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
-    return [{"params": decayed, "weight_decay": decay}, {"params": free, "weight_decay": 0.0}]
+def _param_groups(decayed: list[nn.Parameter], no_decay: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    return [{"params": decayed, "weight_decay": decay}, {"params": no_decay, "weight_decay": 0.0}]
 
 
 def _adamw(groups: list[dict[str, Any]], rate: float) -> torch.optim.Optimizer:
@@ -69,15 +69,15 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parts = 3 if parameter.ndim == 2 and parameter.shape[0] == 3 * parameter.shape[1] else 1
-                    directions = self._direction(parameter, parameter.grad).chunk(parts)
+                    directions = self._nesterov(parameter, parameter.grad).chunk(parts)
                     for place, direction in zip(parameter.chunk(parts), directions, strict=True):
                         by_shape.setdefault((len(place), place[0].numel()), []).append((place, direction))
             for shape, places in by_shape.items():
-                together = orthogonalize(torch.stack([direction.reshape(shape) for _, direction in places]))
-                steps = [step.view_as(place) for step, (place, _) in zip(together, places, strict=True)]
+                orthogonal = orthogonalize(torch.stack([direction.reshape(shape) for _, direction in places]))
+                steps = [step.view_as(place) for step, (place, _) in zip(orthogonal, places, strict=True)]
                 torch._foreach_add_([place for place, _ in places], steps, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
-    def _direction(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+    def _nesterov(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         """The gradient carried on by its momentum (Nesterov's)."""
         state = self.state[parameter]
         if not state:

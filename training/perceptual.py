@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..arch.attention import without_autocast
 from ..arch.checkpoint import CheckpointError, read_tensors
 
-FILTER_SETS, FILTERS_A_SET, TAPS = 32, 48, 4
+FILTER_SETS, FILTERS_PER_SET, TAPS = 32, 48, 4
 
 VGG19_LAYERS = {0: 0.0, 2: 0.1, 5: 0.0, 7: 0.1, 10: 0.0, 12: 0.0, 14: 0.0, 16: 1.0, 19: 0.0, 21: 0.0, 23: 0.0, 25: 1.0}
 VGG19_LAYERS |= {28: 0.0, 30: 0.0, 32: 0.0, 34: 1.0}
@@ -47,9 +47,9 @@ class RandomFilterLoss(nn.Module):
     @staticmethod
     def _random_filters(side: int, generator: torch.Generator) -> Tensor:
         """`(filters, 3, side, side)`, each with two taps of +1/2 and two of -1/2."""
-        places = torch.rand(FILTERS_A_SET, 3 * side * side, generator=generator).argsort(1)[:, :TAPS]
-        values = torch.tensor([0.5, -0.5]).repeat(TAPS // 2).expand(FILTERS_A_SET, -1)
-        return torch.zeros(FILTERS_A_SET, 3 * side * side).scatter_(1, places, values).view(-1, 3, side, side)
+        places = torch.rand(FILTERS_PER_SET, 3 * side * side, generator=generator).argsort(1)[:, :TAPS]
+        values = torch.tensor([0.5, -0.5]).repeat(TAPS // 2).expand(FILTERS_PER_SET, -1)
+        return torch.zeros(FILTERS_PER_SET, 3 * side * side).scatter_(1, places, values).view(-1, 3, side, side)
 
 
 class FeatureLoss(nn.Module):

@@ -14,7 +14,7 @@ from ..upscale.upscaler import available_models, find_device
 from .config import TrainConfig
 from .networks import saved_bytes
 
-MOST_WORKERS = 8
+MAX_WORKERS = 8
 
 
 def device_kind(config: TrainConfig) -> str:
@@ -67,7 +67,7 @@ def choose_workers(config: TrainConfig, device: torch.device, processes: int) ->
     """Processes that prepare crops beside each process that trains."""
     if config.workers >= 0:
         return config.workers
-    return 0 if device.type == "cpu" else min(MOST_WORKERS, max(1, usable_cores() // processes - 1))
+    return 0 if device.type == "cpu" else min(MAX_WORKERS, max(1, usable_cores() // processes - 1))
 
 
 def choose_micro_batch(config: TrainConfig, forward: Callable[[Tensor], Tensor], device: torch.device, processes: int) -> tuple[int, str]:

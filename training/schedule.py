@@ -9,17 +9,17 @@ import torch
 from .config import TrainConfig
 from .run_state import Progress
 
-LONGEST_WARMUP = 0.05
+MAX_WARMUP = 0.05
 """Share of a run after which its warm-up ends, however few steps that is."""
 
 
-def is_due(config: TrainConfig, progress: Progress, saved: float) -> bool:
+def is_checkpoint_due(config: TrainConfig, progress: Progress, saved: float) -> bool:
     """Whether to validate and save now, by steps or by the seconds since `saved`."""
     by_steps = config.save_every and progress.step % config.save_every == 0
     return bool(by_steps or (config.save_minutes and progress.seconds - saved >= 60 * config.save_minutes))
 
 
-def share_done(config: TrainConfig, progress: Progress) -> float:
+def fraction_done(config: TrainConfig, progress: Progress) -> float:
     """Share of the run that is done."""
     return progress.seconds / (60 * config.minutes) if config.minutes else progress.step / config.steps
 
@@ -31,11 +31,11 @@ def learning_rate(config: TrainConfig, step: int, done: float) -> float:
         end += count
         if step < end:
             return rate
-    warm = min(1.0, max((step + 1) / config.warmup_steps, done / LONGEST_WARMUP))
+    warm = min(1.0, max((step + 1) / config.warmup_steps, done / MAX_WARMUP))
     return config.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of all parameters."""
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -21,7 +21,7 @@ from .run_state import RunState
 
 logger = logging.getLogger(__name__)
 
-MOST_SKIPPED = 10
+MAX_SKIPPED = 10
 """Steps in a row whose gradient is not finite before a run returns to its last good state."""
 
 STRONG, STRONG_STEPS = 0.95, 1000
@@ -95,7 +95,7 @@ def add_discriminator_gradients(
         (config.gan_r1 * R1_EVERY * share * r1_penalty(run.net_d, gt)).backward()
     loss, figures = discriminator_loss(net_d, sr, gt, config.gan_relativistic)
     (loss * share).backward()
-    run.net_d.accuracy.lerp_(figures["d_right"], 0.01 * share)
+    run.net_d.accuracy.lerp_(figures["d_accuracy"], 0.01 * share)
     return {"loss_d": loss, **figures}
 
 
@@ -117,13 +117,13 @@ def optimizer_step(run: RunState, nets: Networks, norm: Tensor) -> bool:
     return good
 
 
-def climb_ramp(run: RunState, config: TrainConfig) -> None:
+def advance_gan_ramp(run: RunState, config: TrainConfig) -> None:
     """One step up towards the full adversarial loss, unless the discriminator still trains alone, or is far ahead."""
     if run.net_d is not None and run.progress.step >= config.gan_start and run.progress.strong_steps < STRONG_STEPS:
         run.progress.gan_steps += 1
 
 
-def watch_discriminator(run: RunState, config: TrainConfig) -> None:
+def track_discriminator(run: RunState, config: TrainConfig) -> None:
     """Count for how many steps the discriminator has been right nearly always; once every `log_every`, as this waits for the device."""
     if run.net_d is not None and run.progress.step % config.log_every == 0:
         strong = bool(run.net_d.accuracy > STRONG)
@@ -137,17 +137,17 @@ def zero_grad(run: RunState, nets: Networks) -> None:
         run.optimizer_d.zero_grad(set_to_none=True)
 
 
-def skipped_too_many(run: RunState, places: Sequence[object]) -> bool:
+def handle_skipped_step(run: RunState, places: Sequence[object]) -> bool:
     """Name the crops of a step without effect, and say whether to go back. That is done once; then FloatingPointError is raised."""
     progress = run.progress
     logger.warning("step %d is skipped, its gradient is not finite; its crops: %s", progress.step, "; ".join(map(str, places)))
-    if progress.skipped_in_a_row < MOST_SKIPPED:
+    if progress.skipped_in_a_row < MAX_SKIPPED:
         return False
     if progress.rolled_back:
         raise FloatingPointError(
-            f"step {progress.step}: {MOST_SKIPPED} gradients in a row are not finite, at half the learning rate too; the last good state "
+            f"step {progress.step}: {MAX_SKIPPED} gradients in a row are not finite, at half the learning rate too; the last good state "
             "is kept: look at the crops named above, lower learning_rate, or take precision fp32, and --resume"
         )
-    logger.warning("%d steps in a row: back to the last good state, on at half the learning rate", MOST_SKIPPED)
+    logger.warning("%d steps in a row: back to the last good state, on at half the learning rate", MAX_SKIPPED)
     progress.rolled_back, progress.skipped_in_a_row = True, 0
     return True

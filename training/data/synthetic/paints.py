@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .colors import Tone
-from .shapes import turned
+from .shapes import rotate
 
 Paint = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Pattern = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -40,7 +40,7 @@ def _cell(value: np.ndarray, pitch: float) -> np.ndarray:
 
 def dots(pitch: float, angle: float, radius: float | np.ndarray) -> Pattern:
     def pattern(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        u, v = (_cell(value, pitch) for value in turned(x, y, angle))
+        u, v = (_cell(value, pitch) for value in rotate(x, y, angle))
         return np.clip(radius + 0.5 - np.sqrt(u * u + v * v), 0, 1)
 
     return pattern
@@ -48,12 +48,12 @@ def dots(pitch: float, angle: float, radius: float | np.ndarray) -> Pattern:
 
 def lines(pitch: float, angle: float, width: float | np.ndarray) -> Pattern:
     def pattern(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.clip(width / 2 + 0.5 - np.abs(_cell(turned(x, y, angle)[0], pitch)), 0, np.minimum(1, width))
+        return np.clip(width / 2 + 0.5 - np.abs(_cell(rotate(x, y, angle)[0], pitch)), 0, np.minimum(1, width))
 
     return pattern
 
 
-def crossed(pitch: float, angle: float, width: float) -> Pattern:
+def crosshatch(pitch: float, angle: float, width: float) -> Pattern:
     first, second = lines(pitch, angle, width), lines(pitch, angle + np.pi / 2, width)
     return lambda x, y: np.maximum(first(x, y), second(x, y))
 
@@ -69,9 +69,9 @@ def glow(x: float, y: float, radius: float, squash: float = 1.0) -> Pattern:
     return lambda u, v: np.clip(1 - np.hypot(u - x, squash * (v - y)) / radius, 0, 1) ** 1.5
 
 
-def veil(share: float) -> Pattern:
+def translucent(share: float) -> Pattern:
     """The same everywhere: a translucent paint."""
     return lambda x, y: np.asarray(share)
 
 
-PATTERNS = (dots, lines, crossed, checks)
+PATTERNS = (dots, lines, crosshatch, checks)

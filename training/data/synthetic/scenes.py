@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from .colors import BLACK, WHITE, Tone, grey_palette
-from .motifs import bow, clouds, features, glyphs, head, lace, leaves, load_font, lock, shaded, text
-from .paints import Gradient, crossed, glow, veil
-from .shapes import Frame, box, curve, ellipse, path, pointed, points, ribbon, taper, unit
+from .motifs import bow, clouds, draw_shaded, features, glyphs, head, lace, leaves, load_font, lock, text
+from .paints import Gradient, crosshatch, glow, translucent
+from .shapes import Frame, box, curve, ellipse, path, pointed_widths, points, ribbon, taper, unit
 from .sheet import Sheet
 
 
@@ -72,7 +72,7 @@ def garment(sheet: Sheet) -> None:
         if motif:
             sheet.fill(pleat, detail, motif)
         fold = frame([top[i], (top[i] + top[i + 1]) / 2, bottom[i] * 0.55 + bottom[i + 1] * 0.45, bottom[i]])
-        sheet.fill(fold, (detail if motif else cloth).shade(0.2), veil(0.45) if motif else None)
+        sheet.fill(fold, (detail if motif else cloth).shade(0.2), translucent(0.45) if motif else None)
         sheet.line(frame(np.stack([top[i], (top[i] + bottom[i]) / 2, bottom[i]])), 1.2, sheet.ink(cloth), 0.6)
     if sheet.chance(0.7):
         lace(sheet, frame(bottom), extent * sheet.uniform(0.015, 0.04), WHITE if cloth.lightness < 0.9 else sheet.palette.accent)
@@ -125,7 +125,7 @@ def landscape(sheet: Sheet) -> None:
     rise = points(sheet.rng.normal(0, 0.03, n), -sheet.rng.uniform(0.05, 0.14, n)) * extent
     blades = curve(np.stack([root, root + rise * (0.3, 0.6), root + rise], axis=1), 4)
     for part, tone in enumerate((ground.shade(0.3), ground.shade(0.1), ground.light(0.2))):
-        sheet.fill(ribbon(blades[part::3], extent * 0.011 * pointed(blades.shape[1], 0.7)), tone)
+        sheet.fill(ribbon(blades[part::3], extent * 0.011 * pointed_widths(blades.shape[1], 0.7)), tone)
     if sheet.chance(0.35):
         rain(sheet)
 
@@ -204,7 +204,7 @@ def fence(sheet: Sheet) -> None:
     extent, tone = sheet.extent, sheet.palette.ink if sheet.chance(0.5) else sheet.palette.cloth.light(0.5)
     top, pitch = extent * sheet.uniform(0.5, 0.75), sheet.uniform(6, 22)
     if sheet.chance(0.5):
-        sheet.fill(box(0, top, extent, extent), tone, crossed(pitch, np.pi / 4, sheet.uniform(0.8, 2)))
+        sheet.fill(box(0, top, extent, extent), tone, crosshatch(pitch, np.pi / 4, sheet.uniform(0.8, 2)))
     else:
         x = np.arange(0, extent, pitch)
         sheet.fill(box(x, top, x + pitch * sheet.uniform(0.15, 0.4), extent), tone)
@@ -265,7 +265,7 @@ def shapes(sheet: Sheet) -> None:
     for _ in range(sheet.integer(5, 14)):
         x, y, r = *sheet.rng.uniform(0, sheet.extent, 2), sheet.extent * float(np.exp(sheet.uniform(np.log(0.05), np.log(0.35))))
         form, tone = _form(sheet, Frame(x, y, r, sheet.uniform(0, 2 * np.pi))), sheet.tone()
-        shaded(sheet, form, tone, r)
+        draw_shaded(sheet, form, tone, r)
         with sheet.clip(form):
             if sheet.chance(0.4):
                 sheet.fill(form, tone.light(0.6) if sheet.chance(0.5) else sheet.tone(), sheet.motif())
@@ -283,14 +283,14 @@ def _form(sheet: Sheet, frame: Frame) -> np.ndarray:
     if kind == 0:
         return curve(frame(spokes * sheet.rng.uniform(0.55, 1.3, (10, 1))), closed=True)
     if kind == 1:
-        return _dense(frame(spokes * np.where(np.arange(10) % 2, sheet.uniform(0.35, 0.6), 1.0)[:, None]))
+        return _subdivide(frame(spokes * np.where(np.arange(10) % 2, sheet.uniform(0.35, 0.6), 1.0)[:, None]))
     if kind == 2:
         t = np.linspace(0, 2 * np.pi, 64, endpoint=False)
         return frame(np.stack([np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 16], axis=-1))
-    return _dense(frame(box(-1, -sheet.uniform(0.1, 1), 1, sheet.uniform(0.1, 1)) if kind == 3 else spokes[::2]))
+    return _subdivide(frame(box(-1, -sheet.uniform(0.1, 1), 1, sheet.uniform(0.1, 1)) if kind == 3 else spokes[::2]))
 
 
-def _dense(corners: np.ndarray, count: int = 12) -> np.ndarray:
+def _subdivide(corners: np.ndarray, count: int = 12) -> np.ndarray:
     """The same polygon with more points along its sides."""
     t = np.arange(count)[:, None] / count
     return np.concatenate([a * (1 - t) + b * t for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True)])
@@ -344,10 +344,10 @@ def bubble(sheet: Sheet, x: float, y: float, rx: float, ry: float) -> None:
     """A speech bubble, round or spiked, with writing."""
     shape = ellipse(x, y, rx, ry, 48)
     if sheet.chance(0.3):
-        forms = [_dense((x, y) + (shape - (x, y)) * np.where(np.arange(48) % 2, 1.0, sheet.rng.uniform(0.7, 0.85, 48))[:, None], 4)]
+        forms = [_subdivide((x, y) + (shape - (x, y)) * np.where(np.arange(48) % 2, 1.0, sheet.rng.uniform(0.7, 0.85, 48))[:, None], 4)]
     else:
         tip = x + rx * sheet.uniform(-0.8, 0.8)
-        forms = [shape, _dense(np.array([(x - rx * 0.2, y + ry * 0.8), (tip, y + ry * 1.5), (x + rx * 0.15, y + ry * 0.8)]))]
+        forms = [shape, _subdivide(np.array([(x - rx * 0.2, y + ry * 0.8), (tip, y + ry * 1.5), (x + rx * 0.15, y + ry * 0.8)]))]
     for form in forms:
         sheet.outline(form, 2.0, BLACK)
     sheet.fill(forms, WHITE)

@@ -55,7 +55,7 @@ def taper(count: int, lean: float = 1.0, power: float = 0.7) -> np.ndarray:
     return np.sin(np.pi * np.linspace(0, 1, count) ** lean).clip(0) ** power
 
 
-def pointed(count: int, root: float = 0.6, belly: float = 0.35) -> np.ndarray:
+def pointed_widths(count: int, root: float = 0.6, belly: float = 0.35) -> np.ndarray:
     """Widths of a lock of hair or a blade: `root` at the start, 1 at `belly`, a point at the end."""
     t = np.linspace(0, 1, count)
     return np.where(t < belly, root + (1 - root) * np.sin(np.pi / 2 * t / belly), np.cos(np.pi / 2 * ((t - belly) / (1 - belly)).clip(0)))
@@ -89,7 +89,7 @@ def box(x0: float | np.ndarray, y0: float | np.ndarray, x1: float | np.ndarray, 
     return np.stack([points(x0, y0), points(x1, y0), points(x1, y1), points(x0, y1)], axis=-2).astype(np.float64)
 
 
-def turned(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+def rotate(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
     cos, sin = math.cos(angle), math.sin(angle)
     return x * cos + y * sin, y * cos - x * sin
 
@@ -105,7 +105,7 @@ class Frame:
 
     def __call__(self, points: Sequence | np.ndarray) -> np.ndarray:
         points = np.asarray(points, dtype=np.float64) * self.scale
-        u, v = turned(points[..., 0], points[..., 1], -self.angle)
+        u, v = rotate(points[..., 0], points[..., 1], -self.angle)
         return np.stack([u + self.x, v + self.y], axis=-1)
 
     def inside(self, x: float, y: float, scale: float = 1.0) -> Frame:
@@ -127,7 +127,7 @@ def edges(shapes: Shapes) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(starts), np.concatenate(ends)
 
 
-def _spread(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _expand_ranges(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the ranges `low..high` repeated for each of their members, and the members."""
     counts = high - low
     index = np.repeat(np.arange(len(low)), counts)
@@ -147,7 +147,7 @@ def coverage(start: np.ndarray, end: np.ndarray, height: int, width: int) -> np.
     slope = (bottom[:, 0] - top[:, 0]) / (bottom[:, 1] - top[:, 1])
 
     first, last = np.clip(top[:, 1], 0, height), np.clip(bottom[:, 1], 0, height)
-    edge, row = _spread(np.floor(first).astype(int), np.ceil(last).astype(int))
+    edge, row = _expand_ranges(np.floor(first).astype(int), np.ceil(last).astype(int))
     above, below = np.maximum(first[edge], row), np.minimum(last[edge], row + 1)
     x0, x1 = (top[edge, 0] + (y - top[edge, 1]) * slope[edge] for y in (above, below))
     left, rise = np.minimum(x0, x1), (below - above) * sign[edge]
@@ -156,7 +156,7 @@ def coverage(start: np.ndarray, end: np.ndarray, height: int, width: int) -> np.
     # column -1 is everything left of the image
     begin = np.maximum(np.floor(left), -1).astype(int)
     stop = np.clip(np.maximum(np.ceil(right), begin + 1), None, width).astype(int)
-    piece, column = _spread(np.minimum(begin, stop), stop)
+    piece, column = _expand_ranges(np.minimum(begin, stop), stop)
     left, right = left[piece], right[piece]
     near, far = np.where(column < 0, left, np.maximum(left, column)), np.minimum(right, column + 1)
     part = rise[piece] * np.where(right > left, (far - near) / np.maximum(right - left, 1e-6), 1)

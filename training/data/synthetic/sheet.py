@@ -121,7 +121,7 @@ class Sheet:
         start, end = edges(shapes)
         outer = self._clip
         region = self._cover(start - self.origin, end - self.origin)
-        self._clip = self._clipped(region) if region is not None else Region(0, 0, np.zeros((0, 0), dtype=np.uint8))
+        self._clip = self._apply_clip(region) if region is not None else Region(0, 0, np.zeros((0, 0), dtype=np.uint8))
         try:
             yield
         finally:
@@ -131,7 +131,7 @@ class Sheet:
         self.fill(box(0, 0, self.extent, self.extent), paint, pattern)
 
     def blend(self, region: Region, paint: Paint, pattern: Pattern | None = None) -> None:
-        region = self._clipped(region)
+        region = self._apply_clip(region)
         if not region.mask.size:
             return
         height, width = region.mask.shape
@@ -139,8 +139,8 @@ class Sheet:
         y = np.arange(region.top, region.top + height, dtype=np.float32)[:, None] + float(0.5 + self.origin[1])
         color = paint(x, y)
         if self.screen:
-            color = _screened(color, x, y, *self.screen)
-        mask = region.mask if pattern is None else _bytes(region.mask * pattern(x, y))
+            color = _apply_screentone(color, x, y, *self.screen)
+        mask = region.mask if pattern is None else _to_bytes(region.mask * pattern(x, y))
         color = np.rint(color).astype(np.uint8)
         source = tuple(color.tolist()) if color.ndim == 1 else Image.fromarray(np.broadcast_to(color, (height, width, 3)).copy())
         self.image.paste(source, (region.left, region.top, region.left + width, region.top + height), Image.fromarray(mask))
@@ -158,9 +158,9 @@ class Sheet:
         if left >= right or top >= bottom:
             return None
         mask = coverage(start - (left, top), end - (left, top), bottom - top, right - left)
-        return Region(left, top, _bytes(mask * 255))
+        return Region(left, top, _to_bytes(mask * 255))
 
-    def _clipped(self, region: Region) -> Region:
+    def _apply_clip(self, region: Region) -> Region:
         clip = self._clip
         left, top = max(region.left, clip.left), max(region.top, clip.top)
         right, bottom = max(left, min(region.right, clip.right)), max(top, min(region.bottom, clip.bottom))
@@ -171,11 +171,11 @@ class Sheet:
         return Region(left, top, np.asarray(ImageChops.multiply(Image.fromarray(ours.copy()), Image.fromarray(theirs.copy()))))
 
 
-def _bytes(values: np.ndarray) -> np.ndarray:
+def _to_bytes(values: np.ndarray) -> np.ndarray:
     return (values + 0.5).astype(np.uint8)
 
 
-def _screened(color: np.ndarray, x: np.ndarray, y: np.ndarray, pitch: float, angle: float, dotted: bool) -> np.ndarray:
+def _apply_screentone(color: np.ndarray, x: np.ndarray, y: np.ndarray, pitch: float, angle: float, dotted: bool) -> np.ndarray:
     """Black ink on white paper: light and dark become flat, everything between becomes dots, or lines, of the right size."""
     grey = color[..., 0] / 255
     share = np.where(grey > 0.8, np.float32(0), 0.65 * (1 - grey)).astype(np.float32)
