@@ -1,4 +1,4 @@
-"""Colours: tones in OKLCH, and the palettes that images are drawn with."""
+"""Colours in OKLCH, and the palettes of the images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Tone:
-    """A colour in OKLCH: lightness 0 to 1, chroma 0 to about 0.3, hue in degrees. As a paint it is flat."""
+    """A colour in OKLCH: lightness 0 to 1, chroma 0 to about 0.3, hue in degrees. Can be used as a flat paint."""
 
     lightness: float
     chroma: float = 0.0
@@ -22,16 +22,16 @@ class Tone:
 
     @property
     def rgb(self) -> np.ndarray:
-        """`(3,)` whole numbers from 0 to 255, so that flat areas are exactly flat."""
+        """`(3,)` float32 with integer values from 0 to 255, so that flat areas are exactly flat."""
         return _rgb(self.lightness, self.chroma, self.hue)
 
     def shade(self, amount: float = 0.14) -> Tone:
-        """Darker, and rotate towards violet as cel shades are."""
+        """A darker tone with its hue shifted towards violet, as in cel shading."""
         turn = (290 - self.hue + 180) % 360 - 180
         return replace(self, lightness=self.lightness * (1 - amount), chroma=self.chroma * 1.1, hue=self.hue + 0.12 * turn)
 
     def light(self, amount: float = 0.4) -> Tone:
-        """Part of the way to white."""
+        """A tone part of the way to white."""
         return replace(self, lightness=self.lightness + (1 - self.lightness) * amount, chroma=self.chroma * (1 - amount / 2))
 
 
@@ -68,7 +68,7 @@ class Palette:
     sky: Tone
     ink: Tone
     colored_ink: bool
-    """Outlines take a dark tone of what they surround."""
+    """Whether outlines are a dark tone of the shape's colour."""
 
 
 def _natural_palette(rng: np.random.Generator, chroma: tuple[float, float], lightness: tuple[float, float]) -> Palette:

@@ -1,6 +1,6 @@
-"""What shapes are filled with.
+"""Paints and patterns to fill shapes with.
 
-A paint goes from pixel centres `x (1, w)`, `y (h, 1)` to colours `(h, w, 3)` or `(3,)`, a pattern from the same to coverage `(h, w)`.
+A paint maps pixel centres `x (1, w)`, `y (h, 1)` to colours `(h, w, 3)` or `(3,)`; a pattern maps them to coverage `(h, w)`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Pattern = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Gradient:
-    """From one tone at `start` to another at `end`: along a line, or outwards in circles."""
+    """A gradient from the first tone at `start` to the last at `end`, linear or radial."""
 
     tones: tuple[Tone, ...]
     start: tuple[float, float]
@@ -59,18 +59,18 @@ def crosshatch(pitch: float, angle: float, width: float) -> Pattern:
 
 
 def checks(pitch: float, angle: float, _: float = 0) -> Pattern:
-    """A chessboard."""
+    """A checkerboard."""
     first, second = lines(2 * pitch, angle, pitch), lines(2 * pitch, angle + np.pi / 2, pitch)
     return lambda x, y: np.abs(first(x, y) - second(x, y))
 
 
 def glow(x: float, y: float, radius: float, squash: float = 1.0) -> Pattern:
-    """Fades outwards from a centre."""
+    """Coverage that fades out from a centre."""
     return lambda u, v: np.clip(1 - np.hypot(u - x, squash * (v - y)) / radius, 0, 1) ** 1.5
 
 
 def translucent(share: float) -> Pattern:
-    """The same everywhere: a translucent paint."""
+    """Constant coverage, for a translucent paint."""
     return lambda x, y: np.asarray(share)
 
 

@@ -1,4 +1,4 @@
-"""Scenes: whole images composed of motifs, and the draw among them."""
+"""Scenes, which are whole images composed of motifs, and the random choice among them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .sheet import Sheet
 
 
 def portrait(sheet: Sheet) -> None:
-    """One to three figures before a background."""
+    """One to three figures in front of a background."""
     extent = sheet.extent
     backdrop(sheet)
     for i in range(count := sheet.weighted((0, 6, 1, 1))):
@@ -29,7 +29,7 @@ def portrait(sheet: Sheet) -> None:
 
 
 def close_eyes(sheet: Sheet) -> None:
-    """Eyes that fill the image, with fringe."""
+    """Eyes that fill the image, with a fringe."""
     extent, skin = sheet.extent, sheet.palette.skin
     sheet.background(skin)
     frame = Frame(extent / 2, extent * sheet.uniform(0.4, 0.6), extent * sheet.uniform(0.7, 1.1), sheet.uniform(-0.3, 0.3))
@@ -41,7 +41,7 @@ def close_eyes(sheet: Sheet) -> None:
 
 
 def flowing_hair(sheet: Sheet) -> None:
-    """Long bundles in one current."""
+    """Long strands flowing in one direction."""
     extent, tone = sheet.extent, sheet.palette.hair
     sheet.background(tone.shade(0.3) if sheet.chance(0.6) else sheet.palette.sky)
     frame = Frame(extent / 2, extent / 2, extent, sheet.uniform(0, 2 * np.pi))
@@ -84,7 +84,7 @@ def garment(sheet: Sheet) -> None:
 
 
 def sky(sheet: Sheet) -> None:
-    """A flat or smooth sky, with clouds, a sun, or stars."""
+    """A flat or graduated sky with clouds, a sun, or stars."""
     extent, tone = sheet.extent, sheet.palette.sky
     smooth = Gradient((tone.shade(), tone, tone.light(0.6)), (0, 0), (sheet.uniform(-0.2, 0.2) * extent, extent))
     sheet.background(tone if sheet.chance(0.2) else smooth)
@@ -104,7 +104,7 @@ def sky(sheet: Sheet) -> None:
 
 
 def landscape(sheet: Sheet) -> None:
-    """Hills, trees, grass, and sometimes rain or petals."""
+    """Hills, trees and grass, sometimes with rain or petals."""
     sky(sheet)
     extent = sheet.extent
     ground = Tone(sheet.palette.sky.lightness * 0.8, 0.11 if sheet.palette.sky.chroma else 0, sheet.uniform(110, 170))
@@ -145,14 +145,14 @@ def rain(sheet: Sheet) -> None:
 
 
 def quad(corners: np.ndarray, x0: np.ndarray, y0: np.ndarray, x1: np.ndarray, y1: np.ndarray) -> np.ndarray:
-    """Boxes in [0, 1]² laid into a quadrilateral `(4, 2)`: top left, top right, bottom right, bottom left."""
+    """Map boxes in [0, 1]² into a quadrilateral `(4, 2)`: top left, top right, bottom right, bottom left."""
     unit = box(x0, y0, x1, y1)
     x, y = unit[..., :1], unit[..., 1:]
     return (corners[0] * (1 - x) + corners[1] * x) * (1 - y) + (corners[3] * (1 - x) + corners[2] * x) * y
 
 
 def wall(sheet: Sheet, corners: np.ndarray, tone: Tone, floors: int, bays: int) -> None:
-    """A facade with rows of windows, some of them lit."""
+    """A facade with rows of windows, some of which are lit."""
     sheet.fill(corners, tone)
     row, column = (grid.ravel() for grid in np.meshgrid(np.arange(floors), np.arange(bays), indexing="ij"))
     gap, dark = sheet.uniform(0.12, 0.3), sheet.palette.sky.lightness < 0.5
@@ -172,7 +172,7 @@ def wall(sheet: Sheet, corners: np.ndarray, tone: Tone, floors: int, bays: int) 
 
 
 def city(sheet: Sheet) -> None:
-    """Buildings in two-point perspective, wires, a fence."""
+    """Buildings in two-point perspective, with wires and sometimes a fence."""
     sky(sheet)
     extent = sheet.extent
     horizon = extent * sheet.uniform(0.6, 0.85)
@@ -213,7 +213,7 @@ def fence(sheet: Sheet) -> None:
 
 
 def room(sheet: Sheet) -> None:
-    """A shelf of books, a window with curtains, boards in perspective."""
+    """A bookshelf, a window with curtains, and floorboards in perspective."""
     extent, wall_tone = sheet.extent, sheet.palette.sky.light(0.4)
     sheet.background(wall_tone)
     if sheet.chance(0.5):
@@ -260,7 +260,7 @@ def _window(sheet: Sheet, frame: np.ndarray) -> None:
 
 
 def shapes(sheet: Sheet) -> None:
-    """Cels of many forms, flat, patterned or with gradients, and loose pen strokes."""
+    """Cel-shaded shapes, flat, patterned or with gradients, and loose pen strokes."""
     plain(sheet)
     for _ in range(sheet.integer(5, 14)):
         x, y, r = *sheet.rng.uniform(0, sheet.extent, 2), sheet.extent * float(np.exp(sheet.uniform(np.log(0.05), np.log(0.35))))
@@ -291,13 +291,13 @@ def _form(sheet: Sheet, frame: Frame) -> np.ndarray:
 
 
 def _subdivide(corners: np.ndarray, count: int = 12) -> np.ndarray:
-    """The same polygon with more points along its sides."""
+    """Add points along the sides of a polygon."""
     t = np.arange(count)[:, None] / count
     return np.concatenate([a * (1 - t) + b * t for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True)])
 
 
 def lettering(sheet: Sheet) -> None:
-    """Words in many sizes before a pattern or a gradient."""
+    """Words of many sizes in front of a background."""
     backdrop(sheet)
     for _ in range(sheet.integer(6, 20)):
         x, y = sheet.rng.uniform(0.1, 0.9, 2) * sheet.extent
@@ -309,7 +309,7 @@ def lettering(sheet: Sheet) -> None:
 
 
 def burst(sheet: Sheet) -> None:
-    """Focus lines towards a point, or speed lines."""
+    """Focus lines towards a point or speed lines."""
     extent, n = sheet.extent, sheet.integer(60, 220)
     width = sheet.rng.uniform(0.5, 2.5, (n, 1)) * max(1.2, extent / 250)
     if sheet.chance(0.6):
@@ -323,7 +323,7 @@ def burst(sheet: Sheet) -> None:
 
 
 def plain(sheet: Sheet) -> None:
-    """A flat tone or a gradient, perhaps with a pattern."""
+    """A flat tone or a gradient, sometimes with a pattern."""
     tone, extent = sheet.palette.sky if sheet.chance(0.6) else sheet.tone(), sheet.extent
     middle, radial = (extent * sheet.uniform(0.2, 0.8), extent * sheet.uniform(0.2, 0.8)), sheet.chance(0.5)
     other = tone.shade(sheet.uniform(0.05, 0.4)) if sheet.chance(0.7) else sheet.tone()
@@ -334,14 +334,14 @@ def plain(sheet: Sheet) -> None:
 
 
 def backdrop(sheet: Sheet) -> None:
-    """Something behind figures or words."""
+    """A background for figures or words."""
     (plain, sky, landscape, city)[sheet.weighted((9, 2, 2, 2))](sheet)
     if sheet.chance(0.15):
         burst(sheet)
 
 
 def bubble(sheet: Sheet, x: float, y: float, rx: float, ry: float) -> None:
-    """A speech bubble, round or spiked, with writing."""
+    """A round or spiky speech bubble with writing."""
     shape = ellipse(x, y, rx, ry, 48)
     if sheet.chance(0.3):
         forms = [_subdivide((x, y) + (shape - (x, y)) * np.where(np.arange(48) % 2, 1.0, sheet.rng.uniform(0.7, 0.85, 48))[:, None], 4)]
@@ -408,13 +408,13 @@ SCENES: dict[str, tuple[float, Callable[[Sheet], None]]] = {
     "shapes": (0.06, shapes),
     "lettering": (0.05, lettering),
 }
-"""What is drawn, with weights."""
+"""All scenes, with their weights in the random choice."""
 
 
 def draw(rng: np.random.Generator, size: int = 512, fonts: Sequence[str | Path] = ()) -> np.ndarray:
-    """An image `(size, size, 3)` uint8; the same generator state gives the same image with the same Pillow and numpy.
+    """Draw a random scene as `(size, size, 3)` uint8; with the same Pillow and numpy, the same generator state gives the same image.
 
-    `fonts` are font files for what is written; without any, Pillow's own font is used. Raises ValueError for a file that is no font.
+    `fonts` are font files for lettering; by default, Pillow's own font is used. Raises ValueError for a file that is not a font.
     """
     for font in fonts:
         load_font(str(font), 24)
@@ -423,7 +423,7 @@ def draw(rng: np.random.Generator, size: int = 512, fonts: Sequence[str | Path] 
 
 
 def draw_scene(name: str, rng: np.random.Generator, size: int = 512, fonts: Sequence[str | Path] = ()) -> np.ndarray:
-    """As `draw`, for one of `SCENES`."""
+    """Draw one of `SCENES`, like `draw`."""
     sheet = Sheet(rng, size, fonts)
     SCENES[name][1](sheet)
     return np.asarray(sheet.image).copy()

@@ -1,6 +1,6 @@
-"""Shapes, as arrays of points, and their coverage of pixels.
+"""Shapes as arrays of points, and their pixel coverage.
 
-Polygons are `(k, 2)`, equal ones stacked as `(m, k, 2)`, others in lists.
+A polygon is `(k, 2)`, polygons with the same number of points are stacked as `(m, k, 2)`, and others are in lists.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def _spline(count: int, steps: int, closed: bool) -> np.ndarray:
 
 
 def curve(points: Sequence | np.ndarray, steps: int = 10, closed: bool = False) -> np.ndarray:
-    """A smooth curve through the points `(..., count, 2)`."""
+    """Sample a smooth curve through the points `(..., count, 2)`."""
     points = np.asarray(points, dtype=np.float64)
     return _spline(points.shape[-2], steps, closed) @ points
 
 
 def ribbon(spine: np.ndarray, width: np.ndarray | float, low: float = -0.5, high: float = 0.5, closed: bool = False) -> np.ndarray:
-    """Polygons along curves `(..., n, 2)`, from `low` to `high` of the width `(..., n)` across; all of it by default."""
+    """Polygons along curves `(..., n, 2)` that span `low` to `high` of the width `(..., n)` across the curve; by default all of it."""
     if closed:
         step = np.roll(spine, -1, axis=-2) - np.roll(spine, 1, axis=-2)
         spine, step = (np.concatenate([a, a[..., :1, :]], axis=-2) for a in (spine, step))
@@ -51,23 +51,23 @@ def ribbon(spine: np.ndarray, width: np.ndarray | float, low: float = -0.5, high
 
 
 def taper(count: int, lean: float = 1.0, power: float = 0.7) -> np.ndarray:
-    """Widths of a pen stroke: thin, thick, thin; `lean` above 1 moves the thick part to the end."""
+    """Widths of a pen stroke, thin at both ends; `lean` above 1 moves the thick part towards the end."""
     return np.sin(np.pi * np.linspace(0, 1, count) ** lean).clip(0) ** power
 
 
 def pointed_widths(count: int, root: float = 0.6, belly: float = 0.35) -> np.ndarray:
-    """Widths of a lock of hair or a blade: `root` at the start, 1 at `belly`, a point at the end."""
+    """Widths of a lock of hair or a blade of grass: `root` at the start, 1 at `belly`, 0 at the end."""
     t = np.linspace(0, 1, count)
     return np.where(t < belly, root + (1 - root) * np.sin(np.pi / 2 * t / belly), np.cos(np.pi / 2 * ((t - belly) / (1 - belly)).clip(0)))
 
 
 def path(points: str) -> np.ndarray:
-    """Points written as `x,y x,y ...`."""
+    """Parse points written as `x,y x,y ...`."""
     return np.array([point.split(",") for point in points.split()], dtype=np.float64)
 
 
 def both_sides(half: np.ndarray) -> np.ndarray:
-    """A symmetric outline from its right half."""
+    """Make a symmetric outline from its right half."""
     return np.concatenate([half, half[::-1] * (-1, 1)])
 
 
@@ -75,9 +75,9 @@ def points(x: np.ndarray | float, y: np.ndarray | float) -> np.ndarray:
     return np.stack(np.broadcast_arrays(x, y), axis=-1)
 
 
-def unit(turn: np.ndarray) -> np.ndarray:
-    """Points on the circle around 0 with radius 1."""
-    return points(np.cos(turn), np.sin(turn))
+def unit(angle: np.ndarray) -> np.ndarray:
+    """Points on the unit circle."""
+    return points(np.cos(angle), np.sin(angle))
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, count: int = 64) -> np.ndarray:
@@ -96,7 +96,7 @@ def rotate(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.n
 
 @dataclass(frozen=True)
 class Frame:
-    """Where an object's own coordinates lie in the scene."""
+    """Maps an object's local coordinates to the scene."""
 
     x: float
     y: float
@@ -114,7 +114,7 @@ class Frame:
 
 
 def edges(shapes: Shapes) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and ends `(e, 2)` of all edges; all polygons turn the same way, so that overlaps add up and nothing cancels."""
+    """Starts and ends `(e, 2)` of all edges. All polygons get the same orientation, so that overlaps add up instead of cancelling out."""
     if isinstance(shapes, np.ndarray) and shapes.ndim == 2:
         shapes = shapes[None]
     groups = [shapes] if isinstance(shapes, np.ndarray) else [shape.reshape(-1, *shape.shape[-2:]) for shape in shapes]
@@ -128,17 +128,17 @@ def edges(shapes: Shapes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _expand_ranges(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the ranges `low..high` repeated for each of their members, and the members."""
+    """For every member of the ranges `low..high`, the index of its range, and the member."""
     counts = high - low
     index = np.repeat(np.arange(len(low)), counts)
     return index, np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts - low, counts)
 
 
 def coverage(start: np.ndarray, end: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The share `(height, width)`, 0 to 1, of each pixel that lies within closed polygons, given their edges `(e, 2)`.
+    """Coverage `(height, width)` of each pixel by closed polygons, 0 to 1, given their edges `(e, 2)`.
 
-    Every edge is cut at rows and columns. A piece adds its height to all pixels right of it, and to its own pixel the part of that
-    which lies right of the piece; a running sum along the rows does the former.
+    Every edge is cut at rows and columns. A piece adds its height to all pixels on its right, and to its own pixel the part that is right
+    of the piece; a cumulative sum along the rows does the former.
     """
     falls = end[:, 1] > start[:, 1]
     top, bottom = np.where(falls[:, None], start, end), np.where(falls[:, None], end, start)
