@@ -22,14 +22,14 @@ RECIPE_BYTES = 2**23
 
 
 def setting(
-    default: Any, help_text: str, *, choices: tuple = (), least: float = -math.inf, above: float = -math.inf, most: float = math.inf
+    default: Any, help_text: str, *, choices: tuple = (), minimum: float = -math.inf, above: float = -math.inf, maximum: float = math.inf
 ) -> Any:
     """A field of `TrainConfig`: its default, the help text of its option, and its allowed values.
 
-    `choices` are the allowed values (for a list: of its items). Numbers must be finite, at least `least` or above `above`, and at most
-    `most`; for counts, a number beyond `most` is a mistake that would use up all memory or fail elsewhere.
+    `choices` are the allowed values (for a list: of its items). Numbers must be finite, at least `minimum` or above `above`, and at most
+    `maximum`; for counts, a number beyond `maximum` is a mistake that would use up all memory or fail elsewhere.
     """
-    return field(default=default, metadata={"help": help_text, "choices": choices, "least": least, "above": above, "most": most})
+    return field(default=default, metadata={"help": help_text, "choices": choices, "minimum": minimum, "above": above, "maximum": maximum})
 
 
 @dataclass(frozen=True)
@@ -58,59 +58,61 @@ class TrainConfig:
         'Files held out for validation, as patterns relative to the data folder ("part-1/sky/*"). Empty: 5 % of them, by content hash.',
     )
     exclude: tuple[str, ...] = setting((), "Files to ignore, as patterns relative to the data folder.")
-    patch: int = setting(0, "Side of a training crop in small (input) pixels. 0: 48 on a GPU, 32 on a CPU.", least=0, most=2048)
+    patch: int = setting(0, "Side of a training crop in small (input) pixels. 0: 48 on a GPU, 32 on a CPU.", minimum=0, maximum=2048)
     max_pixels: int = setting(
         0,
         "Downscale larger training images to about this many pixels, which makes soft scans sharp; 0 keeps their size.",
-        least=0,
-        most=2**40,
+        minimum=0,
+        maximum=2**40,
     )
-    synthetic: int = setting(0, "Number of synthetic images to generate at the start and train on too.", least=0, most=10**6)
-    synthetic_size: int = setting(768, "Side of a synthetic image in pixels.", least=1, most=2**13)
-    synthetic_share: float = setting(0.3, "Share of the crops that come from synthetic images, if there are any.", least=0, most=1)
-    memory_gb: float = setting(4.0, "GiB of images to keep in memory; if there are more, all go into a file in the run's folder.", least=0)
+    synthetic: int = setting(0, "Number of synthetic images to generate at the start and train on too.", minimum=0, maximum=10**6)
+    synthetic_size: int = setting(768, "Side of a synthetic image in pixels.", minimum=1, maximum=2**13)
+    synthetic_share: float = setting(0.3, "Share of the crops that come from synthetic images, if there are any.", minimum=0, maximum=1)
+    memory_gb: float = setting(
+        4.0, "GiB of images to keep in memory; if there are more, all go into a file in the run's folder.", minimum=0
+    )
     zoom_out_prob: float = setting(
         0.0,
         "Probability that a crop is downscaled from an area up to twice as large: it shows finer lines and more of a figure.",
-        least=0,
-        most=1,
+        minimum=0,
+        maximum=1,
     )
     swatches: float = setting(
         0.0,
         "Share of the crops that are plain random colours, including saturated ones; keeps colours exact that the images lack.",
-        least=0,
-        most=1,
+        minimum=0,
+        maximum=1,
     )
     sharpen: float = setting(
         0.0,
         "Strength of an unsharp mask on the target (1 is 100 %): lines crisper than in the originals, at the price of PSNR.",
-        least=0,
-        most=5,
+        minimum=0,
+        maximum=5,
     )
     keep_flat: float = setting(
         0.15,
         "Probability of keeping a crop without detail; otherwise another one is tried, up to four times.",
-        least=0,
-        most=1,
+        minimum=0,
+        maximum=1,
     )
 
-    batch: int = setting(0, "Crops per step in all processes together. 0: 16 on a GPU, 8 on a CPU.", least=0, most=2**16)
+    batch: int = setting(0, "Crops per step in all processes together. 0: 16 on a GPU, 8 on a CPU.", minimum=0, maximum=2**16)
     micro_batch: int = setting(
         0,
         "Crops per forward pass in each process; gradients are accumulated to `batch`. 0: as many as should fit into memory.",
-        least=0,
-        most=2**16,
+        minimum=0,
+        maximum=2**16,
     )
     steps: int = setting(
         0,
         "Length of the run in steps; ignored if `minutes` is set. 0 without `minutes`: 100,000 steps on a GPU, an hour on a CPU.",
-        least=0,
-        most=10**9,
+        minimum=0,
+        maximum=10**9,
     )
     minutes: float = setting(
         0.0,
         "Length of the run in minutes, including time before a resume; the schedule follows the clock. 0: use `steps`.",
-        least=0,
+        minimum=0,
     )
     optimizer: str = setting(
         "muon",
@@ -121,9 +123,9 @@ class TrainConfig:
         0.0,
         "Peak learning rate, reached after the warm-up; it then falls along a cosine to 0. 0: 3e-4 from given weights, "
         "5e-4 from scratch, or 2e-4 for large networks from scratch.",
-        least=0,
+        minimum=0,
     )
-    warmup_steps: int = setting(500, "Steps over which the learning rate rises from 0, at most a twentieth of the run.", least=1)
+    warmup_steps: int = setting(500, "Steps over which the learning rate rises from 0, at most a twentieth of the run.", minimum=1)
     phases: tuple[str, ...] = setting(
         (),
         'Constant learning rates, one after another, as "STEPS at RATE" ("450000 at 1e-4"); `steps` is then their sum.',
@@ -131,43 +133,43 @@ class TrainConfig:
     weight_decay: float = setting(
         1e-4,
         "Weight decay of matrices and convolutions; norms, biases, temperatures and position tables have none.",
-        least=0,
+        minimum=0,
     )
     clip_norm: float = setting(1.0, "Maximum gradient norm, over all parameters together.", above=0)
     ema_decay: float = setting(
         0.999,
         "Decay of the moving average of the weights, which is validated and saved.",
-        least=0,
-        most=1,
+        minimum=0,
+        maximum=1,
     )
     edge_start: float = setting(
         0.5,
         "Fraction of the run after which the loss is weighted by edges; before that, it is plain L1.",
-        least=0,
-        most=1,
+        minimum=0,
+        maximum=1,
     )
     flat_weight: float = setting(
         0.4,
         "Weight of flat areas in the edge-weighted loss: 1 is plain L1, 0 the original's pure Sobel weighting.",
-        least=0,
-        most=1,
+        minimum=0,
+        maximum=1,
     )
     frequency_weight: float = setting(
         0.0,
         "Weight of the frequency loss: L1 between the Fourier transforms of result and target; 0.05 suits small networks.",
-        least=0,
+        minimum=0,
     )
     filter_weight: float = setting(
         0.0,
         "Weight of the random-filter loss, which compares local patterns and does not need a weights file.",
-        least=0,
+        minimum=0,
     )
     color_weight: float = setting(
         0.0,
         "Weight of the colour loss, which preserves the mean colour of 8x8 squares and keeps an adversarial run from drifting.",
-        least=0,
+        minimum=0,
     )
-    feature_weight: float = setting(0.0, "Weight of the feature loss (VGG19), which needs `feature_file`.", least=0)
+    feature_weight: float = setting(0.0, "Weight of the feature loss (VGG19), which needs `feature_file`.", minimum=0)
     feature_file: str = setting(
         "",
         "State dict of torchvision's VGG19 (.pth or .safetensors) for the feature loss; nothing is downloaded.",
@@ -176,26 +178,26 @@ class TrainConfig:
     gan_weight: float = setting(
         0.0,
         "Weight of the adversarial loss at the end of its ramp; above 0, a discriminator is trained too.",
-        least=0,
+        minimum=0,
     )
-    gan_start: int = setting(500, "Steps to train the discriminator before the adversarial loss is enabled.", least=0)
-    gan_ramp: int = setting(2000, "Steps over which the adversarial loss then rises to its full weight.", least=1)
+    gan_start: int = setting(500, "Steps to train the discriminator before the adversarial loss is enabled.", minimum=0)
+    gan_ramp: int = setting(2000, "Steps over which the adversarial loss then rises to its full weight.", minimum=1)
     gan_relativistic: bool = setting(False, "The discriminator judges which image of a pair is real, not whether one image is.")
     gan_r1: float = setting(
         0.0,
         "Weight of the R1 penalty on the discriminator's gradient at real crops, computed every 16 steps.",
-        least=0,
+        minimum=0,
     )
-    gan_width: int = setting(32, "Channels of the discriminator's first layer.", least=1, most=512)
+    gan_width: int = setting(32, "Channels of the discriminator's first layer.", minimum=1, maximum=512)
     gan_rate: float = setting(1e-4, "Learning rate of the discriminator.", above=0)
     gan_from_scratch: bool = setting(False, "Allow an adversarial run without `init`; from random weights it rarely works.")
 
-    seed: int = setting(0, "Seed of all random choices.", least=0, most=2**63 - 1)
+    seed: int = setting(0, "Seed of all random choices.", minimum=0, maximum=2**63 - 1)
     workers: int = setting(
         -1,
         "Worker processes that prepare crops; 0 prepares them between steps. -1: 0 on a CPU, up to 8 per GPU.",
-        least=-1,
-        most=1024,
+        minimum=-1,
+        maximum=1024,
     )
     device: str = setting("auto", "auto, or cpu to train on the CPU even if there is a GPU.", choices=("auto", "cpu"))
     precision: str = setting(
@@ -213,15 +215,15 @@ class TrainConfig:
         "Trackers for the metrics, in addition to the run's own files: tensorboard, wandb. Trackers that are not installed are skipped.",
         choices=("tensorboard", "wandb", "none"),
     )
-    threads: int = setting(0, "CPU threads for the network. 0: PyTorch's default.", least=0, most=1024)
-    log_every: int = setting(50, "Steps between log lines.", least=1)
-    save_every: int = setting(0, "Steps between checkpoints, each with a validation. 0: only by time.", least=0)
-    save_minutes: float = setting(2.0, "Minutes between checkpoints, whatever the steps. 0: only by steps.", least=0)
+    threads: int = setting(0, "CPU threads for the network. 0: PyTorch's default.", minimum=0, maximum=1024)
+    log_every: int = setting(50, "Steps between log lines.", minimum=1)
+    save_every: int = setting(0, "Steps between checkpoints, each with a validation. 0: only by time.", minimum=0)
+    save_minutes: float = setting(2.0, "Minutes between checkpoints, whatever the steps. 0: only by steps.", minimum=0)
     validation_crop: int = setting(
         256,
         "Side in sharp pixels of the centre crop of each validation image used during training; 0 uses whole images.",
-        least=0,
-        most=2**14,
+        minimum=0,
+        maximum=2**14,
     )
 
     def __post_init__(self) -> None:
@@ -268,7 +270,7 @@ class TrainConfig:
 
 def check_value(field: Field, value: Any) -> None:
     """Raise ValueError if a setting's value is not one of its choices or is outside its limits."""
-    choices, least, above, most = (field.metadata[name] for name in ("choices", "least", "above", "most"))
+    choices, minimum, above, maximum = (field.metadata[name] for name in ("choices", "minimum", "above", "maximum"))
     given = value if isinstance(value, tuple) else (value,)
     if choices and not set(given) <= set(choices):
         some = "any" if given is value else "one"
@@ -277,12 +279,12 @@ def check_value(field: Field, value: Any) -> None:
         return
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{field.name} is {value}; expected a finite number")
-    if not value >= least:
-        raise ValueError(f"{field.name} is {_format(value)}; expected {least} or more")
+    if not value >= minimum:
+        raise ValueError(f"{field.name} is {_format(value)}; expected {minimum} or more")
     if not value > above:
         raise ValueError(f"{field.name} is {_format(value)}; expected a number above {above}")
-    if not value <= most:
-        raise ValueError(f"{field.name} is {_format(value)}; expected {most} or less")
+    if not value <= maximum:
+        raise ValueError(f"{field.name} is {_format(value)}; expected {maximum} or less")
 
 
 def find_recipe(name_or_path: str | Path) -> Path:

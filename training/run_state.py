@@ -101,7 +101,7 @@ class RunState:
         with _as_value_error(path):
             saved = read_pickled(path)
             self._restore(saved)
-            self.progress = _validated(Progress(**saved["progress"]))
+            self.progress = _validate(Progress(**saved["progress"]))
 
     def roll_back(self, path: Path) -> None:
         """Load the saved weights and optimisers but keep the progress, so the run continues with new crops. Raises as `load`."""
@@ -149,7 +149,7 @@ def _add_param_groups(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -
     return {"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]}
 
 
-def _validated(progress: Progress) -> Progress:
+def _validate(progress: Progress) -> Progress:
     """Return the progress of a file if its values are possible. Raises ValueError otherwise."""
     for name, default in vars(Progress()).items():
         value = getattr(progress, name)

@@ -42,7 +42,7 @@ def evaluate_weights(
     everything = find_images(folder)
     partners = find_partners(folder, everything, scale)
     sharp = [path for path in everything if path not in set(partners.values())]
-    paths = [path for path in sharp if not files or any(fnmatch(path.relative_to(folder).as_posix(), one) for one in files)]
+    paths = [path for path in sharp if not files or any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in files)]
     if not paths:
         raise ValueError(f"{folder}: no image matches {', '.join(files)}")
     upscalers = {

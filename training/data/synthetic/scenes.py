@@ -19,7 +19,7 @@ def portrait(sheet: Sheet) -> None:
     """One to three figures in front of a background."""
     extent = sheet.extent
     backdrop(sheet)
-    for i in range(count := sheet.weighted((0, 6, 1, 1))):
+    for i in range(count := sheet.choose((0, 6, 1, 1))):
         at = extent * (i + sheet.uniform(0.4, 0.6)) / count
         size = extent * sheet.uniform(0.2, 0.36) / (1, 1, 1.4, 1.8)[count]
         head(sheet, Frame(at, extent * sheet.uniform(0.38, 0.5), size, sheet.uniform(-0.22, 0.22)))
@@ -279,7 +279,7 @@ def shapes(sheet: Sheet) -> None:
 
 def _form(sheet: Sheet, frame: Frame) -> np.ndarray:
     """A blob, a star, a heart, a box or a gem."""
-    spokes, kind = ellipse(0, 0, 1, 1, 10), sheet.weighted((4, 2, 1, 2, 1))
+    spokes, kind = ellipse(0, 0, 1, 1, 10), sheet.choose((4, 2, 1, 2, 1))
     if kind == 0:
         return curve(frame(spokes * sheet.rng.uniform(0.55, 1.3, (10, 1))), closed=True)
     if kind == 1:
@@ -328,14 +328,14 @@ def plain(sheet: Sheet) -> None:
     middle, radial = (extent * sheet.uniform(0.2, 0.8), extent * sheet.uniform(0.2, 0.8)), sheet.chance(0.5)
     other = tone.shade(sheet.uniform(0.05, 0.4)) if sheet.chance(0.7) else sheet.tone()
     paints = (WHITE, tone, Gradient((tone, other), middle, (extent, extent), radial))
-    sheet.background(paints[sheet.weighted((15, 35, 50))])
+    sheet.background(paints[sheet.choose((15, 35, 50))])
     if sheet.chance(0.35):
         sheet.background(tone.light(0.35), sheet.motif())
 
 
 def backdrop(sheet: Sheet) -> None:
     """A background for figures or words."""
-    (plain, sky, landscape, city)[sheet.weighted((9, 2, 2, 2))](sheet)
+    (plain, sky, landscape, city)[sheet.choose((9, 2, 2, 2))](sheet)
     if sheet.chance(0.15):
         burst(sheet)
 

@@ -47,7 +47,7 @@ class Sheet:
         self.fonts = tuple(str(font) for font in fonts)
         self.extent = max(size * rng.uniform(1.0, 1.5), SMALLEST_SCENE)
         self.origin = rng.uniform(0, self.extent - size, 2)
-        self.palette = PALETTES[self.weighted([weight for weight, _ in PALETTES])][1](rng)
+        self.palette = PALETTES[self.choose([weight for weight, _ in PALETTES])][1](rng)
         self.pen = float(np.exp(rng.uniform(np.log(0.9), np.log(3.2))))
         self.screen: tuple[float, float, bool] | None = None
         """Pitch and angle of a screentone, and whether it is dots; None for colours."""
@@ -66,7 +66,7 @@ class Sheet:
     def chance(self, probability: float) -> bool:
         return bool(self.rng.random() < probability)
 
-    def weighted(self, weights: Sequence[float]) -> int:
+    def choose(self, weights: Sequence[float]) -> int:
         return int(self.rng.choice(len(weights), p=np.divide(weights, sum(weights))))
 
     def tone(self) -> Tone:
