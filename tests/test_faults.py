@@ -379,7 +379,7 @@ def test_what_there_is_no_room_for_costs_a_checkpoint_or_a_line_and_not_the_run(
     monkeypatch.setattr(Validation, "measure", full)
     monkeypatch.setattr(monitoring, "_append", full_disk)
     train(from_values({**SETTINGS, "steps": 3}), folder, tmp_path / "run")
-    assert "the figures of step 1 are not written (the disk is full" in caplog.text
+    assert "metrics of step 1 are not written (the disk is full" in caplog.text
     assert "step 2 is not saved (CUDA out of memory" in caplog.text
     assert state(tmp_path / "run")["progress"]["step"] == 3
 

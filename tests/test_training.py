@@ -153,7 +153,7 @@ def test_the_authors_recipe_is_the_one_written_down():
         ({"workers": -2}, "expected -1 or more"),
         ({"learning_rate": float("nan")}, "expected a finite number"),
         ({"trackers": ["excel"]}, "expected any of tensorboard, wandb, none"),
-        ({"trackers": ["none", "wandb"]}, "none stands alone"),
+        ({"trackers": ["none", "wandb"]}, "expected none on its own"),
     ],
 )
 def test_impossible_settings_are_named_with_what_was_expected(setting, words):

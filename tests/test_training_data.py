@@ -98,7 +98,7 @@ def test_no_way_of_shrinking_shifts(method, scale):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_no_preset_shifts(preset, scale):
     """Blur, sharpening and every filter, one after another; noise and codecs, which are random, are left to the next test."""
-    still = replace(PRESETS[preset], decoder=0.0, noise=0.0, codec=0.0, video=0.0, again=0.0)
+    still = replace(PRESETS[preset], decoder=0.0, noise=0.0, codec=0.0, video=0.0, recompress=0.0)
     side = 120 // scale * scale
     for method in still.filters:
         for step in ({"blur": 0.0, "sharpen": 0.0}, {"blur": 1.0, "sharpen": 0.0}, {"blur": 0.0, "sharpen": 1.0}):
@@ -107,7 +107,7 @@ def test_no_preset_shifts(preset, scale):
             assert np.abs(moved).max() < 0.01, (method, step)
 
 
-@pytest.mark.parametrize(("step", "most"), [("again", 0.01), ("decoder", 0.01), ("noise", 0.01), ("codec", 0.1)])
+@pytest.mark.parametrize(("step", "most"), [("recompress", 0.01), ("decoder", 0.01), ("noise", 0.01), ("codec", 0.1)])
 def test_no_random_step_shifts_on_average(step, most):
     """Each alone and always, over many draws. A codec rounds every draw of one image alike, so less of that averages out."""
     steps = Degradation(tuple(FILTERS), quality=(98, 98), **{"formats": ("JPEG",), step: 1.0})
@@ -163,7 +163,7 @@ def test_every_preset_gives_the_same_image_for_the_same_seed(preset):
 
 def test_every_step_of_a_degradation_changes_the_image():
     plain = degrade(synthetic_image(1), 4, Degradation(("area",)), np.random.default_rng(0))
-    for step in ("blur", "sharpen", "decoder", "noise", "codec", "again", "video"):
+    for step in ("blur", "sharpen", "decoder", "noise", "codec", "recompress", "video"):
         changed = degrade(synthetic_image(1), 4, Degradation(("area",), **{step: 1.0}), np.random.default_rng(0))
         assert changed.tobytes() != plain.tobytes()
 
@@ -204,9 +204,9 @@ def test_small_crops_are_those_of_the_whole_image_made_small():
     crops.preset = Degradation(("bicubic",))
     whole = np.asarray(downscale(synthetic_image(0), 4, "bicubic"))
     for index in range(10):
-        place = crops.place(index)
-        small, _ = crops._cut(place, np.random.default_rng(0))
-        row, column = place.y // 4, place.x // 4
+        location = crops.location(index)
+        small, _ = crops._crop_pair(location, np.random.default_rng(0))
+        row, column = location.y // 4, location.x // 4
         assert np.array_equal(small, whole[row : row + 8, column : column + 8])
 
 
@@ -218,16 +218,16 @@ def test_reduced_crops_are_larger_places_made_smaller():
     crops.preset = Degradation(("bicubic",))
     sides = set()
     for index in range(40):
-        place = crops.place(index)
-        small, gt = crops._cut(place, np.random.default_rng(0))
-        sides.add(place.side)
-        expected = [start + place.side / 2 - 0.5 for start in (place.y, place.x)]
+        location = crops.location(index)
+        small, gt = crops._crop_pair(location, np.random.default_rng(0))
+        sides.add(location.side)
+        expected = [start + location.side / 2 - 0.5 for start in (location.y, location.x)]
         for crop, count in ((gt, 32), (small, 8)):
             values = crop[..., :2].astype(np.float64) / SLOPE
             inner = values[count // 4 : -count // 4, count // 4 : -count // 4]
             middle = inner.mean((0, 1))
             assert middle == pytest.approx(expected, abs=0.3)  # rounding to a level is up to a quarter of a pixel
-            assert inner[-1, 0, 0] - inner[0, 0, 0] == pytest.approx((count // 2 - 1) * place.side / count, abs=1)
+            assert inner[-1, 0, 0] - inner[0, 0, 0] == pytest.approx((count // 2 - 1) * location.side / count, abs=1)
             expected = list(middle)
     assert min(sides) >= 40
     assert max(sides) <= 64
@@ -239,15 +239,15 @@ def test_reduced_crops_stay_out_of_pairs_and_of_images_without_room():
         [TrainingImage("", np.asarray(synthetic_image(0)), np.asarray(downscale(synthetic_image(0), 4, "area")))], zoom_out_prob=1.0
     )
     small = crops_of([TrainingImage("", np.asarray(synthetic_image(0))[:38])], zoom_out_prob=1.0)
-    assert {crops.place(index).side for crops in (paired, small) for index in range(20)} == {32}
+    assert {crops.location(index).side for crops in (paired, small) for index in range(20)} == {32}
 
 
 def test_a_crop_says_where_it_is_from(folder):
     crops = crops_of(read_images(find_images(folder), 32))
-    place, (_, gt) = crops.place(5), crops[5]
-    cut = place.image.gt[place.y : place.y + 32, place.x : place.x + 32]
+    location, (_, gt) = crops.location(5), crops[5]
+    cut = location.image.gt[location.y : location.y + 32, location.x : location.x + 32]
     assert torch.equal(gt.flatten(1).sort().values, torch.from_numpy(cut.copy()).permute(2, 0, 1).flatten(1).sort().values)
-    assert str(place) == f"{place.image.name} at {place.x}, {place.y}"
+    assert str(location) == f"{location.image.name} at {location.x}, {location.y}"
 
 
 def test_places_without_detail_are_mostly_passed_over():
@@ -258,7 +258,7 @@ def test_places_without_detail_are_mostly_passed_over():
     assert 35 < detailed < 60  # of all places, about a third
 
 
-# --- files, pairs, drawings ----------------------------------------------------------------------
+# --- files, pairs, synthetic images --------------------------------------------------------------
 
 
 def test_a_split_keeps_what_it_is_told_and_else_goes_by_content(folder):
@@ -343,7 +343,7 @@ def test_images_that_look_the_same_are_named_and_never_on_both_sides(tmp_path):
     findings = report.findings
     assert len(report.train) + len(report.validation) == 11
     assert {finding.path.name: finding.usable for finding in findings} == {"one.png": False, "two.jpg": False}
-    assert all("looks the same as" in finding.text and "measured on" in finding.text for finding in findings)
+    assert all("looks the same as" in finding.text and "used for validation" in finding.text for finding in findings)
     assert {path.name for path in split_images(tmp_path).validation} < {f"{seed}.png" for seed in range(2, 12)}  # chosen among the others
     assert near_duplicates({tmp_path: 0, tmp_path / "flat": 0}) == []
     assert dhash(np.zeros((9, 9, 3), np.uint8)) == 0
@@ -356,7 +356,7 @@ def test_the_same_file_again_is_left_out_and_named(tmp_path):
         (tmp_path / name).write_bytes((tmp_path / "3.png").read_bytes())
     split = split_images(tmp_path)
     assert {path.name for path in [*split.train, *split.validation]} == {*(f"{seed}.png" for seed in (0, 1, 2, 4, 5)), "3.png"}
-    assert [(path.name, "3.png" in reason) for path, reason in split.left_out] == [("again.png", True), ("copy.png", True)]
+    assert [(path.name, "3.png" in reason) for path, reason in split.skipped] == [("again.png", True), ("copy.png", True)]
 
 
 PAIR_NAMES = [("HR", "LR"), ("GT", "LQ"), ("HQ", "LQ"), ("train_HR", "train_LR"), ("high", "low"), ("target", "input")]
@@ -407,8 +407,8 @@ def test_small_versions_under_any_name_are_not_trained_on_as_sharp_ones(tmp_path
     if scale == 4:
         assert len(split.partners) == 5
     else:
-        assert len(split.left_out) == 5
-        assert "expected 1 / 2 of its size" in split.left_out[0][1]
+        assert len(split.skipped) == 5
+        assert "expected 1 / 2 of its size" in split.skipped[0][1]
 
 
 def test_images_of_one_name_and_different_content_are_not_pairs(tmp_path):
@@ -418,7 +418,7 @@ def test_images_of_one_name_and_different_content_are_not_pairs(tmp_path):
         for seed in range(5):
             synthetic_image(first + seed, side).save(tmp_path / folder / f"{seed}.png")
     split = split_images(tmp_path, scale=2)
-    assert (len(split.train) + len(split.validation), split.partners, split.left_out) == (10, {}, [])
+    assert (len(split.train) + len(split.validation), split.partners, split.skipped) == (10, {}, [])
 
 
 def test_check_says_sizes_what_a_run_would_do_and_the_next_command(tmp_path):
@@ -426,10 +426,10 @@ def test_check_says_sizes_what_a_run_would_do_and_the_next_command(tmp_path):
         synthetic_image(index, 160 + 32 * index).save(tmp_path / f"{index}.png")
     result = CliRunner().invoke(check, [str(tmp_path), "--device", "cpu", "--minutes", "20"], catch_exceptions=False)
     for text in (
-        "2 images can be used: 1 to train on, 1 kept aside",
+        "2 images can be used: 1 for training, 1 held out",
         "sizes: 160x160 to 192x192",
-        "crops of 128x128 pixels and learns to make them from 32x32",
-        "1 to train on is few",
+        "learns to upscale crops of 32x32 pixels to 128x128",
+        "only 1 training image:",
         "too few to tell a small gain from chance",
         f"next: transformersr train {tmp_path} --out RUN ",
         " --device cpu",
@@ -438,13 +438,13 @@ def test_check_says_sizes_what_a_run_would_do_and_the_next_command(tmp_path):
         assert text in result.output
 
 
-def test_drawings_are_mixed_in_and_have_their_share_of_the_crops(folder):
+def test_synthetic_images_are_mixed_in_and_have_their_share_of_the_crops(folder):
     store = read_images(find_images(folder), 32, synthetic=Synthetic(2, 80, seed=5))
     generated = [image for image in store if image.synthetic]
     assert [image.name for image in generated] == ["synthetic 5-0", "synthetic 5-1"]
     assert np.array_equal(generated[1].gt, draw(np.random.default_rng([5, 1]), 80))
     crops = crops_of(store, synthetic_share=0.5, keep_flat=1.0)
-    assert 35 < sum(crops.place(index).image.synthetic for index in range(100)) < 65
+    assert 35 < sum(crops.location(index).image.synthetic for index in range(100)) < 65
 
 
 # --- where images are kept ---------------------------------------------------------------------
@@ -455,7 +455,7 @@ def test_a_file_gives_the_same_images_as_memory_and_is_made_once(paired, tmp_pat
     options = {"smallest": 32, "scale": 4, "partners": split.partners, "synthetic": Synthetic(1, 64)}
     memory = read_images(split.train, **options)
     kept = read_images(split.train, **options, cache=Cache(tmp_path / "cache"))
-    monkeypatch.setattr(image_cache, "in_order", lambda *_: None)  # nothing is read again
+    monkeypatch.setattr(image_cache, "map_in_order", lambda *_: None)  # nothing is read again
     again = read_images(split.train, **options, cache=Cache(tmp_path / "cache"))
     for store in (kept, again):
         assert isinstance(store.images, MappedImages)
@@ -523,7 +523,7 @@ def test_crops_are_the_same_with_workers_of_every_kind(folder, tmp_path, method)
 
 
 def test_spawned_workers_always_get_a_file(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(image_cache, "in_order", lambda function, arguments, workers: map(function, arguments))
+    monkeypatch.setattr(image_cache, "map_in_order", lambda function, arguments, workers: map(function, arguments))
     for method, kind in {"fork": list, "spawn": MappedImages}.items():
         monkeypatch.setattr(image_cache.multiprocessing, "get_start_method", lambda allow_none, method=method: method)
         assert isinstance(read_images(find_images(folder), 32, cache=Cache(tmp_path), workers=2).images, kind)

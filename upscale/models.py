@@ -168,10 +168,10 @@ def _what_it_is(start: bytes) -> str | None:
 
 
 def as_safetensors(path: str | Path, cache: str | Path | None = None) -> Path:
-    """The file itself if it is safetensors, else a safetensors of it, made when it is first asked for and after every change of the file.
+    """The file itself if it is safetensors, else a safetensors copy, made on first use and after every change of the file.
 
-    It is written next to the file, under the same name, or to the folder `cache` if that name is taken or the folder is read-only. Where neither
-    can be, the file itself is returned, which `load_model` reads as well. The file is never changed, nor any other of the user's.
+    The copy is written next to the file, under the same name, or to the folder `cache` if that name is taken or the folder is read-only.
+    If neither works, the file itself is returned, which `load_model` reads as well. No file of the user's is ever changed.
 
     Raises CheckpointError if the file is not a TransformerSR network, OSError if it cannot be read.
     """
