@@ -109,7 +109,8 @@ def _pair_role(path: Path) -> tuple[str | None, tuple]:
     return role, (folders[0], tuple(folders[1:]), stem)
 
 
-def _image_size(path: Path) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height from a file's header, after rotation by EXIF; (0, 0) if it cannot be read."""
     with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(path) as image:
         is_rotated = image.getexif().get(0x0112, 1) >= 5
         return (image.height, image.width) if is_rotated else image.size
@@ -117,7 +118,7 @@ def _image_size(path: Path) -> tuple[int, int]:
 
 
 def _has_scale(sharp: Path, small: Path, scale: int | None) -> bool:
-    return scale is not None and _image_size(sharp) == tuple(scale * side for side in _image_size(small))
+    return scale is not None and image_size(sharp) == tuple(scale * side for side in image_size(small))
 
 
 def find_small_versions(folder: Path, paths: list[Path], scale: int) -> dict[Path, Path]:
@@ -130,7 +131,7 @@ def find_small_versions(folder: Path, paths: list[Path], scale: int) -> dict[Pat
         groups.setdefault(SCALE_SUFFIX.sub("", path.stem).lower(), []).append(path)
     pairs: dict[tuple[Path, Path], list[tuple[Path, Path]]] = {}
     for group in groups.values():
-        sizes = {path: _image_size(path) for path in group} if len(group) > 1 else {}
+        sizes = {path: image_size(path) for path in group} if len(group) > 1 else {}
         for small in sizes:
             for sharp in sizes:
                 if _is_multiple(sizes[sharp], sizes[small]):

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import multiprocessing
 import shutil
 import zlib
@@ -24,12 +25,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ...arch.atomic import write_aside
 from ..config import TrainConfig
-from .folders import Split
+from .folders import Split, image_size
 from .images import Finding, ImageCollector, LoadedImage, TrainingImage, load_image
 from .synthetic import draw
 
@@ -189,12 +189,7 @@ def _needs_file(cache: Cache, workers: int) -> bool:
 
 def _bytes_needed(paths: Iterable[Path], max_pixels: int) -> int:
     """Bytes of pixels in image files, from their headers."""
-    total = 0
-    for path in paths:
-        with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(path) as image:
-            pixels = image.width * image.height
-            total += 3 * min(pixels, max_pixels or pixels)
-    return total
+    return sum(3 * min(pixels, max_pixels or pixels) for pixels in (math.prod(image_size(path)) for path in paths))
 
 
 # --- the file ------------------------------------------------------------------------------------

@@ -207,7 +207,7 @@ def verdict(run: Run) -> str:
 
 
 def run_facts(run: Run) -> str:
-    """What was trained, on which images and on which machine."""
+    """Table of the network, the images and the machine of the run."""
     settings, about, last = run.settings, run.about, run.last
     versions = _as_object(about.get("versions"))
     counts = _as_object(about.get("images"))
@@ -227,7 +227,7 @@ def run_facts(run: Run) -> str:
 
 
 def warnings(run: Run) -> str:
-    """What went wrong in the run."""
+    """List of the problems of the run."""
     found = [str(text) for text in run.about.get("warnings") or []]
     skipped = run.last.get("skipped") or next((record["skipped"] for record in reversed(run.log) if record.get("skipped")), 0)
     if skipped:

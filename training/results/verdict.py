@@ -25,7 +25,7 @@ WORTHWHILE_STEPS = 200
 
 @dataclass(frozen=True)
 class Baseline:
-    """What weights are compared with: the weights the run started from or, if these were no better than bicubic, bicubic."""
+    """Reference for a comparison: the weights the run started from or, if these were no better than bicubic, bicubic."""
 
     name: str
     metrics: Metrics
