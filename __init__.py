@@ -3,7 +3,7 @@
     from transformersr import Upscaler
     large = Upscaler.from_pretrained()(image)
 
-Names are loaded when they are first used, so that importing the package costs nothing. When ComfyUI imports it, its nodes are here too.
+Names are loaded on first use, which keeps the import of the package fast. When ComfyUI imports it, the package also exports its nodes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .arch import TransformerSR, TransformerSRConfig, load_model
     from .upscale.upscaler import Upscaler, available_models
 
-_HOMES = {
+_MODULES = {
     "Upscaler": ".upscale.upscaler",
     "available_models": ".upscale.upscaler",
     "TransformerSR": ".arch",
@@ -28,16 +28,16 @@ __all__ = ["TransformerSR", "TransformerSRConfig", "Upscaler", "available_models
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name], __name__), name)
+    return getattr(importlib.import_module(_MODULES[name], __name__), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_MODULES})
 
 
-if {"comfy", "folder_paths"} <= sys.modules.keys():  # ComfyUI runs; that it could be imported would not be enough
+if {"comfy", "folder_paths"} <= sys.modules.keys():  # inside a running ComfyUI; merely having it installed is not enough
     from .nodes import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS
 
     WEB_DIRECTORY = "web"

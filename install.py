@@ -1,6 +1,6 @@
-"""Run by ComfyUI-Manager after an installation and by the WebUI at each start: installs what is missing, and is silent otherwise.
+"""Install missing dependencies. ComfyUI-Manager runs this after installation, the WebUI at every start.
 
-Nothing that is installed is ever upgraded, and PyTorch is never touched: its right build is the host's affair.
+Prints nothing when everything is installed. Never upgrades a package and never touches PyTorch: choosing its build is up to the host.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import subprocess
 import sys
 from contextlib import suppress
 
-NEEDED = ("einops", "safetensors")
-"""What a host may lack, in names that are both pip's and Python's. Neither has dependencies."""
+REQUIRED = ("einops", "safetensors")
+"""Packages that a host may lack. The name on PyPI is also the module's name, and neither package has dependencies."""
 
 
 class InstallError(Exception):
-    """What could not be done, and what to do instead, in one sentence."""
+    """A package could not be installed. The message says what to do instead."""
 
 
 def main() -> int:
@@ -29,21 +29,21 @@ def main() -> int:
 
 
 def install_missing() -> None:
-    """Install those of `NEEDED` that are not there, as the host does it."""
-    for name in NEEDED:
+    """Install the packages of `REQUIRED` that cannot be imported."""
+    for name in REQUIRED:
         if importlib.util.find_spec(name) is None:
             print(f"TransformerSR: installing {name}")
             try:
                 pip_install(name)
             except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
                 raise InstallError(
-                    f"{name} is missing and could not be installed; with a connection, run: {sys.executable} -m pip install {name}"
+                    f"{name} is missing and could not be installed; once you are online, run: {sys.executable} -m pip install {name}"
                 ) from error
 
 
 def pip_install(name: str) -> None:
-    """Install a package with the WebUI's pip, which knows its mirrors, or with this Python's."""
-    with suppress(ImportError):  # there is no such module outside the WebUI, or one of another program
+    """Install a package with the WebUI's own pip function, which uses its mirrors, or else with this Python's pip."""
+    with suppress(ImportError):  # outside the WebUI there is no `launch`, or it belongs to another program
         from launch import run_pip
 
         return run_pip(f"install --no-deps {name}", name)

@@ -1,6 +1,6 @@
-"""ComfyUI nodes: the host's image, device, memory, progress bar and Cancel handed to `upscale`.
+"""ComfyUI nodes: pass the host's images, device, memory, progress bar and Cancel button on to `upscale`.
 
-Node ids, input names, options and defaults are saved in people's workflows: they may be added to and never changed.
+Node ids, input names, options and defaults are saved in users' workflows. They may be added to, but never changed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from .upscale.video import frames_together, upscale_video, video_size, video_suf
 
 try:
     from comfy_api.latest import InputImpl
-except ImportError:  # a ComfyUI without the type VIDEO
+except ImportError:  # a ComfyUI without the VIDEO type
     InputImpl = None
 
 logger = logging.getLogger(__name__)
@@ -42,14 +43,14 @@ logger = logging.getLogger(__name__)
 FOLDERS = ("upscale_models", "transformersr")
 SIZE_BY = MODEL_SCALE, FACTOR, EXACT, LONGEST = "model scale", "factor", "width and height", "longest side"
 LONGEST_SIDE = 65536
-"""The largest size that the inputs take."""
+"""The largest size that the inputs accept."""
 FEATHER = 4
-"""Pixels of the input over which a mask fades to each side of its edge."""
+"""Input pixels over which a mask fades on each side of its edge."""
 PURPOSES = {"x4-tiny": "faithful to crisp, 4x", "x2-tiny": "faithful, 2x"}
-"""What the models that come with the node are for, as their list shows it."""
+"""What the bundled models are for, shown in the list of models."""
 
 folder_paths.add_model_folder_path("transformersr", os.path.join(folder_paths.models_dir, "transformersr"))
-if "spandrel" in sys.modules:  # always in ComfyUI, whose own loader then opens our files; importing it here would take a second
+if "spandrel" in sys.modules:  # ComfyUI has imported it, so its own loader opens our files; importing it ourselves would take a second
     from .upscale.spandrel_arch import register
 
     register()
@@ -59,7 +60,7 @@ if "spandrel" in sys.modules:  # always in ComfyUI, whose own loader then opens 
 
 
 def available() -> dict[str, Path]:
-    """Every model there is to choose, label to file. The host asks once for every input of a node, and folders may be far away."""
+    """Return the models to choose from, label to file. Cached, because the host asks for every input and folders may be on a network."""
     return _available(int(time.monotonic()))
 
 
@@ -67,7 +68,7 @@ def available() -> dict[str, Path]:
 def _available(second: int) -> dict[str, Path]:
     folders = _folders()
     for path, reason in not_weights(folders).items():
-        _say_once(f"{path} is not listed as a model: {reason}", stamp(path))
+        _warn_once(f"{path} is not listed as a model: {reason}", stamp(path))
     return list_models(folders)
 
 
@@ -76,12 +77,12 @@ def _folders() -> list[str]:
 
 
 @lru_cache(maxsize=256)
-def _say_once(message: str, version: str) -> None:
+def _warn_once(message: str, version: str) -> None:
     logger.warning("TransformerSR: %s", message)
 
 
 def find_label(label: str) -> Path:
-    """The file of a label. Raises FileNotFoundError that says why it is not in the list, where a file of that name is no model."""
+    """Return the file of a label. Raises FileNotFoundError, with the reason if a file of that name is not listed as a model."""
     try:
         return find_in_list(label, available())
     except FileNotFoundError as error:
@@ -91,44 +92,44 @@ def find_label(label: str) -> Path:
 
 
 def safetensors_of(label: str) -> Path:
-    """The file of a label, as safetensors. Raises FileNotFoundError, CheckpointError, OSError with one sentence."""
+    """Return the file of a label as safetensors. Raises FileNotFoundError, CheckpointError or OSError with a one-sentence message."""
     return as_safetensors(find_model(find_label(label)), Path(folder_paths.get_user_directory(), "transformersr"))
 
 
 def version_of(label: str) -> str:
-    """Another text when the file of a label or its crisp sibling is another one, or has been replaced."""
+    """Return a text that changes if a label's file or its crisp sibling changes."""
     path = find_label(label)
     return " ".join(f"{file} {stamp(file)}" for file in (path, crisp_sibling(path)) if file)
 
 
 def check_crispness(label: str | None, crispness: float | None) -> None:
-    """Raise ValueError for a crispness that is none, or that the model cannot have; what another node is going to give is None."""
+    """Raise ValueError if a crispness is invalid or the model does not support it. None stands for a value from another node."""
     if crispness is None:
         return
     if not 0 <= crispness <= 1:
         raise ValueError(f"crispness is {crispness}; expected a number from 0 to 1")
     if crispness and label is not None and crisp_sibling(find_label(label)) is None:
-        having = ", ".join(with_crisp_sibling()) or "none"
-        raise ValueError(f"{label} has no crisp sibling, so crispness has to be 0; models with one: {having}")
+        crisp = ", ".join(models_with_crisp_sibling()) or "none"
+        raise ValueError(f"{label} has no crisp sibling, so crispness has to be 0; models with one: {crisp}")
 
 
-def with_crisp_sibling() -> list[str]:
-    """The labels of the models for which crispness can be above 0."""
+def models_with_crisp_sibling() -> list[str]:
+    """Return the labels of the models that support a crispness above 0."""
     return [label for label, path in available().items() if crisp_sibling(path)]
 
 
 def load_network(label: str, crispness: float) -> TransformerSR:
-    """The network of a label. Raises ValueError, FileNotFoundError, CheckpointError, OSError with one sentence."""
+    """Load the network of a label. Raises ValueError, FileNotFoundError, CheckpointError or OSError with a one-sentence message."""
     check_crispness(label, crispness)
-    # the siblings lie side by side under their own names, which a converted copy may not
+    # a crisp sibling is found by its name in the same folder, and a converted copy may be in another one
     return load_blend(find_model(find_label(label)) if crispness else safetensors_of(label), crispness)
 
 
-def managed(model: nn.Module) -> comfy.model_patcher.ModelPatcher:
-    """A network in the host's care: on the device while it works, and off it when another model needs the room.
+def make_patcher(model: nn.Module) -> comfy.model_patcher.ModelPatcher:
+    """Hand a network to the host's memory management: on the device while it runs, off it when another model needs the memory.
 
-    `CoreModelPatcher` is the class that the host's own models have; the host decides at its start which one that is. Among models of
-    another class ours would make the host drop them all to make room.
+    `CoreModelPatcher` is the class of the host's own models, which the host chooses at startup. If ours were of a different class, the host
+    would unload all other models to make room.
     """
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
     return patcher(model, load_device=model_management.get_torch_device(), offload_device=model_management.unet_offload_device())
@@ -136,25 +137,25 @@ def managed(model: nn.Module) -> comfy.model_patcher.ModelPatcher:
 
 @contextmanager
 def on_device(patcher: comfy.model_patcher.ModelPatcher, memory: int) -> Iterator[None]:
-    """Have a network on its device, and `memory` bytes free next to it. Afterwards it stays there for as long as the host likes."""
+    """Load a network to its device, with `memory` bytes free in addition. Afterwards the host decides how long it stays there."""
     model_management.load_models_gpu([patcher], memory_required=memory, force_full_load=True)
-    if getattr(patcher, "is_dynamic", bool)():  # swaps the parameters itself
+    if getattr(patcher, "is_dynamic", bool)():  # it moves the parameters itself
         yield
         return
-    stayed = any(parameter.device != patcher.load_device for parameter in patcher.model.parameters())
+    not_loaded = any(parameter.device != patcher.load_device for parameter in patcher.model.parameters())
     patcher.model.to(patcher.load_device)
     try:
         yield
     finally:
-        if stayed:  # the host moves only layers of its own kind when it is short of memory (--novram)
+        if not_loaded:  # when short of memory (--novram), the host only moves layers of its own classes
             patcher.model.to(patcher.offload_device)
 
 
 @contextmanager
-def in_the_hosts_words(memory_gb: float = 0.0) -> Iterator[None]:
-    """Our errors as Python's own: the host shows the class, with the path of its module where it is somebody's.
+def builtin_errors(memory_gb: float = 0.0) -> Iterator[None]:
+    """Convert our exceptions to built-in ones, because the host shows a custom class with its module path.
 
-    A budget that is too small was set in the node, under another name.
+    If the memory budget is too small, the message names the node's input that sets it.
     """
     try:
         yield
@@ -165,31 +166,56 @@ def in_the_hosts_words(memory_gb: float = 0.0) -> Iterator[None]:
         raise ValueError(str(error)) from error
 
 
-class _ChoosesModel:
-    """What the nodes with a list of models have in common."""
+@dataclass(frozen=True)
+class Settings:
+    """Values of the inputs that both upscaling nodes have. Workflows may omit any of them."""
+
+    size_by: str = MODEL_SCALE
+    factor: float = 2.0
+    width: int = 0
+    height: int = 0
+    longest_side: int = 2048
+    precision: str = "auto"
+    memory_gb: float = 0.0
+    crispness: float = 0.0
+    ensemble: bool = False
+
+    def target(self, old_height: int, old_width: int) -> dict:
+        """Return the requested size as arguments of `Upscaler`; empty if the model decides."""
+        if self.size_by == FACTOR:
+            return {"factor": self.factor}
+        if self.size_by == EXACT:
+            if not (self.height or self.width):
+                raise ValueError(NO_SIZE)
+            return {"size": proportional_size(old_height, old_width, self.height, self.width)}
+        if self.size_by == LONGEST:
+            side = (self.longest_side, 0) if old_height > old_width else (0, self.longest_side)
+            return {"size": proportional_size(old_height, old_width, *side)}
+        return {}
+
+
+class _ModelNode:
+    """Base of the nodes with a list of models."""
 
     @staticmethod
-    def choice() -> tuple[list[str], dict]:
-        """The input `model_name`; `web/transformersr.js` reads the scales, the purposes, and which models have a crispness."""
+    def model_input() -> tuple[list[str], dict]:
+        """Return the input `model_name`. `web/transformersr.js` reads the scales, the purposes, and which models support crispness."""
         models = available()
         options = {
             "tooltip": MODEL_TOOLTIP,
             "scales": {label: scale_of(path) for label, path in models.items()},
             "purposes": PURPOSES,
-            "crisp": with_crisp_sibling(),
+            "crisp": models_with_crisp_sibling(),
         }
         return list(models), {**options, **({"default": next(iter(models))} if models else {})}
 
     @staticmethod
     def crispness_input() -> dict:
-        return {"crispness": ("FLOAT", {"default": 0.0, "min": 0.0, "max": 1.0, "step": 0.05, "tooltip": CRISPNESS_TOOLTIP})}
+        return {"crispness": ("FLOAT", {"default": Settings.crispness, "min": 0.0, "max": 1.0, "step": 0.05, "tooltip": CRISPNESS_TOOLTIP})}
 
     @classmethod
     def VALIDATE_INPUTS(cls, model_name: str | None = None, crispness: float | None = None) -> bool | str:
-        """Refuse a model that is not there, and a crispness that it cannot have, before anything runs.
-
-        What another node is going to give is None.
-        """
+        """Reject a missing model and an unsupported crispness before anything runs. None stands for a value from another node."""
         try:
             if model_name is not None:
                 find_label(model_name)
@@ -202,36 +228,39 @@ class _ChoosesModel:
 
     @classmethod
     def IS_CHANGED(cls, model_name: str | None = None, **others) -> str:
-        """Another value when a file has been replaced."""
+        """Return a value that changes when a model file is replaced."""
         return "" if model_name is None else version_of(model_name)
 
 
-class _Upscales(_ChoosesModel):
-    """What the nodes that run a network have in common: the choice of the size, and the network of the last run."""
+class _UpscaleNode(_ModelNode):
+    """Base of the nodes that run a network: handles the size inputs and caches the network of the last run."""
 
     @staticmethod
     def size_inputs() -> dict:
         side = {"default": 0, "min": 0, "max": LONGEST_SIDE, "step": 1}
         return {
-            "size_by": (list(SIZE_BY), {"default": MODEL_SCALE, "tooltip": SIZE_BY_TOOLTIP}),
-            "factor": ("FLOAT", {"default": 2.0, "min": 0.1, "max": 16.0, "step": 0.05, "round": 0.001, "tooltip": FACTOR_TOOLTIP}),
+            "size_by": (list(SIZE_BY), {"default": Settings.size_by, "tooltip": SIZE_BY_TOOLTIP}),
+            "factor": (
+                "FLOAT",
+                {"default": Settings.factor, "min": 0.1, "max": 16.0, "step": 0.05, "round": 0.001, "tooltip": FACTOR_TOOLTIP},
+            ),
             "width": ("INT", {**side, "tooltip": WIDTH_TOOLTIP}),
             "height": ("INT", {**side, "tooltip": HEIGHT_TOOLTIP}),
-            "longest_side": ("INT", {**side, "default": 2048, "min": 1, "tooltip": LONGEST_TOOLTIP}),
+            "longest_side": ("INT", {**side, "default": Settings.longest_side, "min": 1, "tooltip": LONGEST_TOOLTIP}),
         }
 
     @staticmethod
     def advanced_inputs() -> dict:
-        memory = {"default": 0.0, "min": 0.0, "max": 1024.0, "step": 0.25, "advanced": True, "tooltip": MEMORY_TOOLTIP}
+        memory = {"default": Settings.memory_gb, "min": 0.0, "max": 1024.0, "step": 0.25, "advanced": True, "tooltip": MEMORY_TOOLTIP}
         return {
-            "precision": (["auto", *DTYPES], {"default": "auto", "advanced": True, "tooltip": PRECISION_TOOLTIP}),
+            "precision": (["auto", *DTYPES], {"default": Settings.precision, "advanced": True, "tooltip": PRECISION_TOOLTIP}),
             "memory_gb": ("FLOAT", memory),
         }
 
     @classmethod
-    def later_inputs(cls) -> dict:
-        """Those that came later: after all others, where the values in workflows saved before still fit."""
-        ensemble = ("BOOLEAN", {"default": False, "advanced": True, "tooltip": ENSEMBLE_TOOLTIP})
+    def added_inputs(cls) -> dict:
+        """Return inputs that were added later. They must come last, because saved workflows store values by position."""
+        ensemble = ("BOOLEAN", {"default": Settings.ensemble, "advanced": True, "tooltip": ENSEMBLE_TOOLTIP})
         return {**cls.crispness_input(), "ensemble": ensemble}
 
     @classmethod
@@ -243,9 +272,9 @@ class _Upscales(_ChoosesModel):
         width: int | None = None,
         height: int | None = None,
     ) -> bool | str:
-        """Refuse a model that is not there, a size that is none, a crispness that cannot be; what another node is going to give is None.
+        """Reject a missing model, an invalid size and an invalid crispness. None stands for a value from another node.
 
-        The host checks nothing about an input that is named here.
+        The host does not check the inputs that are parameters of this method.
         """
         if size_by is not None and size_by not in SIZE_BY:
             return f"size by is {size_by!r}; expected one of {', '.join(SIZE_BY)}"
@@ -260,19 +289,19 @@ class _Upscales(_ChoosesModel):
         self._key: tuple | None = None
         self._patcher: comfy.model_patcher.ModelPatcher | None = None
 
-    def _upscaler(self, model_name: str, precision: str, memory_gb: float, crispness: float, ensemble: bool) -> Upscaler:
-        """The network of the last run, if it is still the one asked for."""
-        if not 0 <= memory_gb < float("inf"):
-            raise ValueError(f"memory_gb is {memory_gb}; expected 0 or more")
-        dtype = _dtype(precision, model_management.get_torch_device())
-        key = (version_of(model_name), crispness, dtype)
+    def _upscaler(self, model_name: str, settings: Settings) -> Upscaler:
+        """Return an upscaler, reusing the network of the last run if it is still the right one."""
+        if not 0 <= settings.memory_gb < float("inf"):
+            raise ValueError(f"memory_gb is {settings.memory_gb}; expected 0 or more")
+        dtype = _find_dtype(settings.precision, model_management.get_torch_device())
+        key = (version_of(model_name), settings.crispness, dtype)
         if self._patcher is None or self._key != key:
-            self._patcher = None  # not two of them in memory
-            self._patcher, self._key = managed(load_network(model_name, crispness).to(dtype)), key
-        return _Cancellable(self._patcher.model, int(memory_gb * 2**30) or None, ensemble)
+            self._patcher = None  # free the old network first
+            self._patcher, self._key = make_patcher(load_network(model_name, settings.crispness).to(dtype)), key
+        return _CancellableUpscaler(self._patcher.model, int(settings.memory_gb * 2**30) or None, settings.ensemble)
 
 
-# --- texts ---------------------------------------------------------------------------------------
+# --- tooltips and messages -----------------------------------------------------------------------
 
 MODEL_TOOLTIP = (
     "The network. x4-tiny: 4x, from faithful to crisp, see crispness. x2-tiny: faithful, 2x. TransformerSR files in "
@@ -305,7 +334,7 @@ CRISPNESS_TOOLTIP = (
     "sibling, such as x4-tiny."
 )
 ENSEMBLE_TOOLTIP = (
-    "Averages over eight turned and mirrored versions of the image: slightly better, eight times slower. waifu2x calls it TTA."
+    "Averages over eight rotated and mirrored versions of the image: slightly better, eight times slower. waifu2x calls it TTA."
 )
 QUALITY_TOOLTIP = "Quality of the H.264 video, 1 to 100. 95 is visually lossless; lower makes a smaller file."
 NO_SIZE = "width and height are both 0; set one of them (0 keeps the proportions), or choose another size by"
@@ -314,24 +343,24 @@ NO_SIZE = "width and height are both 0; set one of them (0 keeps the proportions
 # --- nodes ---------------------------------------------------------------------------------------
 
 
-class TransformerSRUpscale(_Upscales):
-    """The node people use: image in, larger image out."""
+class TransformerSRUpscale(_UpscaleNode):
+    """The main node: image in, larger image out."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         return {
-            "required": {"image": ("IMAGE", {"tooltip": IMAGE_TOOLTIP}), "model_name": cls.choice()},
+            "required": {"image": ("IMAGE", {"tooltip": IMAGE_TOOLTIP}), "model_name": cls.model_input()},
             "optional": {
                 **cls.size_inputs(),
                 **cls.advanced_inputs(),
                 "mask": ("MASK", {"tooltip": MASK_TOOLTIP}),
-                **cls.later_inputs(),
+                **cls.added_inputs(),
             },
         }
 
     RETURN_TYPES = ("IMAGE",)
     RETURN_NAMES = ("image",)
-    OUTPUT_TOOLTIPS = ("The upscaled images, with as many channels as came in.",)
+    OUTPUT_TOOLTIPS = ("The upscaled images, with as many channels as the input.",)
     FUNCTION = "upscale"
     CATEGORY = "image/upscaling"
     DESCRIPTION = (
@@ -341,7 +370,7 @@ class TransformerSRUpscale(_Upscales):
     SEARCH_ALIASES = [
         "upscale",
         "upscaler",
-        "upscale",
+        "enlarge",
         "anime",
         "super resolution",
         "SR",
@@ -355,53 +384,40 @@ class TransformerSRUpscale(_Upscales):
         "upscale with mask",
     ]
 
-    def upscale(
-        self,
-        image: Tensor,
-        model_name: str,
-        size_by: str = MODEL_SCALE,
-        factor: float = 2.0,
-        width: int = 0,
-        height: int = 0,
-        longest_side: int = 2048,
-        precision: str = "auto",
-        memory_gb: float = 0.0,
-        mask: Tensor | None = None,
-        crispness: float = 0.0,
-        ensemble: bool = False,
-    ) -> dict:
-        """`[b, h, w, c]` in [0, 1] to the same, larger, where the host keeps images between nodes."""
+    def upscale(self, image: Tensor, model_name: str, mask: Tensor | None = None, **inputs: Any) -> dict:
+        """Upscale `[b, h, w, c]` in [0, 1], to where the host keeps images between nodes. `inputs` are those of `Settings`."""
+        settings = Settings(**inputs)
         if not isinstance(image, Tensor) or image.ndim != 4:
-            raise ValueError(f"image is {_kind(image)}; expected images [count, height, width, channels]")
+            raise ValueError(f"image is {_describe(image)}; expected images [count, height, width, channels]")
         count, old_height, old_width, channels = image.shape
-        asked = _size(size_by, (old_height, old_width), factor, (height, width), longest_side)
-        covered = None if mask is None else _fitted(mask, count, old_height, old_width)
-        with in_the_hosts_words(memory_gb):
-            upscaler = self._upscaler(model_name, precision, memory_gb, crispness, ensemble)
-            new_height, new_width = target_size(old_height, old_width, upscaler.scale, **asked)
-            large = _new_images(count, new_height, new_width, channels)
-            if covered is None or covered.any():
-                with on_device(self._patcher, upscaler.memory_required(count, old_height, old_width, **asked)):
-                    upscaler.upscale_batch(image.movedim(-1, 1), **asked, on_progress=_Progress(), out=large.movedim(-1, 1))
-        if covered is not None:
-            _resize_outside(image, covered, large)
-        return _with_size((large,), old_height, old_width, upscaler.scale)
+        target = settings.target(old_height, old_width)
+        mask = None if mask is None else _fit_mask(mask, count, old_height, old_width)
+        with builtin_errors(settings.memory_gb):
+            upscaler = self._upscaler(model_name, settings)
+            new_height, new_width = target_size(old_height, old_width, upscaler.scale, **target)
+            large = _allocate_images(count, new_height, new_width, channels)
+            if mask is None or mask.any():
+                with on_device(self._patcher, upscaler.memory_required(count, old_height, old_width, **target)):
+                    upscaler.upscale_batch(image.movedim(-1, 1), **target, on_progress=_Progress(), out=large.movedim(-1, 1))
+        if mask is not None:
+            _resize_outside(image, mask, large)
+        return _node_result(large, old_height, old_width, upscaler.scale)
 
 
-class TransformerSRUpscaleVideo(_Upscales):
-    """A video in, a larger one out, frame by frame through a file, so that its length costs no memory."""
+class TransformerSRUpscaleVideo(_UpscaleNode):
+    """Video in, larger video out, frame by frame through a file, so that a long video needs no more memory than a short one."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
         quality = ("INT", {"default": 95, "min": 1, "max": 100, "tooltip": QUALITY_TOOLTIP})
         return {
-            "required": {"video": ("VIDEO", {"tooltip": VIDEO_TOOLTIP}), "model_name": cls.choice()},
-            "optional": {**cls.size_inputs(), "quality": quality, **cls.advanced_inputs(), **cls.later_inputs()},
+            "required": {"video": ("VIDEO", {"tooltip": VIDEO_TOOLTIP}), "model_name": cls.model_input()},
+            "optional": {**cls.size_inputs(), "quality": quality, **cls.advanced_inputs(), **cls.added_inputs()},
         }
 
     RETURN_TYPES = ("VIDEO",)
     RETURN_NAMES = ("video",)
-    OUTPUT_TOOLTIPS = ("The upscaled video, for Save Video, which copies it without encoding it again.",)
+    OUTPUT_TOOLTIPS = ("The upscaled video, for Save Video, which copies it without re-encoding.",)
     FUNCTION = "upscale"
     CATEGORY = "image/upscaling"
     DESCRIPTION = (
@@ -410,95 +426,82 @@ class TransformerSRUpscaleVideo(_Upscales):
     )
     SEARCH_ALIASES = ["video upscale", "upscale video", "anime video", "video super resolution", "Real-ESRGAN video", "waifu2x video", "4x"]
 
-    def upscale(
-        self,
-        video: object,
-        model_name: str,
-        size_by: str = MODEL_SCALE,
-        factor: float = 2.0,
-        width: int = 0,
-        height: int = 0,
-        longest_side: int = 2048,
-        quality: int = 95,
-        precision: str = "auto",
-        memory_gb: float = 0.0,
-        crispness: float = 0.0,
-        ensemble: bool = False,
-    ) -> dict:
-        """The host's video to one in its folder of temporary files, the same as the command line makes."""
+    def upscale(self, video: object, model_name: str, quality: int = 95, **inputs: Any) -> dict:
+        """Upscale the host's video to a file in its temporary folder, as the command line does. `inputs` are those of `Settings`."""
+        settings = Settings(**inputs)
         temp = Path(folder_paths.get_temp_directory())
         temp.mkdir(parents=True, exist_ok=True)
-        with in_the_hosts_words(memory_gb), as_file(video, temp) as source:
-            upscaler = self._upscaler(model_name, precision, memory_gb, crispness, ensemble)
+        with builtin_errors(settings.memory_gb), as_file(video, temp) as source:
+            upscaler = self._upscaler(model_name, settings)
             old_height, old_width = video_size(source)
-            asked = _size(size_by, (old_height, old_width), factor, (height, width), longest_side)
-            target = temp / f"transformersr-{uuid.uuid4().hex}{video_suffix(source)}"
-            together = frames_together(old_height, old_width, upscaler)
+            target = settings.target(old_height, old_width)
+            result = temp / f"transformersr-{uuid.uuid4().hex}{video_suffix(source)}"
+            batch_size = frames_together(old_height, old_width, upscaler)
             progress = _Progress()
-            with on_device(self._patcher, upscaler.memory_required(together, old_height, old_width, **asked)):
+            with on_device(self._patcher, upscaler.memory_required(batch_size, old_height, old_width, **target)):
                 upscale_video(
-                    source, target, upscaler, **asked, quality=quality, on_progress=lambda share: progress(int(share * 1000), 1000)
+                    source, result, upscaler, **target, quality=quality, on_progress=lambda share: progress(int(share * 1000), 1000)
                 )
-        return _with_size((InputImpl.VideoFromFile(str(target)),), old_height, old_width, upscaler.scale)
+        return _node_result(InputImpl.VideoFromFile(str(result)), old_height, old_width, upscaler.scale)
 
 
-def _category_of_cores_loader() -> str:
+def _core_loader_category() -> str:
     core = getattr(sys.modules.get("nodes"), "NODE_CLASS_MAPPINGS", {})
     return getattr(core.get("UpscaleModelLoader"), "CATEGORY", "loaders")
 
 
-class TransformerSRModelLoader(_ChoosesModel):
-    """For other node packs and core: Upscale Image (using Model), Ultimate SD Upscale, and whatever else takes an UPSCALE_MODEL."""
+class TransformerSRModelLoader(_ModelNode):
+    """Loads a model for core and other node packs: Upscale Image (using Model), Ultimate SD Upscale, anything with an UPSCALE_MODEL."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict:
-        return {"required": {"model_name": cls.choice()}, "optional": cls.crispness_input()}
+        return {"required": {"model_name": cls.model_input()}, "optional": cls.crispness_input()}
 
     RETURN_TYPES = ("UPSCALE_MODEL",)
     RETURN_NAMES = ("upscale_model",)
     OUTPUT_TOOLTIPS = ("For Upscale Image (using Model), Ultimate SD Upscale and other nodes that take an upscale model.",)
     FUNCTION = "load"
-    CATEGORY = _category_of_cores_loader()
+    CATEGORY = _core_loader_category()
     DESCRIPTION = (
-        "Loads a TransformerSR model for other nodes, which run it in tiles of their own. Upscale (TransformerSR) needs no loader, and "
-        "it is the one that gives the exact image."
+        "Loads a TransformerSR model for other nodes, which run it in their own tiles. Only Upscale (TransformerSR), which needs no "
+        "loader, gives the exact full-frame image."
     )
     SEARCH_ALIASES = ["upscale model", "load upscaler", "transformersr", "anime upscaler", "Ultimate SD Upscale model"]
 
     def load(self, model_name: str, crispness: float = 0.0) -> tuple:
-        """What core's loader gives: spandrel's description of the network, and in new versions of ComfyUI a patcher on it."""
+        """Return what core's loader returns: spandrel's model descriptor, with the patcher that new versions of ComfyUI expect."""
         from .upscale.spandrel_arch import describe, register
 
         register()
-        with in_the_hosts_words():
+        with builtin_errors():
             network = load_network(model_name, crispness)
         model = describe(network.config, network.state_dict())
-        model.patcher = managed(model.model)
+        model.patcher = make_patcher(model.model)
         return (model,)
 
 
-# --- translation ---------------------------------------------------------------------------------
+# --- conversion between the host and `upscale` ---------------------------------------------------
 
 
 class _Progress:
-    """Tells the host of the progress after every band. The host raises there when the user cancels."""
+    """Updates the host's progress bar after every band. Raises the host's exception if the user has cancelled."""
 
     STEPS = 1000
 
     def __init__(self):
         self.bar = comfy.utils.ProgressBar(self.STEPS)
-        self.shown = 0
+        self.last_step = 0
 
     def __call__(self, done: int, total: int) -> None:
         model_management.throw_exception_if_processing_interrupted()
         step = done * self.STEPS // total
-        if step != self.shown:
-            self.shown = step
+        if step != self.last_step:
+            self.last_step = step
             self.bar.update_absolute(step)
 
 
-class _Cancellable(Upscaler):
-    """Stops within a frame too when the user cancels: a video's progress is counted in frames, and one may take long."""
+class _CancellableUpscaler(Upscaler):
+    """Can be cancelled within a frame: a video reports its progress once per frame, and a frame may take long."""
 
     def __call__(self, image, factor=None, size=None, on_progress=None):
         def check(done: int, total: int) -> None:
@@ -511,55 +514,42 @@ class _Cancellable(Upscaler):
 
 @contextmanager
 def as_file(video: Any, folder: Path) -> Iterator[Path]:
-    """The host's video as a file: the one it comes from, or a temporary one for a video that was trimmed or is in memory."""
+    """Yield the host's video as a file: the original one, or a temporary one if the video was trimmed or is in memory."""
     source = video.get_stream_source() if isinstance(video, InputImpl.VideoFromFile) else None
-    whole = not any(video.get_active_trim_window()) if hasattr(video, "get_active_trim_window") else True
-    if isinstance(source, str) and whole:
+    untrimmed = not any(video.get_active_trim_window()) if hasattr(video, "get_active_trim_window") else True
+    if isinstance(source, str) and untrimmed:
         yield Path(source)
         return
     copy = folder / f"transformersr-{uuid.uuid4().hex}-source.mp4"
     try:
-        if source is not None and whole:
+        if source is not None and untrimmed:
             copy = copy if "mp4" in video.get_container_format() else copy.with_suffix(".mkv")
             copy.write_bytes(source.getbuffer())
         elif "crf" in inspect.signature(video.save_to).parameters:
             video.save_to(str(copy), crf=0)
         else:
-            logger.warning("TransformerSR: this ComfyUI encodes frames in memory with loss; upscale them before Create Video instead")
+            logger.warning("TransformerSR: this ComfyUI can only encode in-memory video lossily; upscale the frames before Create Video")
             video.save_to(str(copy))
         yield copy
     finally:
         copy.unlink(missing_ok=True)
 
 
-def _kind(image: object) -> str:
+def _describe(image: object) -> str:
     return f"of shape {tuple(image.shape)}" if isinstance(image, Tensor) else f"a {type(image).__name__}"
 
 
-def _size(size_by: str, old: tuple[int, int], factor: float, new: tuple[int, int], longest: int) -> dict:
-    """The size asked for, in the words of `Upscaler`; nothing where the model decides. Sizes are (height, width)."""
-    if size_by == FACTOR:
-        return {"factor": factor}
-    if size_by == EXACT:
-        if not any(new):
-            raise ValueError(NO_SIZE)
-        return {"size": proportional_size(*old, *new)}
-    if size_by == LONGEST:
-        return {"size": proportional_size(*old, *((longest, 0) if old[0] > old[1] else (0, longest)))}
-    return {}
-
-
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The precision asked for; "auto" is half only where the host does not think that it is slow or broken, or has been told so."""
+def _find_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """Return the requested precision. "auto" is half precision only if the host supports it on this device and allows it."""
     dtype = find_dtype(precision, device)
     if precision == "auto" and dtype == torch.float16 and not model_management.should_use_fp16(device):
         return torch.float32
     return dtype
 
 
-def _new_images(count: int, height: int, width: int, channels: int) -> Tensor:
-    """Room for the result where the host keeps images between nodes. Raises MemoryBudgetError where there is none."""
-    dtype = getattr(model_management, "intermediate_dtype", lambda: torch.float32)()  # newer than most installations
+def _allocate_images(count: int, height: int, width: int, channels: int) -> Tensor:
+    """Allocate the result where the host keeps images between nodes. Raises MemoryBudgetError if there is not enough memory."""
+    dtype = getattr(model_management, "intermediate_dtype", lambda: torch.float32)()  # missing in older ComfyUI
     try:
         return torch.empty(count, height, width, channels, dtype=dtype, device=model_management.intermediate_device())
     except RuntimeError as error:
@@ -567,35 +557,35 @@ def _new_images(count: int, height: int, width: int, channels: int) -> Tensor:
             raise
         needed = count * height * width * channels * dtype.itemsize / 2**30
         raise MemoryBudgetError(
-            f"the result, {count} of {width}x{height}, needs {needed:.1f} GiB, more than there is; make it smaller or take fewer frames"
+            f"the result, {count} of {width}x{height}, needs {needed:.1f} GiB, more than is free; choose a smaller size or fewer frames"
         ) from error
 
 
-def _fitted(mask: Tensor, count: int, height: int, width: int) -> Tensor:
-    """A mask of the host's as `(b, 1, h, w)` of the images' size, 1 where the network's result is wanted, with soft edges."""
+def _fit_mask(mask: Tensor, count: int, height: int, width: int) -> Tensor:
+    """Convert the host's mask to `(b, 1, h, w)` at the images' size, 1 where the network's result is used, with soft edges."""
     mask = mask.reshape(-1, 1, *mask.shape[-2:]).float()
     if len(mask) not in (1, count):
-        raise ValueError(f"mask has {len(mask)} frames and image {count}; expected as many, or one for all")
+        raise ValueError(f"mask has {len(mask)} frames and image has {count}; expected the same number, or a single mask")
     if mask.shape[2:] != (height, width):
         mask = F.interpolate(mask, (height, width), mode="bilinear", align_corners=False, antialias=True)
     padded = F.pad(mask.clamp(0, 1), [FEATHER] * 4, mode="replicate")
     return F.avg_pool2d(padded, 2 * FEATHER + 1, stride=1).expand(count, -1, -1, -1)
 
 
-def _resize_outside(image: Tensor, covered: Tensor, large: Tensor) -> None:
-    """Put a plain resize of `image` into `large` wherever `covered`, of `image`'s size, is below 1. One image after the other."""
+def _resize_outside(image: Tensor, mask: Tensor, large: Tensor) -> None:
+    """Blend a plain resize of `image` into `large` wherever `mask`, which has `image`'s size, is below 1; one image at a time."""
     for index in range(len(image)):
         size = large.shape[1:3]
         plain = F.interpolate(image[index : index + 1].movedim(-1, 1).float(), size, mode="bicubic", align_corners=False, antialias=True)
-        share = F.interpolate(covered[index : index + 1].to(plain.device), size, mode="bilinear", align_corners=False)[0, 0, ..., None]
+        weight = F.interpolate(mask[index : index + 1].to(plain.device), size, mode="bilinear", align_corners=False)[0, 0, ..., None]
         plain = plain[0].movedim(0, -1).clamp(0, 1).to(large.device)
-        share = share.to(large.device)
-        large[index] = torch.where(share > 0, plain.lerp(large[index].float(), share), plain).to(large.dtype)
+        weight = weight.to(large.device)
+        large[index] = torch.where(weight > 0, plain.lerp(large[index].float(), weight), plain).to(large.dtype)
 
 
-def _with_size(result: tuple, height: int, width: int, scale: int) -> dict:
-    """A result, and for the page the size of what came in and the model's scale: `web/transformersr.js` shows the resulting size."""
-    return {"ui": {"transformersr": [{"width": width, "height": height, "scale": scale}]}, "result": result}
+def _node_result(result: object, height: int, width: int, scale: int) -> dict:
+    """Return a node's result, with the input's size and the model's scale, from which `web/transformersr.js` shows the new size."""
+    return {"ui": {"transformersr": [{"width": width, "height": height, "scale": scale}]}, "result": (result,)}
 
 
 NODE_CLASS_MAPPINGS = {

@@ -1,4 +1,4 @@
-"""The WebUI's command-line options of this extension, read before anything else of it is loaded."""
+"""The extension's command-line options for the WebUI, which reads them before it loads anything else of the extension."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import os
 
 
 def preload(parser: argparse.ArgumentParser) -> None:
-    """Called by the WebUI with its own parser."""
+    """Add our options to the WebUI's parser."""
     parser.add_argument(
         "--transformersr-models-path",
         type=os.path.abspath,
-        help="folder with further TransformerSR models, beside models/TransformerSR",
+        help="folder with more TransformerSR models, in addition to models/TransformerSR",
     )

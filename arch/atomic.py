@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever finds half of one."""
+"""Atomic file writes: a reader never sees a partial file."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from functools import lru_cache
 from pathlib import Path
 
 ABANDONED = 3600.0
-"""Seconds after which nobody is taken to be still writing to a file aside."""
+"""Age in seconds after which a temporary file counts as left by a killed process."""
 CANNOT = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 """Errors of file systems that have no way to wait for the disk."""
 
 
 @contextmanager
 def write_aside(path: str | Path) -> Iterator[Path]:
-    """Yield a path beside `path` to write to; it takes the place of `path` at the end, or is removed on an error.
+    """Yield a temporary path next to `path`; it replaces `path` at the end, or is removed on an error.
 
-    It is on the disk before it does, so that a power cut leaves the old file or the new one. Its name is hidden and nobody else's; what a
-    killed process left of its own is removed by a later one.
+    It is flushed to disk first, so a power cut leaves either the old file or the new one. Its name is hidden and unique; files left by
+    killed processes are removed by a later call.
     """
     path = Path(path)
     if not path.parent.is_dir():

@@ -79,11 +79,11 @@ class ChannelBlock(nn.Module):
         return self.mix(x, *self.attention.mixing(self.gram(x)))
 
     def gram(self, x: Tensor) -> Tensor:
-        """What attention has to know of the image; that of an image is the sum over its bands."""
+        """Gram matrix of the normalised features; the matrices of bands add up to that of the image."""
         return gram_matrix(self.norm(rearrange(x, "b c h w -> b h w c")))
 
     def mix(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """The rest of the block, pixel by pixel, with the map that `attention.mixing` makes of the Gram matrix."""
+        """The rest of the block, pixel by pixel: applies the map that `attention.mixing` derives from the Gram matrix."""
         rows = rearrange(x, "b c h w -> b h w c")
         rows = rows + self.attention.mix(self.norm(rows), weight, bias)
         if self.mlp is not None:

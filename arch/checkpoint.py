@@ -28,11 +28,11 @@ StateDict = dict[str, Tensor]
 
 ORIGINAL_WINDOW, ORIGINAL_HEADS = 4, 16
 CONFIG_NUMBERS = 300
-"""The most numbers in the tensor `architecture`: eight, and one a block."""
+"""Maximum length of the tensor `architecture`: eight numbers, and one per block."""
 BLOCK_TENSORS = 4
-"""Tensors in a block, at least."""
+"""Minimum number of tensors in a block."""
 INDEX_NUMBERS = 2**27
-"""The most in the tables of positions in a window, which no file holds and which grow with the fourth power of the window's side."""
+"""Maximum size of all window position tables together; they are not in the file and grow with the fourth power of the window size."""
 
 
 OTHER_CONTENT = {
@@ -43,16 +43,16 @@ OTHER_CONTENT = {
     rb"GGUF": "this is a GGUF file of another kind of network; expected a .safetensors, .pt, .pth or .ckpt file of weights",
     rb"\x08[\x01-\x0f]\x12": "this is probably an ONNX file, which is not read here; give the file that it was made from",
 }
-"""First bytes of files that are given for weights, and what they are."""
+"""First bytes of files that are mistaken for weights, and a message for each."""
 
 
 class CheckpointError(ValueError):
-    """A file that holds no network we can load; the message names the file and says what it is."""
+    """A file without a network we can load; the message names the file and says what it is."""
 
 
 @dataclass
 class Checkpoint:
-    """What a file holds: our configuration, weights under our keys, and whatever text came with them."""
+    """The content of a weights file: configuration, weights under our keys, and metadata."""
 
     config: TransformerSRConfig
     weights: StateDict
@@ -95,11 +95,14 @@ def read_checkpoint(path: str | Path, *, window_size: int | None = None, num_hea
 def recognise(
     state: StateDict, metadata: dict[str, str], name: str = "", *, window_size: int | None = None, num_heads: int | None = None
 ) -> Checkpoint:
-    """What named tensors are, each checked against its configuration; `name` is the file's, for an author's. Raises ValueError."""
+    """Identify a state dict and check every tensor against its configuration; raises ValueError.
+
+    `name` is the file name, which carries window size and heads for the author's files.
+    """
     if "architecture" in state:
         checkpoint = Checkpoint(_own_config(state, metadata), state, "ours", metadata)
         if window_size not in (None, checkpoint.config.window_size) or num_heads not in (None, checkpoint.config.num_heads):
-            raise ValueError("it says its own window size and heads, and they cannot be changed")
+            raise ValueError("window size and heads are stored in this file and cannot be overridden; leave both options out")
     else:
         checkpoint = _read_original(name, state, metadata, window_size, num_heads)
     _check_tensors(checkpoint)
@@ -109,7 +112,7 @@ def recognise(
 def save_model(model: TransformerSR, path: str | Path, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None) -> None:
     """Write a network as `.safetensors`; the file appears whole or not at all.
 
-    Floating-point tensors are stored as `dtype` (None: as they are); `metadata` goes in beside the configuration.
+    Floating-point tensors are stored as `dtype` (None: as they are); `metadata` is added to the configuration.
     """
     _save(model.state_dict(), model.config, path, dtype, metadata or {})
 
@@ -133,7 +136,7 @@ def convert_file(
 ) -> None:
     """Write any file that `load_model` reads as `.safetensors` of ours, in `dtype` (None: as in the file). The source is left as it is.
 
-    `metadata` goes in beside what the source has.
+    `metadata` is added to the source's.
     """
     checkpoint = read_checkpoint(source, window_size=window_size, num_heads=num_heads)
     _save(checkpoint.weights, checkpoint.config, target, dtype, checkpoint.metadata | (metadata or {}))
@@ -178,7 +181,7 @@ def _read_pickle(path: Path) -> StateDict:
         return read_pickled(path, lambda content: _unwrap(path, content))
     except RefusedError as error:
         raise CheckpointError(
-            f"{path}: it holds Python objects or code besides tensors ({error}) and was not opened; ask its author for a .safetensors file"
+            f"{path}: it contains Python objects or code in addition to tensors ({error}), so it was not opened; get a .safetensors file"
         ) from error
     except ArchiveError as error:
         raise CheckpointError(f"{path}: {error}") from error
@@ -202,11 +205,11 @@ def _unwrap(path: Path, content: object) -> dict[str, StoredTensor]:
 def _own_config(state: StateDict, metadata: dict[str, str]) -> TransformerSRConfig:
     numbers = state["architecture"].flatten()
     if len(numbers) > CONFIG_NUMBERS or numbers.is_complex() or not numbers.double().isfinite().all():
-        raise ValueError("its configuration is no list of numbers; the file was put together wrongly")
+        raise ValueError("its configuration is not a list of numbers; the file is malformed")
     config = TransformerSRConfig.from_integers([int(number) for number in numbers.tolist()])
     state["architecture"] = torch.tensor(config.as_integers(), dtype=torch.int32)  # some tools turn it into floats
     if "config" in metadata and _from_json(metadata["config"]) != config:
-        raise ValueError("the configuration in its metadata is not the one in its tensors; the file was put together wrongly")
+        raise ValueError("the configuration in its metadata differs from the one in its tensors; the file is malformed")
     return config
 
 
@@ -227,7 +230,7 @@ def _read_original(name: str, state: StateDict, metadata: dict[str, str], window
         head, tail, source = "layers.0.", f"layers.{pairs + 1}.", "original, newer keys"
         convert = _from_newer
     else:
-        raise ValueError(_describe_stranger(state))
+        raise ValueError(_describe_unknown(state))
     named = {key: int(number) for key, number in re.findall(r"_([bdwh])(\d+)(?=_|\.|$)", name)}
     try:
         dim, channels = state[head + "weight"].shape[:2]
@@ -295,7 +298,7 @@ def _rename(name: str, renamed: dict[str, str]) -> str:
     return renamed.get(stem + dot, stem + dot) + leaf
 
 
-STRANGERS = {
+OTHER_NETWORKS = {
     "an RRDB network (ESRGAN, Real-ESRGAN)": r"(model\.1\.sub\.0\.RDB1|body\.0\.rdb1|RRDB_trunk)",
     "a SwinIR, HAT or DAT network": r"(layers\.0\.residual_group|layers\.0\.blocks\.0\.(attn|norm1))",
     "a compact Real-ESRGAN (SRVGG) network": r"body\.0\.weight",
@@ -305,10 +308,10 @@ STRANGERS = {
 }
 
 
-def _describe_stranger(state: StateDict) -> str:
+def _describe_unknown(state: StateDict) -> str:
     if any(re.match(r"blocks\.\d+\.\w*\.?window_attention\.", name) for name in state):
         return "this is the original author's tag classifier (or part of a network), which names images and cannot upscale them"
-    for what, pattern in STRANGERS.items():
+    for what, pattern in OTHER_NETWORKS.items():
         if any(re.match(pattern, name) for name in state):
             return f"this is {what}, not a TransformerSR; load it with the tool it was made for"
     names = ", ".join(map(shown, list(state)[:3]))
@@ -369,7 +372,7 @@ def _deciding_shapes(config: TransformerSRConfig) -> dict[str, tuple[int, int]]:
 
 
 def describe(path: str | Path) -> dict[str, str]:
-    """What a file of weights is, as lines of name and value. Raises as `load_model`."""
+    """Describe a weights file as names and values. Raises as `load_model`."""
     checkpoint = read_checkpoint(path)
     config = checkpoint.config
     tensors = [tensor for name, tensor in checkpoint.weights.items() if name != "architecture"]

@@ -144,16 +144,16 @@ class TransformerSR(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.upsample.weight.device
 
     @device.setter
     def device(self, device: torch.device) -> None:
-        """ComfyUI notes here where it puts a network; the weights say so themselves."""
+        """ComfyUI assigns this after moving a network; ignored, since the weights already tell."""
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the weights."""
+        """Data type of the weights."""
         return self.upsample.weight.dtype
 
     def forward(self, image: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class RefusedError(ValueError):
-    """A pickle wants to make something other than tensors and plain values; the message says what."""
+    """A pickle asks for something other than tensors and plain values; the message says what."""
 
 
 class DamagedError(ValueError):
@@ -74,7 +74,7 @@ class StoredTensor:
 
 
 def read_pickled(path: Path, choose: Callable[[Any], Any] = lambda content: content) -> Any:
-    """What `choose` takes of a file's mappings, lists and plain values, every `StoredTensor` in it read; no others are.
+    """Read a pickled file and return what `choose` selects from its mappings, lists and plain values; only selected tensors are loaded.
 
     Raises RefusedError, DamagedError, what `choose` raises, and OSError.
     """
@@ -145,7 +145,7 @@ def _parameter(data: object, *_) -> object:
 
 
 def _left_out(*_) -> None:
-    """What a training may save beside its weights, and we have no use for: its settings, paths, numbers of numpy's."""
+    """Stands for objects that trainers save along with weights and that we do not use: settings, paths, NumPy scalars."""
 
 
 DTYPES = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
@@ -196,7 +196,7 @@ KNOWN: dict[str, Any] = {
     "builtins.bytearray": _left_out,
     "builtins.complex": _left_out,
 }
-"""What a pickle may name, and what it gets for it."""
+"""Names that a pickle may refer to, and our replacement for each."""
 
 PLAIN = (
     *(pickle.PROTO, pickle.FRAME, pickle.MARK, pickle.STOP, pickle.POP, pickle.POP_MARK, pickle.DUP, pickle.NONE),
@@ -225,14 +225,14 @@ class _Unpickler(pickle._Unpickler):
         self.storages: dict[str, Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Ours for a name, and nobody else's."""
+        """Return our replacement for a name; refuse all others."""
         full = f"{module}.{name}"
         if full not in KNOWN:
             raise RefusedError(f"{full!r:.100}")
         return KNOWN[full]
 
     def persistent_load(self, pid: Any) -> Storage:
-        """A storage by its description: kind, type, key, device, count, and in the older format a part of it, which nobody writes."""
+        """A storage from its description: kind, type, key, device, count, and in the older format an optional view, which must be empty."""
         kind, dtype, key, _, numel, *part = pid
         known = isinstance(dtype, torch.dtype) and type(key) is str and _is_count(numel) and part in ([], [None])
         if kind != "storage" or not known or self.storages.setdefault(key, Storage(key, dtype, numel)) != Storage(key, dtype, numel):
@@ -260,7 +260,7 @@ class _Unpickler(pickle._Unpickler):
     def _put(self, items: list) -> None:
         target, keys = self.stack[-1], items[::2]
         if type(target) is not dict or not all(type(key) in KEYS for key in keys):
-            raise DamagedError("something is put into what is no mapping, or under a strange name")
+            raise DamagedError("an item is set on an object that is not a mapping, or under an unexpected kind of key")
         target.update(zip(keys, items[1::2], strict=True))
 
     def _forget_state(self) -> None:
@@ -322,7 +322,7 @@ def _open_zip(file: _CarefulFile) -> tuple[object, Places]:
 
 
 def _start(file: _CarefulFile, header: int) -> int:
-    """Where a record's data begin: behind its header, two of whose fields vary in length."""
+    """Offset of a record's data: after its header, which has two fields of variable length."""
     file.seek(header)
     name_length, extra_length = struct.unpack("<26x2H", file.read(30))
     return header + 30 + name_length + extra_length

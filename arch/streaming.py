@@ -93,7 +93,7 @@ def stream(
 
 
 def total_rows(model: TransformerSR, height: int) -> int:
-    """What the calls of `on_rows` add up to for an image of this height."""
+    """Sum of all `on_rows` calls for an image of this height."""
     rows = -(-height // model.config.multiple) * model.config.multiple // model.config.unshuffle
     return rows * (model.config.blocks.count("C") + 1)
 
@@ -155,7 +155,7 @@ class Convolution(Stage):
 
 
 class FirstConvolution(Convolution):
-    """`conv_first`, whose result is kept for the addition after the body."""
+    """`conv_first`; its result is also stored for the addition after the body."""
 
     def __init__(self, conv: nn.Conv2d, skip: RowQueue | None):
         super().__init__(conv)

@@ -1,7 +1,7 @@
-"""Where in a checkpoint the weights of a network are: trainers wrap them in mappings and prefixes, each in its own way.
+"""Find the weights of a network in a checkpoint. Trainers wrap them in mappings and key prefixes, each in its own way.
 
-Names decide, and none of them is listed: every group of tensors that holds the layers of one of our networks is a candidate, whatever it
-is wrapped in, and of several the average is taken. So it goes with BasicSR's `params_ema`, timm's `state_dict_ema`, Lightning's `net_g.`,
+There is no list of wrappers: every group of tensors that has the layers of one of our networks is a candidate, whatever it is
+wrapped in, and averaged weights are preferred. This covers BasicSR's `params_ema`, timm's `state_dict_ema`, Lightning's `net_g.`,
 `AveragedModel`, DistributedDataParallel's `module.`, `torch.compile`'s `_orig_mod.`.
 """
 
@@ -16,13 +16,13 @@ T = TypeVar("T")
 FIRST_LAYERS = ("conv_first.weight", "in_conv.weight", "layers.1.0.window_attention.project_q.weight")
 """A tensor of our networks, and of both of the original author's."""
 DEEPEST = 5
-"""Mappings in each other that are looked into."""
+"""Maximum depth of nested mappings that are searched."""
 MOST_GROUPS = 1000
-"""Mappings that are looked into."""
+"""Maximum number of mappings that are searched."""
 AVERAGE = re.compile(r"(?<![a-z])(ema|swa|avg|average|averaged|shadow)(?![a-z])", re.IGNORECASE)
-"""In the name of what holds averaged weights."""
+"""Matches names of groups with averaged weights."""
 OTHERS = re.compile(r"(?<![a-z])(optimizers?|optim|online)(?![a-z])", re.IGNORECASE)
-"""In the name of what is not to be taken where there is anything else."""
+"""Matches names of groups that are only a last resort."""
 
 
 def find_network(content: object, kind: type[T]) -> dict[str, T] | None:
@@ -42,7 +42,7 @@ def find_network(content: object, kind: type[T]) -> dict[str, T] | None:
 
 
 def largest_group(content: object, kind: type[T]) -> dict[str, T] | None:
-    """The mapping with the most tensors, to say what it is."""
+    """The mapping with the most tensors, for the error message."""
     groups = [{str(name): value for name, value in group.items()} for _, group in _groups(content, kind)]
     return max(groups, key=len, default=None)
 
@@ -81,7 +81,7 @@ def _ends(name: str, layer: str) -> bool:
 
 
 def _without_dots(path: str, names: dict[str, T], prefixes: dict[str, None]) -> Iterator[tuple[str, dict[str, T]]]:
-    """Averages that are buffers, whose names may have no dots: `model_ema.conv_firstweight` beside `model.conv_first.weight`."""
+    """Averages stored as buffers, whose names have no dots: `model_ema.conv_firstweight` for `model.conv_first.weight`."""
     for prefix in prefixes:
         whole = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
         for start in {name.rpartition(".")[0] + "." for name in names if AVERAGE.search(name.rpartition(".")[0])}:

@@ -115,7 +115,7 @@ def test_folder_may_mix_animations_and_stills(tmp_path, model):
 def test_still_format_gets_the_first_frame_with_a_warning(tmp_path, model, caplog):
     path = save_animation(tmp_path / "a.gif", loop=0)
     assert upscale(model, path, "--format", "jpg").exit_code == 0
-    assert "a.gif has several frames or pages; one of them is used" in caplog.text
+    assert "a.gif has several frames or pages; only one of them is used" in caplog.text
 
 
 def test_animation_metadata_is_kept(tmp_path, model):

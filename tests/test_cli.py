@@ -105,7 +105,7 @@ def test_unwritable_output_is_detected_before_upscaling(folder, model, tmp_path,
     (tmp_path / "file").touch()
     result = run("upscale", folder, "-m", model, "-o", tmp_path / "file" / "below")
     assert result.exit_code == 1
-    assert "cannot be written there" in result.output
+    assert "cannot write results there" in result.output
     assert "choose another folder" in result.output
 
 

@@ -41,7 +41,7 @@ def test_unsupported_images_are_named_with_advice(cwd, model, caplog):
         "b.heic: this is HEIC",
         "c.jxl: this is JPEG XL",
         "d.CR2: this is a camera's raw format",
-        "e.png: a link to a file that is not",
+        "e.png: a link to a file that does not exist",
     ):
         assert words in caplog.text
 
@@ -63,9 +63,9 @@ def test_skipped_files_are_counted(cwd, model, caplog):
         (cwd / "in" / name).write_bytes(b"x")
     result = run("upscale", "in", "-m", model, "-o", "out")
     assert result.exit_code == 0  # skipped files are not errors
-    assert "2 videos passed over; name a video itself" in caplog.text
-    assert "1 file passed over that by their names are no images (.blend)" in caplog.text
-    assert "1 hidden image passed over" in caplog.text
+    assert "2 videos skipped; name a video explicitly" in caplog.text
+    assert "1 file skipped without an image suffix (.blend)" in caplog.text
+    assert "1 hidden image skipped" in caplog.text
 
 
 # --- links ---------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def test_linked_folder_is_searched_once(linked, model):
     (linked / "part").symlink_to(linked.parent / "store" / "deep")
     found = search(linked)
     assert sorted(path.name for path in found.images) == ["far.png", "own.png"]
-    assert found.circles
+    assert found.repeated_links
     assert run("upscale", linked, "-m", model, "-o", "out").exit_code == 0
     assert len(list_files(linked.parent / "out")) == 2
 
@@ -96,7 +96,7 @@ def test_symlink_loops_end(linked, target):
     (linked.parent / "store" / "back").symlink_to(linked)
     found = search(linked)
     assert sorted(path.name for path in found.images) == ["far.png", "own.png"]
-    assert linked / "sub" / "loop" in found.circles
+    assert linked / "sub" / "loop" in found.repeated_links
 
 
 def test_training_and_check_follow_linked_folders(linked):
@@ -140,9 +140,9 @@ def test_special_characters_in_file_names_are_literal(cwd, model, name):
         (["a.png"], "out.heic", "cannot be written as .heic"),
         (["a.png"], "out.tga", "cannot be written as .tga"),
         (["a.png"], "out.mp4", "cannot be written as .mp4"),
-        (["a.png", "b.png"], "two.png", "the input is 2 inputs; give a folder"),
+        (["a.png", "b.png"], "two.png", "there are 2 inputs; give a folder"),
         (["in"], "out.webp", "the input is a folder; give a folder"),
-        (["*.png"], "out.png", "the input is 2 inputs; give a folder"),
+        (["*.png"], "out.png", "there are 2 inputs; give a folder"),
     ],
 )
 def test_invalid_output_names_are_rejected(cwd, model, inputs, output, words):
@@ -159,7 +159,7 @@ def test_invalid_output_names_are_rejected(cwd, model, inputs, output, words):
 def test_still_image_as_gif_is_rejected(cwd, model, caplog):
     save_image(cwd / "a.png")
     assert run("upscale", "a.png", "-m", model, "-o", "out.gif").exit_code == 1
-    assert "written for animated images alone; expected png" in caplog.text
+    assert "only written for animated images; expected png" in caplog.text
     assert not (cwd / "out.gif").exists()
 
 

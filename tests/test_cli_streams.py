@@ -108,9 +108,9 @@ def test_stdin_or_stdout_may_be_replaced_by_a_file(cwd, model):
         (["-", "-o", "-"], b"no image", "<standard input>: not an image"),
         (["-", "-o", "-"], b"", "<standard input>: the file is empty"),
         (["-", "-o", "-"], png()[:45], "<standard input>: the image is truncated"),
-        (["-", "a.png", "-o", "-"], png(), "name one image"),
-        (["in", "-o", "-"], b"", "name one image"),
-        (["-", "-o", "folder/"], png(), "expected the name of a file"),
+        (["-", "a.png", "-o", "-"], png(), "give a single image"),
+        (["in", "-o", "-"], b"", "give a single image"),
+        (["-", "-o", "folder/"], png(), "expected a file name or -"),
     ],
     ids=["not an image", "empty", "truncated", "two inputs", "a folder", "into a folder"],
 )

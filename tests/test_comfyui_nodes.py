@@ -146,10 +146,10 @@ def random_image(height: int = 24, width: int = 32) -> torch.Tensor:
 
 def test_model_patcher_is_the_class_chosen_by_the_host(nodes, monkeypatch):
     """A plain patcher among dynamic ones makes ComfyUI unload every other model."""
-    assert type(nodes.managed(random_model(V2))) is comfyui_standin.ModelPatcher
+    assert type(nodes.make_patcher(random_model(V2))) is comfyui_standin.ModelPatcher
     host = sys.modules["comfy.model_patcher"]
     monkeypatch.setattr(host, "CoreModelPatcher", comfyui_standin.ModelPatcherDynamic, raising=False)
-    assert type(nodes.managed(random_model(V2))) is comfyui_standin.ModelPatcherDynamic
+    assert type(nodes.make_patcher(random_model(V2))) is comfyui_standin.ModelPatcherDynamic
 
 
 @pytest.mark.parametrize(("patcher", "moves"), [(comfyui_standin.ModelPatcher, 2), (comfyui_standin.ModelPatcherDynamic, 0)])
@@ -191,7 +191,8 @@ def test_crispness_and_ensemble_match_the_python_api(nodes, siblings):
 def test_model_is_reloaded_only_if_crispness_changes(nodes, siblings):
     node = nodes.TransformerSRUpscale()
     loaded = [
-        node._upscaler(siblings.name, "auto", 0.0, crispness, ensemble).model for crispness, ensemble in ((0, False), (0, True), (1, True))
+        node._upscaler(siblings.name, nodes.Settings(crispness=crispness, ensemble=ensemble)).model
+        for crispness, ensemble in ((0, False), (0, True), (1, True))
     ]
     assert loaded[0] is loaded[1]
     assert torch.equal(loaded[2].upsample.weight, load_model(siblings.with_name("mine-crisp.safetensors")).upsample.weight)
@@ -199,10 +200,10 @@ def test_model_is_reloaded_only_if_crispness_changes(nodes, siblings):
 
 def test_replaced_crisp_sibling_is_reloaded(nodes, siblings):
     changed, node = nodes.TransformerSRUpscale.IS_CHANGED, nodes.TransformerSRUpscale()
-    before, model = changed(siblings.name, crispness=1.0), node._upscaler(siblings.name, "auto", 0.0, 1.0, False).model
+    before, model = changed(siblings.name, crispness=1.0), node._upscaler(siblings.name, nodes.Settings(crispness=1.0)).model
     save_model(random_model(V2, seed=2), siblings.with_name("mine-crisp.safetensors"))
     assert changed(siblings.name, crispness=1.0) != before
-    assert node._upscaler(siblings.name, "auto", 0.0, 1.0, False).model is not model
+    assert node._upscaler(siblings.name, nodes.Settings(crispness=1.0)).model is not model
 
 
 def test_pickled_siblings_can_be_blended(nodes, siblings):
@@ -308,7 +309,8 @@ def test_video_node_writes_the_same_file_as_the_cli(nodes, tmp_path, start):
 
     source, weights = make_video(tmp_path / "in.mp4", size=(32, 24), frames=5), tmp_path / "models" / "mine.safetensors"
     video = comfyui_standin.VideoFromFile(str(source), start)
-    (result,) = nodes.TransformerSRUpscaleVideo().upscale(video, weights.name, "longest side", longest_side=50, quality=90)["result"]
+    options = {"size_by": "longest side", "longest_side": 50, "quality": 90}
+    (result,) = nodes.TransformerSRUpscaleVideo().upscale(video, weights.name, **options)["result"]
     upscale_video(source, tmp_path / "out.mp4", Upscaler.from_pretrained(weights, "cpu"), size=(38, 50), quality=90)
     assert Path(result.file).read_bytes() == (tmp_path / "out.mp4").read_bytes()
     assert [path.name for path in (tmp_path / "temp").iterdir()] == [Path(result.file).name]

@@ -55,7 +55,7 @@ def test_downscaling_filters_do_not_shift(method, scale):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_do_not_shift(preset, scale):
     """With blur, sharpening and every filter; noise and codecs are random and have the next test."""
-    still = replace(PRESETS[preset], decoder=0.0, noise=0.0, codec=0.0, video=0.0, again=0.0)
+    still = replace(PRESETS[preset], decoder=0.0, noise=0.0, codec=0.0, video=0.0, recompress=0.0)
     side = 120 // scale * scale
     for method in still.filters:
         for step in ({"blur": 0.0, "sharpen": 0.0}, {"blur": 1.0, "sharpen": 0.0}, {"blur": 0.0, "sharpen": 1.0}):
@@ -64,7 +64,7 @@ def test_presets_do_not_shift(preset, scale):
             assert np.abs(moved).max() < 0.01, (method, step)
 
 
-@pytest.mark.parametrize(("step", "limit"), [("again", 0.01), ("decoder", 0.01), ("noise", 0.01), ("codec", 0.1)])
+@pytest.mark.parametrize(("step", "limit"), [("recompress", 0.01), ("decoder", 0.01), ("noise", 0.01), ("codec", 0.1)])
 def test_random_steps_do_not_shift_on_average(step, limit):
     """Each step alone, averaged over many seeds. A codec rounds all of them alike, so less of its error averages out."""
     steps = Degradation(tuple(FILTERS), quality=(98, 98), **{"formats": ("JPEG",), step: 1.0})
@@ -120,7 +120,7 @@ def test_presets_are_reproducible_from_the_seed(preset):
 
 def test_every_degradation_step_changes_the_image():
     plain = degrade(synthetic_image(1), 4, Degradation(("area",)), np.random.default_rng(0))
-    for step in ("blur", "sharpen", "decoder", "noise", "codec", "again", "video"):
+    for step in ("blur", "sharpen", "decoder", "noise", "codec", "recompress", "video"):
         changed = degrade(synthetic_image(1), 4, Degradation(("area",), **{step: 1.0}), np.random.default_rng(0))
         assert changed.tobytes() != plain.tobytes()
 

@@ -184,7 +184,7 @@ def test_transparency_is_flattened_onto_white_with_a_warning(tmp_path, caplog, s
     result = write_and_read(image_data(np.zeros((8, 8, 3)), np.full((8, 8), 0.25)), tmp_path / f"a.{suffix}")
     assert result.alpha is None
     assert abs(result.color - 0.75).max() < 0.01
-    assert "on white" in caplog.text
+    assert "composited onto white" in caplog.text
 
 
 # --- rejected files ------------------------------------------------------------------------------
@@ -234,9 +234,9 @@ def test_image_size_limit_comes_from_free_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(image_io, "BAND_PIXELS", 100)  # Pillow 9.5 checks every band as well; normally bands are far below the limit
     assert read_image(tmp_path / "a.png").color.shape == (100, 100, 3)
     assert Image.MAX_IMAGE_PIXELS == 100
-    monkeypatch.setattr(image_io, "SMALL_PIXELS", 9999)
+    monkeypatch.setattr(image_io, "MIN_PIXEL_LIMIT", 9999)
     monkeypatch.setattr(image_io, "free_memory", lambda device: 2**10)
-    with pytest.raises(ImageError, match=r"a.png: 100x100 pixels need 0.0 GiB of memory, and 0.0 are free; .* into parts"):
+    with pytest.raises(ImageError, match=r"a.png: 100x100 pixels need 0.0 GiB of memory, and only 0.0 GiB are free; .* into parts"):
         read_image(tmp_path / "a.png")
 
 

@@ -28,7 +28,7 @@ def test_uninstallable_dependency_is_named(tmp_path):
     (tmp_path / "pip.py").write_text("raise SystemExit('no connection')")
     done = install(cwd=tmp_path, flags=("-S",), path=str(tmp_path))  # without site-packages
     assert done.returncode == 1
-    assert "einops is missing and could not be installed; with a connection, run: " in done.stderr
+    assert "einops is missing and could not be installed; once you are online, run: " in done.stderr
     assert "Traceback" not in done.stderr
 
 

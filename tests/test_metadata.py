@@ -101,7 +101,7 @@ def test_workflow_is_kept_next_to_camera_make_and_model(tmp_path):
 
 def test_text_that_a_format_cannot_store_is_reported(tmp_path, caplog):
     write_image(image_data(GREY, text={"invokeai_metadata": "{}", "date:create": "2026"}), tmp_path / "a.jpg")
-    assert "JPEG files have no place for it: 'invokeai_metadata'" in caplog.text
+    assert "JPEG files cannot store it: 'invokeai_metadata'" in caplog.text
     caplog.clear()
     write_image(image_data(GREY, text={"parameters": "cat", "Comment": "hi"}, exif=comfy_exif()), tmp_path / "a.bmp")
     assert "'parameters', 'Comment', EXIF data" in caplog.text
@@ -247,7 +247,7 @@ def test_exif_adobe_rgb_becomes_an_icc_profile(tmp_path):
 def test_icc_profile_that_is_not_written_is_reported(tmp_path, caplog):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     write_image(image_data(GREY, icc_profile=profile), tmp_path / "a.bmp")
-    assert "BMP files have no place for it: an ICC profile" in caplog.text
+    assert "BMP files cannot store it: an ICC profile" in caplog.text
 
 
 @pytest.mark.parametrize("primaries", sorted(color.PRIMARIES))

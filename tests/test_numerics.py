@@ -132,7 +132,7 @@ def test_non_finite_values_become_black_with_a_warning(upscaler, image, caplog):
     for value, column in ((float("nan"), 3), (float("inf"), 4), (float("-inf"), 5)):
         broken[..., 7, column], black[..., 7, column] = value, 0
     assert torch.equal(upscaler(broken), upscaler(black))
-    assert "9 of the image's 5328 values are not finite (NaN or infinity) and are taken as black" in caplog.text
+    assert "9 of the image's 5328 values are not finite (NaN or infinity) and are replaced with black" in caplog.text
     assert torch.equal(upscale(upscaler.model, torch.full_like(image, float("nan"))), upscaler(torch.zeros_like(image)))
 
 

@@ -73,7 +73,7 @@ def test_failed_log_line_or_checkpoint_does_not_end_the_run(folder, tmp_path, mo
     monkeypatch.setattr(Validation, "measure", full)
     monkeypatch.setattr(monitoring, "_append", full_disk)
     train(from_values({**X2_SETTINGS, "steps": 3}), folder, tmp_path / "run")
-    assert "the figures of step 1 are not written (the disk is full" in caplog.text
+    assert "metrics of step 1 are not written (the disk is full" in caplog.text
     assert "step 2 is not saved (CUDA out of memory" in caplog.text
     assert read_state(tmp_path / "run")["progress"]["step"] == 3
 

@@ -133,7 +133,7 @@ def test_old_pytorch_with_several_cpu_processes_is_rejected_early(monkeypatch, t
         monkeypatch.setenv(name, "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
     for start in (find_processes, lambda: start_accelerator(config, tmp_path)):
-        with pytest.raises(ValueError, match=r"several processes on CPUs need a PyTorch after 2\.1.*; start one process"):
+        with pytest.raises(ValueError, match=r"several CPU processes need a PyTorch newer than 2\.1.*; start one process"):
             start()
     monkeypatch.setenv("WORLD_SIZE", "1")
     check_cpu_processes()

@@ -18,7 +18,7 @@ from transformersr.training.config import from_values
 from transformersr.training.results.charts import Chart, draw
 from transformersr.training.results.pace import Pace
 from transformersr.training.results.report import read_records, read_run, write_report
-from transformersr.training.results.strips import CELL, busiest_place, draw_strip, save_image, strip_side
+from transformersr.training.results.strips import CELL, busiest_area, draw_strip, save_image, strip_side
 from transformersr.training.results.validate import Pair, Scores, resize_with, to_tensor
 from transformersr.training.results.verdict import Baseline, answers, find_baseline, summary
 from transformersr.training.run_state import Progress
@@ -54,7 +54,7 @@ def run(tmp_path):
         "processes": 1,
     }
     (run / "config.json").write_text(json.dumps(settings))
-    (run / "run.json").write_text(json.dumps({**about, "versions": {"torch": "2.13.0"}, "left_out": ["<b>.png: too small"]}))
+    (run / "run.json").write_text(json.dumps({**about, "versions": {"torch": "2.13.0"}, "warnings": ["<b>.png: too small"]}))
     _, judged = discriminator_loss(UNetDiscriminator(4), torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16))
     figures = {"learning_rate": 1e-4, "gradient_norm": 0.1, "skipped": 2, **{name: float(value) for name, value in judged.items()}}
     log = [{"step": 10 * step, "seconds": step, "loss": 0.1 / step, **figures} for step in range(1, 7)]
@@ -70,14 +70,14 @@ def test_report_rates_the_best_weights(run):
     result = CliRunner().invoke(report, [str(run)])
     assert result.output.strip() == str(run / "report.html")
     page = (run / "report.html").read_text()
-    assert "The best weights (step 40) are <strong>better than a&amp;b on your images by 2.28 dB, on 2 of 3 kept aside" in page
+    assert "Best weights (step 40): <strong>2.28 dB better than a&amp;b on your images (better on 2 of 3 validation images)" in page
     assert "3.50 dB over bicubic" in page
     for text in (
         "tiny, x4",
-        "1,206 to train on, 31 to measure on",
+        "1,206 for training, 31 for validation",
         "60 of 60",
         "&lt;b&gt;.png: too small",
-        "2 steps had no effect",
+        "2 steps were skipped",
     ):
         assert text in page, text
     assert [path.name for path in run.iterdir() if path.name.startswith(".")] == []
@@ -87,15 +87,15 @@ def test_report_does_not_present_the_start_as_progress(run):
     (run / "validation.jsonl").write_text(json_lines(validation_records(30.0, 29.0, 29.5)))
     (run / "best.safetensors").touch()
     page = write_report(run).read_text()
-    assert "(step 0) are <strong>not better than a&amp;b on your images yet" in page
-    assert "is still a&amp;b itself" in page
+    assert "(step 0): <strong>not better than a&amp;b on your images yet" in page
+    assert "is still the same as a&amp;b" in page
     assert "over bicubic" not in page.partition("<details>")[0]
     assert "--last --install" in page
 
 
 def test_report_shows_answers_before_charts(run):
     first, _, folded = write_report(run).read_text().partition("<details>")
-    assert "Lines drawn better?" in first
+    assert "Better lines?" in first
     assert "<img" in first
     assert "<svg" not in first
     assert len(re.findall("<svg", folded)) == 12  # eight for validation; loss, gradient, learning rate, two for the discriminator
@@ -106,7 +106,7 @@ def test_charts_show_gain_over_start_and_both_discriminator_curves(run):
     charts = {re.sub("<.*", "", text): text for text in re.findall("<figcaption>(.*?)</figure>", page, re.DOTALL)}
     gain = ElementTree.fromstring(re.search("<svg.*?</svg>", charts["gain over a&amp;b, all pixels (dB)"], re.DOTALL)[0])
     assert "step 40: 2.28" in gain.get("data-hover")
-    assert len(re.findall('class="line-', charts["discriminator&#x27;s answers"])) == 2
+    assert len(re.findall('class="line-', charts["discriminator logits"])) == 2
 
 
 def test_report_is_self_contained(run):
@@ -134,7 +134,7 @@ def test_report_skips_missing_or_damaged_files(run, name, damage):
 
 def test_run_without_measurements_has_a_report(tmp_path):
     (tmp_path / "config.json").write_text('{"size": "tiny"}')
-    assert "Nothing has been measured yet" in write_report(tmp_path).read_text()
+    assert "There is no validation yet" in write_report(tmp_path).read_text()
 
 
 def test_folder_without_a_run_is_rejected(tmp_path):
@@ -151,7 +151,7 @@ def test_steps_repeated_after_a_resume_count_once(tmp_path):
 
 
 def test_step_with_a_loss_change_is_marked(run):
-    assert "edges weigh more" in write_report(run).read_text()
+    assert "edge weighting starts" in write_report(run).read_text()
     assert read_run(run).last["step"] == 60
 
 
@@ -173,9 +173,9 @@ def test_chart_without_points_is_not_drawn():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"minutes": 20.0}, "2.0 s a step: about 550 steps in 20 minutes on this machine"),
-        ({"steps": 600}, "2.0 s a step: about 22 min for 600 steps on this machine"),
-        ({"steps": 600, "save_minutes": 0.0, "save_every": 5}, "2.0 s a step: about 40 min for 600 steps on this machine"),
+        ({"minutes": 20.0}, "2.0 s/step: about 550 steps in 20 minutes on this machine"),
+        ({"steps": 600}, "2.0 s/step: about 22 min for 600 steps on this machine"),
+        ({"steps": 600, "save_minutes": 0.0, "save_every": 5}, "2.0 s/step: about 40 min for 600 steps on this machine"),
     ],
 )
 def test_forecast_includes_checkpoint_time(settings, words):
@@ -195,9 +195,9 @@ def test_baseline_is_the_start_unless_bicubic_is_better():
 @pytest.mark.parametrize(
     ("best", "words"),
     [
-        ({"psnr_y": 30.2, "measured_on": 8, "better_on": 7}, "better than x4-tiny on your images by 0.20 dB, on 7 of 8 kept aside"),
-        ({"psnr_y": 30.2, "measured_on": 1, "better_on": 1}, "on the one image kept aside, too few to be sure"),
-        ({"psnr_y": 30.2, "measured_on": 13, "better_on": 6}, "on average, but only on 6 of 13 images kept aside"),
+        ({"psnr_y": 30.2, "measured_on": 8, "better_on": 7}, "0.20 dB better than x4-tiny on your images (better on 7 of 8"),
+        ({"psnr_y": 30.2, "measured_on": 1, "better_on": 1}, "on the only validation image, too few to be sure"),
+        ({"psnr_y": 30.2, "measured_on": 13, "better_on": 6}, "on average, but only on 6 of 13 validation images"),
         ({"psnr_y": 30.0, "measured_on": 8, "better_on": 0}, "not better than x4-tiny on your images yet"),
     ],
 )
@@ -223,7 +223,7 @@ def pair(size, scale=4):
 def test_strip_shows_the_area_with_the_most_edges():
     gt = torch.full((1, 3, 256, 200), 0.5)
     gt[..., 150:180:4, 90:130] = 0
-    place = busiest_place(gt, 64, 4)
+    place = busiest_area(gt, 64, 4)
     assert gt[place].shape == (1, 3, 64, 64)
     assert (gt[place] == 0).sum() == (gt == 0).sum()
     assert [part.start % 4 for part in place[1:]] == [0, 0]

@@ -153,7 +153,7 @@ def test_author_recipe_matches_the_original_settings():
         ({"workers": -2}, "expected -1 or more"),
         ({"learning_rate": float("nan")}, "expected a finite number"),
         ({"trackers": ["excel"]}, "expected any of tensorboard, wandb, none"),
-        ({"trackers": ["none", "wandb"]}, "none stands alone"),
+        ({"trackers": ["none", "wandb"]}, "expected none on its own"),
     ],
 )
 def test_invalid_settings_are_named_with_the_expected_values(setting, words):

@@ -74,9 +74,9 @@ def test_low_resolution_crops_equal_crops_of_the_downscaled_image():
     crops.preset = Degradation(("bicubic",))
     downscaled = np.asarray(downscale(synthetic_image(0), 4, "bicubic"))
     for index in range(10):
-        place = crops.place(index)
-        small, _ = crops._cut(place, np.random.default_rng(0))
-        row, column = place.y // 4, place.x // 4
+        location = crops.location(index)
+        small, _ = crops._crop_pair(location, np.random.default_rng(0))
+        row, column = location.y // 4, location.x // 4
         assert np.array_equal(small, downscaled[row : row + 8, column : column + 8])
 
 
@@ -89,16 +89,16 @@ def test_zoomed_out_crops_cover_a_larger_area():
     crops.preset = Degradation(("bicubic",))
     sides = set()
     for index in range(40):
-        place = crops.place(index)
-        small, gt = crops._cut(place, np.random.default_rng(0))
-        sides.add(place.side)
-        expected = [start + place.side / 2 - 0.5 for start in (place.y, place.x)]
+        location = crops.location(index)
+        small, gt = crops._crop_pair(location, np.random.default_rng(0))
+        sides.add(location.side)
+        expected = [start + location.side / 2 - 0.5 for start in (location.y, location.x)]
         for crop, count in ((gt, 32), (small, 8)):
             values = crop[..., :2].astype(np.float64) / slope
             inner = values[count // 4 : -count // 4, count // 4 : -count // 4]
             middle = inner.mean((0, 1))
             assert middle == pytest.approx(expected, abs=0.3)  # rounding to a level is up to a quarter of a pixel
-            assert inner[-1, 0, 0] - inner[0, 0, 0] == pytest.approx((count // 2 - 1) * place.side / count, abs=1)
+            assert inner[-1, 0, 0] - inner[0, 0, 0] == pytest.approx((count // 2 - 1) * location.side / count, abs=1)
             expected = list(middle)
     assert min(sides) >= 40
     assert max(sides) <= 64
@@ -110,15 +110,15 @@ def test_pairs_and_small_images_are_not_zoomed_out():
         [TrainingImage("", np.asarray(synthetic_image(0)), np.asarray(downscale(synthetic_image(0), 4, "area")))], zoom_out_prob=1.0
     )
     small = make_crops([TrainingImage("", np.asarray(synthetic_image(0))[:38])], zoom_out_prob=1.0)
-    assert {crops.place(index).side for crops in (paired, small) for index in range(20)} == {32}
+    assert {crops.location(index).side for crops in (paired, small) for index in range(20)} == {32}
 
 
 def test_crop_position_names_its_image_and_offset(folder):
     crops = make_crops(read_images(find_images(folder), 32))
-    place, (_, gt) = crops.place(5), crops[5]
-    cut = place.image.gt[place.y : place.y + 32, place.x : place.x + 32]
-    assert torch.equal(gt.flatten(1).sort().values, torch.from_numpy(cut.copy()).permute(2, 0, 1).flatten(1).sort().values)
-    assert str(place) == f"{place.image.name} at {place.x}, {place.y}"
+    location, (_, gt) = crops.location(5), crops[5]
+    crop = location.image.gt[location.y : location.y + 32, location.x : location.x + 32]
+    assert torch.equal(gt.flatten(1).sort().values, torch.from_numpy(crop.copy()).permute(2, 0, 1).flatten(1).sort().values)
+    assert str(location) == f"{location.image.name} at {location.x}, {location.y}"
 
 
 def test_flat_crops_are_mostly_skipped():
@@ -214,7 +214,7 @@ def test_near_duplicates_are_reported_and_never_split_across_sets(tmp_path):
     findings = report.findings
     assert len(report.train) + len(report.validation) == 11
     assert {finding.path.name: finding.usable for finding in findings} == {"one.png": False, "two.jpg": False}
-    assert all("looks the same as" in finding.text and "measured on" in finding.text for finding in findings)
+    assert all("looks the same as" in finding.text and "used for validation" in finding.text for finding in findings)
     assert {path.name for path in split_images(tmp_path).validation} < {
         f"{seed}.png" for seed in range(2, 12)
     }  # chosen from the images without duplicates
@@ -229,7 +229,7 @@ def test_identical_files_are_skipped_and_reported(tmp_path):
         (tmp_path / name).write_bytes((tmp_path / "3.png").read_bytes())
     split = split_images(tmp_path)
     assert {path.name for path in [*split.train, *split.validation]} == {*(f"{seed}.png" for seed in (0, 1, 2, 4, 5)), "3.png"}
-    assert [(path.name, "3.png" in reason) for path, reason in split.left_out] == [("again.png", True), ("copy.png", True)]
+    assert [(path.name, "3.png" in reason) for path, reason in split.skipped] == [("again.png", True), ("copy.png", True)]
 
 
 PAIR_NAMES = [("HR", "LR"), ("GT", "LQ"), ("HQ", "LQ"), ("train_HR", "train_LR"), ("high", "low"), ("target", "input")]
@@ -280,8 +280,8 @@ def test_downscaled_copies_are_never_used_as_ground_truth(tmp_path, sharp, small
     if scale == 4:
         assert len(split.partners) == 5
     else:
-        assert len(split.left_out) == 5
-        assert "expected 1 / 2 of its size" in split.left_out[0][1]
+        assert len(split.skipped) == 5
+        assert "expected 1 / 2 of its size" in split.skipped[0][1]
 
 
 def test_same_names_with_different_content_are_not_pairs(tmp_path):
@@ -291,7 +291,7 @@ def test_same_names_with_different_content_are_not_pairs(tmp_path):
         for seed in range(5):
             synthetic_image(first + seed, side).save(tmp_path / folder / f"{seed}.png")
     split = split_images(tmp_path, scale=2)
-    assert (len(split.train) + len(split.validation), split.partners, split.left_out) == (10, {}, [])
+    assert (len(split.train) + len(split.validation), split.partners, split.skipped) == (10, {}, [])
 
 
 def test_check_prints_sizes_the_plan_and_the_next_command(tmp_path):
@@ -299,10 +299,10 @@ def test_check_prints_sizes_the_plan_and_the_next_command(tmp_path):
         synthetic_image(index, 160 + 32 * index).save(tmp_path / f"{index}.png")
     result = CliRunner().invoke(check, [str(tmp_path), "--device", "cpu", "--minutes", "20"], catch_exceptions=False)
     for text in (
-        "2 images can be used: 1 to train on, 1 kept aside",
+        "2 images can be used: 1 for training, 1 held out",
         "sizes: 160x160 to 192x192",
-        "crops of 128x128 pixels and learns to make them from 32x32",
-        "1 to train on is few",
+        "learns to upscale crops of 32x32 pixels to 128x128",
+        "only 1 training image:",
         "too few to tell a small gain from chance",
         f"next: transformersr train {tmp_path} --out RUN ",
         " --device cpu",
@@ -317,7 +317,7 @@ def test_synthetic_images_get_their_share_of_the_crops(folder):
     assert [image.name for image in generated] == ["synthetic 5-0", "synthetic 5-1"]
     assert np.array_equal(generated[1].gt, draw(np.random.default_rng([5, 1]), 80))
     crops = make_crops(store, synthetic_share=0.5, keep_flat=1.0)
-    assert 35 < sum(crops.place(index).image.synthetic for index in range(100)) < 65
+    assert 35 < sum(crops.location(index).image.synthetic for index in range(100)) < 65
 
 
 # --- image cache ---------------------------------------------------------------------------------
@@ -328,7 +328,7 @@ def test_cache_file_holds_the_same_images_and_is_reused(paired, tmp_path, monkey
     options = {"smallest": 32, "scale": 4, "partners": split.partners, "synthetic": Synthetic(1, 64)}
     memory = read_images(split.train, **options)
     cached = read_images(split.train, **options, cache=Cache(tmp_path / "cache"))
-    monkeypatch.setattr(image_cache, "in_order", lambda *_: None)  # a second read would fail
+    monkeypatch.setattr(image_cache, "map_in_order", lambda *_: None)  # a second read would fail
     reused = read_images(split.train, **options, cache=Cache(tmp_path / "cache"))
     for store in (cached, reused):
         assert isinstance(store.images, MappedImages)
@@ -396,7 +396,7 @@ def test_crops_are_the_same_with_forked_and_spawned_workers(folder, tmp_path, me
 
 
 def test_spawned_workers_always_use_the_cache_file(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(image_cache, "in_order", lambda function, arguments, workers: map(function, arguments))
+    monkeypatch.setattr(image_cache, "map_in_order", lambda function, arguments, workers: map(function, arguments))
     for method, kind in {"fork": list, "spawn": MappedImages}.items():
         monkeypatch.setattr(image_cache.multiprocessing, "get_start_method", lambda allow_none, method=method: method)
         assert isinstance(read_images(find_images(folder), 32, cache=Cache(tmp_path), workers=2).images, kind)

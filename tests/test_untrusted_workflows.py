@@ -40,7 +40,7 @@ INPUTS = [
     ({"size_by": "width and height", "width": -5}, "at least 1x1"),
     ({"size_by": "width and height"}, "both 0"),
     ({"mask": torch.ones(3, 4, 4)}, "mask has 3 frames"),
-    ({"size_by": "width and height", "width": 10**9, "height": 10**9}, "more than there is"),
+    ({"size_by": "width and height", "width": 10**9, "height": 10**9}, "more than is free"),
     ({"size_by": "longest side", "longest_side": -3}, "at least 1x1"),
     ({"memory_gb": float("nan")}, "memory_gb is nan"),
     ({"memory_gb": -1.0}, "memory_gb is -1"),

@@ -125,7 +125,7 @@ def test_playlist_named_as_video_opens_no_other_file(tmp_path, upscaler):
 def test_frames_too_large_for_memory_are_rejected(tmp_path, upscaler, monkeypatch):
     source = make_clip(tmp_path / "video.mp4")
     for module in (image_io, video_read):
-        monkeypatch.setattr(module, "most_pixels", lambda: 1000)
+        monkeypatch.setattr(module, "max_pixels", lambda: 1000)
     with pytest.raises(ValueError, match=r"video\.mp4: 48x32 pixels need .* are free"):
         video.upscale_video(source, tmp_path / "large.mp4", upscaler)
     monkeypatch.setattr(video_read, "check_pixels", lambda *args: None)  # as if the header gave a smaller size

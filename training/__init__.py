@@ -1,1 +1,1 @@
-"""Training: a folder of images in, weights out."""
+"""Train networks on a folder of images."""

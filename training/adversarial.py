@@ -13,14 +13,14 @@ from torch.nn.utils.parametrizations import spectral_norm
 from ..arch.attention import without_autocast
 
 R1_EVERY = 16
-"""Steps between two R1 penalties, each weighted by as much (lazy regularisation: Karras et al. 2020, arXiv:1912.04958)."""
+"""Steps between R1 penalties, which are weighted by this number (lazy regularisation: Karras et al. 2020, arXiv:1912.04958)."""
 
 
 class UNetDiscriminator(nn.Module):
-    """One logit for each pixel: three halvings, three doublings with skips. Always in float32, as its normalisation needs it.
+    """One logit per pixel, from three downsampling and three upsampling stages with skips. Always in float32 for spectral normalisation.
 
-    `width` channels at full size; 32 costs about as much as a base network at x4, 64 four times that. `accuracy` is a moving average of
-    how often it is right, kept by the loop.
+    `width` is the number of channels at full size; 32 costs about as much as a base network at x4, 64 four times as much. `accuracy` is a
+    moving average of its accuracy, which the training loop updates.
     """
 
     accuracy: Tensor
@@ -39,7 +39,7 @@ class UNetDiscriminator(nn.Module):
         self.register_buffer("accuracy", torch.tensor(0.5))
 
     def forward(self, image: Tensor) -> Tensor:
-        """`(b, 3, h, w)` to logits `(b, 1, h, w)`, high for real; sides are multiples of 8."""
+        """Map `(b, 3, h, w)` to logits `(b, 1, h, w)`, high for real; sides must be multiples of 8."""
         with without_autocast(image):
             x = self._activate(self.conv_first(image.float() - 0.5))
             skips = []
@@ -59,19 +59,19 @@ class UNetDiscriminator(nn.Module):
 
 
 def discriminator_loss(net_d: nn.Module, sr: Tensor, gt: Tensor, relativistic: bool = False) -> tuple[Tensor, dict[str, Tensor]]:
-    """Non-saturating logistic loss of the discriminator, and its figures: mean logits for real and fake images, and how often it is right.
+    """Non-saturating logistic loss of the discriminator, and its metrics: mean logits of real and fake images, and its accuracy.
 
     `softplus(-D(gt)) + softplus(D(sr))`; relativistic (paired, as in Huang et al. 2024, arXiv:2501.05441): `softplus(D(sr) - D(gt))`.
     """
-    real, fake = net_d(torch.cat([gt, sr.detach()])).chunk(2)  # in one pass: spectral normalisation moves with each
+    real, fake = net_d(torch.cat([gt, sr.detach()])).chunk(2)  # in one pass, as each pass updates the spectral norm
     loss = F.softplus(fake - real).mean() if relativistic else F.softplus(-real).mean() + F.softplus(fake).mean()
     real, fake = real.detach(), fake.detach()
-    right = (real > fake).float().mean() if relativistic else ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
-    return loss, {"d_real": real.mean(), "d_fake": fake.mean(), "d_right": right}
+    accuracy = (real > fake).float().mean() if relativistic else ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
+    return loss, {"d_real": real.mean(), "d_fake": fake.mean(), "d_accuracy": accuracy}
 
 
 def generator_loss(net_d: nn.Module, sr: Tensor, gt: Tensor, relativistic: bool = False) -> Tensor:
-    """What the network is told by the discriminator, which itself gets no gradient: `softplus(-D(sr))`, or `softplus(D(gt) - D(sr))`."""
+    """Adversarial loss of the network: `softplus(-D(sr))`, or relativistic `softplus(D(gt) - D(sr))` without a gradient through `D(gt)`."""
     if relativistic:
         real, fake = net_d(torch.cat([gt, sr])).chunk(2)
         return F.softplus(real.detach() - fake).mean()
@@ -79,7 +79,7 @@ def generator_loss(net_d: nn.Module, sr: Tensor, gt: Tensor, relativistic: bool 
 
 
 def r1_penalty(net_d: nn.Module, gt: Tensor) -> Tensor:
-    """Half the squared gradient of the discriminator at real images, a sample's mean (Mescheder et al. 2018, arXiv:1801.04406)."""
+    """Half the squared gradient norm of the discriminator at real images, mean over samples (Mescheder et al. 2018, arXiv:1801.04406)."""
     gt = gt.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(net_d(gt).sum(), gt, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).mean() / 2

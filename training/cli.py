@@ -1,4 +1,4 @@
-"""The training commands of `transformersr`; `python -m training` offers them alone."""
+"""The training commands of `transformersr`, also available as `python -m training`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ if typing.TYPE_CHECKING:
     from .config import TrainConfig
 
 
+RECIPE_HELP = "TOML file of settings, or the name of a shipped recipe (base-x4, gan, ...); options given here override it."
+
+
 class SettingsCommand(click.Command):
-    """A command that also takes every field of `TrainConfig` as an option."""
+    """A command that also has an option for every field of `TrainConfig`."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         from .config import TrainConfig
@@ -28,20 +31,21 @@ class SettingsCommand(click.Command):
         hints = typing.get_type_hints(TrainConfig)
         options: list[click.Parameter] = []
         for field in dataclasses.fields(TrainConfig):
-            value: typing.Any = field.default
-            listed = isinstance(value, tuple)
-            kind = str if listed else hints[field.name]
-            help_text = field.metadata["help"] + ("" if value in ("", ()) else f" [default: {value}]")
+            default: typing.Any = field.default
+            is_list = isinstance(default, tuple)
+            kind = str if is_list else hints[field.name]
+            shown_default = ", ".join(default) if is_list else default
+            help_text = field.metadata["help"] + (f" [default: {shown_default}]" if shown_default != "" else "")
             name = field.name.replace("_", "-")
             if kind is bool:
                 options.append(click.Option([f"--{name}/--no-{name}"], default=None, help=help_text))
                 continue
-            options.append(click.Option([f"--{name}"], type=kind, multiple=listed, default=None, help=help_text))
+            options.append(click.Option([f"--{name}"], type=kind, multiple=is_list, default=None, help=help_text))
         return [*super().get_params(ctx), *options]
 
 
 def read_settings(recipe: str | Path | None, options: dict[str, typing.Any]) -> TrainConfig:
-    """The configuration from a recipe, if there is one, and the options that were given."""
+    """Make the configuration from a recipe, if given, and the options that are set."""
     from .config import from_values, load_recipe
 
     given = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items() if value not in (None, ())}
@@ -50,28 +54,28 @@ def read_settings(recipe: str | Path | None, options: dict[str, typing.Any]) -> 
 
 @click.command(cls=SettingsCommand)
 @click.argument("data", type=click.Path(path_type=Path), required=False)
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the new run: weights, log, state.")
-@click.option("--recipe", help="TOML file of settings, or the name of one that comes with it (base-x4, gan, ...); options given here win.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for the new run: weights, log, state.")
+@click.option("--recipe", help=RECIPE_HELP)
 @click.option(
     "--resume",
     metavar="RUN",
     type=click.Path(path_type=Path),
-    help="Go on with the run in the folder RUN where it stopped, or train it longer.",
+    help="Resume the run in the folder RUN where it stopped, or train it longer.",
 )
 @click.option(
     "--install",
     "host",
     metavar="FOLDER",
     type=click.Path(path_type=Path),
-    help="Put the best weights into this ComfyUI or WebUI at the end.",
+    help="Install the best weights into this ComfyUI or WebUI at the end.",
 )
 def train(data, out, recipe, resume, host, **settings) -> None:
     """Train a network on the images in the folder DATA.
 
-    --resume takes images and settings from the run; options given with it win, and DATA where the images have moved.
+    --resume uses the images and settings of the run; other options override them, and DATA is only needed if the images have moved.
     """
     out, data, recipe = find_run(resume, data, out, recipe)
-    is_first = os.environ.get("RANK", "0") == "0"  # of several processes, the first one speaks for all
+    is_first = os.environ.get("RANK", "0") == "0"  # only the first of several processes logs
     if is_first:
         click.echo(f"starting with the images in {data}", err=True)  # the imports below take seconds
     from .data.folders import find_images
@@ -79,14 +83,14 @@ def train(data, out, recipe, resume, host, **settings) -> None:
     from .train import train as run
 
     config = read_settings(recipe, settings)
-    find_images(data, without=out)  # before a folder is made for a run that cannot be
+    find_images(data, without=out)  # fails before a folder is created for a run that cannot start
     folder = model_folder(host) if host else None
     if not is_first:
         logging.getLogger().setLevel(logging.WARNING)
         run(config, data, out, resume=resume is not None)
         return
     out.mkdir(parents=True, exist_ok=True)
-    file = logging.FileHandler(out / "train.log", encoding="utf-8", errors="backslashreplace")  # names of any letters
+    file = logging.FileHandler(out / "train.log", encoding="utf-8", errors="backslashreplace")  # for file names that are not valid Unicode
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logging.getLogger().addHandler(file)
     best = run(config, data, out, resume=resume is not None)
@@ -94,74 +98,76 @@ def train(data, out, recipe, resume, host, **settings) -> None:
 
 
 def find_run(resume: Path | None, data: Path | None, out: Path | None, recipe: str | None) -> tuple[Path, Path, str | Path | None]:
-    """The folder of a run, that of its images, and its recipe: as given, or as the run to resume has them."""
+    """Return the folder of a run, the folder of its images, and its recipe: as given, or from the run to resume."""
     if resume is None:
         if data is None or out is None:
-            raise click.UsageError("expected a folder of images and --out RUN for a new run, or --resume RUN")
+            raise click.UsageError("expected DATA and --out RUN for a new run, or --resume RUN")
         return out, data, recipe
     if out is not None:
-        raise click.UsageError("--resume names the folder of the run; leave out --out")
-    from .results.monitor import read_json
+        raise click.UsageError("--resume already names the folder of the run; remove --out")
+    from .results.report import read_object
 
-    record = read_json(resume / "run.json")
+    record = read_object(resume / "run.json")
     if not (resume / "config.json").is_file() or not (data or record.get("data")):
-        raise click.UsageError(f"{resume} holds no run to go on with; start one with: transformersr train IMAGES --out {resume}")
+        raise click.UsageError(f"{resume} is not the folder of a run; start one with: transformersr train IMAGES --out {resume}")
     return resume, data or Path(str(record["data"])), recipe or resume / "config.json"
 
 
-@click.command(short_help="Say what training would do with a folder of images.", cls=SettingsCommand)
+@click.command(short_help="Check a folder of images before training.", cls=SettingsCommand)
 @click.argument("data", type=click.Path(path_type=Path))
-@click.option("--recipe", help="TOML file of settings, or the name of one that comes with it; options given here win.")
+@click.option("--recipe", help=RECIPE_HELP)
 def check(data, recipe, **settings) -> None:
-    """Name the images in the folder DATA that training would leave out or change, and say what a run would do with the others."""
+    """List the images in the folder DATA that training would skip or convert, and show what a run would do with the others."""
     from .data.check import check_images
     from .plan import fill_in
-    from .results.advice import shell
+    from .results.advice import command_line
 
     config, choices = fill_in(read_settings(recipe, settings))
     options = config.scale, config.validation, config.exclude, config.max_pixels
     report = check_images(data, config.patch * config.scale, *options)
-    for finding in sorted(report.findings, key=lambda one: (one.usable, one.path)):
-        click.echo(f"{'note' if finding.usable else 'LEFT OUT'}: {finding.path}: {finding.text}")
+    for finding in sorted(report.findings, key=lambda finding: (finding.usable, finding.path)):
+        click.echo(f"{'note' if finding.usable else 'SKIPPED'}: {finding.path}: {finding.text}")
     for line in (*report.summary(config.patch * config.scale, config.scale), *choices):
         click.echo(line)
-    given = [word for name, value in settings.items() for word in _as_options(name, value)]
-    click.echo(f"next: {shell('train', data, '--out', 'RUN', *(['--recipe', recipe] if recipe else []), *given)}")
+    given = [word for name, value in settings.items() for word in _option_words(name, value)]
+    click.echo(f"next: {command_line('train', data, '--out', 'RUN', *(['--recipe', recipe] if recipe else []), *given)}")
 
 
-def _as_options(name: str, value: Any) -> list[str]:
-    """A setting as it was given on the command line."""
+def _option_words(name: str, value: Any) -> list[str]:
+    """Format a setting as command-line words."""
     option = f"--{name.replace('_', '-')}"
     if isinstance(value, bool):
         return [option if value else f"--no-{option[2:]}"]
     values = value if isinstance(value, tuple) else () if value is None else (value,)
-    return [word for one in values for word in (option, f"{one:g}" if isinstance(one, float) else str(one))]
+    return [word for item in values for word in (option, f"{item:g}" if isinstance(item, float) else str(item))]
 
 
-@click.command(short_help="Draw 16 training crops as a network gets them.", cls=SettingsCommand)
+@click.command(short_help="Preview 16 training crops.", cls=SettingsCommand)
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default="preview.png", show_default=True, help="Image to write.")
-@click.option("--recipe", help="TOML file of settings, or the name of one that comes with it (base-x4, gan, ...); options given here win.")
+@click.option("--recipe", help=RECIPE_HELP)
 def preview(data, out, recipe, **settings) -> None:
-    """Draw 16 training crops as the network would get them, small beside sharp, with the settings of `train`."""
+    """Write an image of 16 training crops, inputs next to targets, as a run with the settings of `train` would use them."""
     from .preview import draw_crops
 
-    if out.exists() or out.suffix != ".png":
-        raise click.UsageError(f"{out} exists or is no .png; choose another name with --out")
+    if out.suffix != ".png":
+        raise click.UsageError(f"{out}: expected a name ending in .png; choose another name with --out")
+    if out.exists():
+        raise click.UsageError(f"{out} exists; choose another name with --out")
     draw_crops(read_settings(recipe, settings), data, out)
     click.echo(out)
 
 
-@click.command(short_help="Draw synthetic images to train on.")
+@click.command(short_help="Generate synthetic images to train on.")
 @click.argument("out", type=click.Path(path_type=Path))
-@click.option("--count", type=click.IntRange(min=1), default=200, show_default=True, help="How many images there are to be.")
-@click.option("--size", type=click.IntRange(min=64), default=768, show_default=True, help="Their side in pixels.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Fixes what is drawn.")
-@click.option("--font", "fonts", multiple=True, help="Font file for the lettering, given once for each; default: Pillow's own.")
+@click.option("--count", type=click.IntRange(min=1), default=200, show_default=True, help="Number of images.")
+@click.option("--size", type=click.IntRange(min=64), default=768, show_default=True, help="Side of each image in pixels.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random generator.")
+@click.option("--font", "fonts", multiple=True, help="Font file for lettering; can be repeated. Default: Pillow's own font.")
 def draw(out, count, size, seed, fonts) -> None:
-    """Draw synthetic anime-like images into the folder OUT, free of any licence, to train on beside others or alone.
+    """Generate synthetic anime-style images in the folder OUT, to train on alone or with others. They have no licence attached.
 
-    Images that are there already are kept, so a larger --count adds to them.
+    Existing images are kept, so a larger --count adds to them.
     """
     import numpy as np
     from PIL import Image
@@ -177,20 +183,21 @@ def draw(out, count, size, seed, fonts) -> None:
     click.echo(out)
 
 
-@click.command(short_help="Measure weights on images of your own.")
+@click.command(short_help="Measure weights on your own images.")
 @click.argument("weights")
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--files", multiple=True, metavar="PATTERN", help='Only these files, as patterns relative to DIR ("part-1/sky/*").')
-@click.option("--recipe", help="Only the validation files of this training recipe.")
+@click.option("--files", multiple=True, metavar="PATTERN", help='Use only these files, as patterns relative to DIR ("part-1/sky/*").')
+@click.option("--recipe", help="Use only the validation files of this recipe.")
 @click.option(
-    "--method", "methods", multiple=True, help="How images are shrunk: bicubic, bilinear, area, lanczos. Default: the first three."
+    "--method", "methods", multiple=True, help="Downscaling method: bicubic, bilinear, area or lanczos. Default: the first three."
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
 def evaluate(weights, folder, files, recipe, methods, device) -> None:
-    """Print how close WEIGHTS come to the true images in DIR, beside bicubic and Lanczos.
+    """Print how close WEIGHTS come to the original images in DIR, compared with bicubic and Lanczos.
 
-    Every image is cut to a multiple of the weights' scale, shrunk and upscaled again. PSNR and SSIM are on the luma unless named
-    otherwise, edges and flats by the Sobel magnitude of the true image; shift is in true pixels, positive to the bottom right.
+    Every image is cropped to a multiple of the weights' scale, downscaled, and upscaled again. PSNR and SSIM are computed on the luma
+    unless named otherwise. Edges and flats are defined by the Sobel magnitude of the original. Shift is in pixels of the original,
+    positive to the bottom right.
     """
     from .config import load_recipe
     from .results.evaluate import evaluate_weights, format_table
@@ -202,7 +209,7 @@ def evaluate(weights, folder, files, recipe, methods, device) -> None:
 
 @click.group(cls=Messages)
 def main() -> None:
-    """Train networks on a folder of images, and measure them."""
+    """Train networks on a folder of images and measure them."""
     share_cores()
     log_to_terminal()
 

@@ -1,4 +1,4 @@
-"""The commands for what a run has left: `report` and `export`."""
+"""The commands for the results of a run: `report` and `export`."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import click
 @click.command(short_help="Write the report.html of a run.")
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run) -> None:
-    """Write report.html into the folder RUN: figures, curves, images and settings of a run, finished or not."""
+    """Write report.html into the folder RUN: metrics, curves, images and settings of a run, finished or not."""
     from .results.report import write_report
 
     click.echo(write_report(run))
 
 
-@click.command(short_help="Write a run's weights as one file.")
+@click.command(short_help="Export the weights of a run.")
 @click.argument("run")
 @click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="File to write. Default: in the run's folder, named after it.")
 @click.option("--dtype", type=click.Choice(["fp16", "fp32"]), default="fp16", show_default=True, help="Number format to store.")
 @click.option(
-    "--install", "host", metavar="FOLDER", type=click.Path(path_type=Path), help="Put it into ComfyUI, a WebUI or a models folder."
+    "--install", "host", metavar="FOLDER", type=click.Path(path_type=Path), help="Install into this ComfyUI, WebUI or models folder."
 )
 @click.option(
-    "--onnx", metavar="FILE", type=click.Path(path_type=Path), help="Write ONNX too, fp32, for any height and width; takes a minute."
+    "--onnx", metavar="FILE", type=click.Path(path_type=Path), help="Write an fp32 ONNX file for any height and width; takes a minute."
 )
-@click.option("--last", is_flag=True, help="The last weights instead of the best.")
+@click.option("--last", is_flag=True, help="Export the last weights instead of the best.")
 def export(run, out, dtype, host, onnx, last) -> None:
-    """Write the best weights of RUN (a run's folder, or a file of weights) as one file to use or to share.
+    """Export the best weights of RUN (a run's folder or a weights file) as one file to use or share.
 
-    What is written is loaded again and compared with the weights of the run. No other file is replaced.
-    With --install or --onnx alone nothing else is written.
+    The file is verified by loading it and comparing it with the run's weights. Existing files are not replaced.
+    With only --install or --onnx, no other file is written.
     """
     from ..arch import load_model
-    from .results.export import export_weights, find_weights, install_weights, model_folder, model_name, record_of
+    from .results.export import export_weights, find_weights, install_weights, model_folder, model_name, training_metadata
     from .results.onnx_export import export_onnx, require_onnx
 
     source = find_weights(run, last)
@@ -43,21 +43,21 @@ def export(run, out, dtype, host, onnx, last) -> None:
     if onnx:
         require_onnx(onnx)  # before anything is written
     if out:
-        _say(export_weights(source, out, dtype), source)
+        _print_export(export_weights(source, out, dtype), source)
     elif not (folder or onnx):
-        _say(install_weights(source, source.parent, name, dtype), source)
+        _print_export(install_weights(source, source.parent, name, dtype), source)
     if folder:
-        _say(install_weights(source, folder, name, dtype), source)
-        click.echo("ComfyUI lists it after R is pressed, a WebUI after its next start")
+        _print_export(install_weights(source, folder, name, dtype), source)
+        click.echo("to see it, press R in ComfyUI, or restart the WebUI")
     if onnx:
-        checks = export_onnx(load_model(source), onnx, record_of(source))
-        click.echo("\n".join([_described(onnx), *checks]))
+        checks = export_onnx(load_model(source), onnx, training_metadata(source))
+        click.echo("\n".join([_describe_file(onnx), *checks]))
 
 
-def _say(exported, source: Path) -> None:
-    click.echo(_described(exported.path))
-    click.echo(f"its images differ from those of {source} by at most {exported.error:.1e} (one of 256 levels is {1 / 255:.1e})")
+def _print_export(exported, source: Path) -> None:
+    click.echo(_describe_file(exported.path))
+    click.echo(f"its results differ from those of {source} by at most {exported.error:.1e} (one of 256 levels is {1 / 255:.1e})")
 
 
-def _described(path: Path) -> str:
+def _describe_file(path: Path) -> str:
     return f"{path}\n{path.stat().st_size:,} bytes, sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}"

@@ -15,9 +15,9 @@ SOBEL = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
 
 
 def sobel_magnitude(image: Tensor) -> Tensor:
-    """Length of the Sobel gradient of each channel, the image's edge repeated outwards: same shape, float32, no gradient.
+    """Magnitude of the Sobel gradient of each channel, with replicate padding: same shape, float32, detached.
 
-    (Zero padding, as the original has it, would make the border of every crop the strongest edge.)
+    Zero padding, as in the original, would make the border of every crop its strongest edge.
     """
     image = image.detach().float()
     channels = image.shape[1]
@@ -30,7 +30,7 @@ def sobel_magnitude(image: Tensor) -> Tensor:
 def edge_weights(gt: Tensor, flat_weight: float, eps: float = 1e-3) -> Tensor:
     """Weights `a + (1 - a) * e / mean(e)` with `a = flat_weight` and `e` the Sobel magnitude of the true image.
 
-    Their mean is 1 in every sample (where there is any edge), so the learning rate means the same for every `a`.
+    Their mean is 1 in every sample (if it has any edge), so the same learning rate works for every `a`.
     """
     edge = sobel_magnitude(gt)
     mean = edge.mean(dim=(1, 2, 3), keepdim=True).clamp_min(eps)
@@ -38,7 +38,7 @@ def edge_weights(gt: Tensor, flat_weight: float, eps: float = 1e-3) -> Tensor:
 
 
 def edge_weighted_l1(sr: Tensor, gt: Tensor, flat_weight: float) -> Tensor:
-    """Mean absolute error weighted by the true image's edges: `flat_weight` 1 is plain L1, 0 the original's Sobel-weighted L1."""
+    """Mean absolute error weighted by the true image's edges; `flat_weight` 1 is plain L1, 0 the original's Sobel-weighted L1."""
     error = (sr.float() - gt.float()).abs()
     if flat_weight < 1:
         error = error * edge_weights(gt, flat_weight)
@@ -46,17 +46,17 @@ def edge_weighted_l1(sr: Tensor, gt: Tensor, flat_weight: float) -> Tensor:
 
 
 def frequency_loss(sr: Tensor, gt: Tensor) -> Tensor:
-    """Mean absolute error of the real and imaginary parts of the 2D Fourier transform, not normalised (MIMO-UNet, arXiv:2108.05054)."""
+    """Mean absolute error of the unnormalised 2D Fourier transform's real and imaginary parts (MIMO-UNet, arXiv:2108.05054)."""
     return torch.view_as_real(torch.fft.rfft2(sr.float() - gt.float())).abs().mean()
 
 
 def color_loss(sr: Tensor, gt: Tensor, side: int = 8) -> Tensor:
-    """Mean absolute difference of the colours of `side` x `side` squares: blind to detail, and so to what a discriminator is to change."""
+    """Mean absolute difference of the mean colours of `side` x `side` squares. Detail, which a discriminator may change, is ignored."""
     return F.avg_pool2d(sr.float() - gt.float(), side).abs().mean()
 
 
 class Losses(nn.Module):
-    """What is asked of the network."""
+    """The losses of a run."""
 
     def __init__(self, config: TrainConfig):
         super().__init__()
@@ -65,7 +65,7 @@ class Losses(nn.Module):
         self.features = FeatureLoss(config.feature_file) if config.feature_weight else None
 
     def forward(self, sr: Tensor, gt: Tensor, run: RunState, done: float) -> dict[str, Tensor]:
-        """Weighted losses by name at this point of the run; their sum is what training lowers."""
+        """Weighted losses by name; training minimizes their sum. `done` is the fraction of the run that is done."""
         config = self.config
         terms = {"loss": edge_weighted_l1(sr, gt, flat_weight=1.0 if done < config.edge_start else config.flat_weight)}
         if config.frequency_weight:

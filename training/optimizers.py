@@ -1,4 +1,4 @@
-"""Optimisers by name."""
+"""The optimisers: Muon and AdamW."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from .config import TrainConfig
 
 
 def make_optimizer(net_g: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser of a run, `config.optimizer`. Norms, biases, temperatures and position tables do not decay."""
+    """Create the optimiser named by `config.optimizer`. Norms, biases, temperatures and position tables have no weight decay."""
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
-    free: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
     for name, parameter in net_g.named_parameters():
         if parameter.ndim < 2 or "position_bias" in name:
-            free.append(parameter)
+            no_decay.append(parameter)
         elif parameter.ndim == 2 or name.startswith("body."):
             matrices.append(parameter)
         else:
-            others.append(parameter)  # the first and last convolutions, whose sides mean pixels
+            others.append(parameter)  # the first and last convolutions, with pixels on one side
     decay = config.weight_decay
     if config.optimizer == "muon":
-        return MuonAdamW(matrices, _groups(others, free, decay), config.learning_rate, decay)
-    return _adamw(_groups(matrices + others, free, decay), config.learning_rate)
+        return MuonAdamW(matrices, _param_groups(others, no_decay, decay), config.learning_rate, decay)
+    return _adamw(_param_groups(matrices + others, no_decay, decay), config.learning_rate)
 
 
-def _groups(decayed: list[nn.Parameter], free: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
-    return [{"params": decayed, "weight_decay": decay}, {"params": free, "weight_decay": 0.0}]
+def _param_groups(decayed: list[nn.Parameter], no_decay: list[nn.Parameter], decay: float) -> list[dict[str, Any]]:
+    return [{"params": decayed, "weight_decay": decay}, {"params": no_decay, "weight_decay": 0.0}]
 
 
 def _adamw(groups: list[dict[str, Any]], rate: float) -> torch.optim.Optimizer:
@@ -38,9 +38,9 @@ def _adamw(groups: list[dict[str, Any]], rate: float) -> torch.optim.Optimizer:
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """The nearest matrices whose singular values are all about 1 (0.7 to 1.2), of `(n, rows, columns)`.
+    """Approximate the nearest semi-orthogonal matrices of `(n, rows, columns)`: all singular values become about 1 (0.7 to 1.2).
 
-    Five steps of the Newton-Schulz iteration with the coefficients of Jordan et al. 2024 (kellerjordan.github.io/posts/muon).
+    Five Newton-Schulz iterations with the coefficients of Jordan et al. 2024 (kellerjordan.github.io/posts/muon).
     """
     x = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mT
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
@@ -51,11 +51,11 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps of momentum made orthogonal, so that all directions of a matrix move alike (Jordan et al. 2024).
+    """Momentum steps, orthogonalized so that all directions of a matrix move equally (Jordan et al. 2024).
 
-    They are as long as AdamW's (Liu et al. 2025, arXiv:2502.16982), so the rates of one are good for the other. Filters of convolutions
-    are matrices `(out, in * height * width)`; queries, keys and values that share a matrix are taken apart. `torch.optim.Muon` takes one
-    matrix at a time, in bfloat16, which costs a sixth of a training step on a CPU.
+    They are scaled to the size of AdamW's (Liu et al. 2025, arXiv:2502.16982), so the same learning rates work for both. Convolution
+    filters are treated as matrices `(out, in * height * width)`; queries, keys and values that share a matrix are split. `torch.optim.Muon`
+    takes one matrix at a time, in bfloat16, which costs a sixth of a training step on a CPU.
     """
 
     def __init__(self, matrices: list[nn.Parameter], rate: float, decay: float):
@@ -69,16 +69,16 @@ class Muon(torch.optim.Optimizer):
                 if parameter.grad is not None:
                     parameter.mul_(1 - group["lr"] * group["weight_decay"])
                     parts = 3 if parameter.ndim == 2 and parameter.shape[0] == 3 * parameter.shape[1] else 1
-                    directions = self._direction(parameter, parameter.grad).chunk(parts)
-                    for place, direction in zip(parameter.chunk(parts), directions, strict=True):
-                        by_shape.setdefault((len(place), place[0].numel()), []).append((place, direction))
-            for shape, places in by_shape.items():
-                together = orthogonalize(torch.stack([direction.reshape(shape) for _, direction in places]))
-                steps = [step.view_as(place) for step, (place, _) in zip(together, places, strict=True)]
-                torch._foreach_add_([place for place, _ in places], steps, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+                    directions = self._nesterov(parameter, parameter.grad).chunk(parts)
+                    for matrix, direction in zip(parameter.chunk(parts), directions, strict=True):
+                        by_shape.setdefault((len(matrix), matrix[0].numel()), []).append((matrix, direction))
+            for shape, pairs in by_shape.items():
+                orthogonal = orthogonalize(torch.stack([direction.reshape(shape) for _, direction in pairs]))
+                steps = [step.view_as(matrix) for step, (matrix, _) in zip(orthogonal, pairs, strict=True)]
+                torch._foreach_add_([matrix for matrix, _ in pairs], steps, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
-    def _direction(self, parameter: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient carried on by its momentum (Nesterov's)."""
+    def _nesterov(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        """Update the momentum and return the Nesterov direction."""
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
@@ -87,7 +87,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Muon for the matrices, AdamW for everything else, as one optimiser."""
+    """Muon for matrices and AdamW for everything else, as one optimiser."""
 
     def __init__(self, matrices: list[nn.Parameter], others: list[dict[str, Any]], rate: float, decay: float):
         self.parts = Muon(matrices, rate, decay), _adamw(others, rate)

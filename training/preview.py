@@ -1,4 +1,4 @@
-"""A sheet of training crops, to see what a network is given and what it is to make of it."""
+"""Preview training crops: the network's inputs and targets."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .results.strips import contact_sheet, save_image, to_image
 
 
 def draw_crops(config: TrainConfig, data: str | Path, path: Path, count: int = 16) -> None:
-    """Write a sheet of crops as a run has them, what the network gets beside what it is to make of it, from a few of the images."""
+    """Write a sheet of a run's training crops, inputs next to targets, from a sample of its images."""
     config, _ = fill_in(config)
     files = split_images(data, config.validation, config.exclude)
-    few = files.train[:: -(-len(files.train) // (2 * count))]
-    fewer = dataclasses.replace(config, synthetic=min(config.synthetic, count))
-    crops = training_crops(config, find_training_images(fewer, dataclasses.replace(files, train=few)))
+    sample = dataclasses.replace(files, train=files.train[:: -(-len(files.train) // (2 * count))])
+    reduced = dataclasses.replace(config, synthetic=min(config.synthetic, count))
+    crops = training_crops(config, find_training_images(reduced, sample))
     pairs = [[to_image(images[None] / 255) for images in crops[index]] for index in range(count)]
     rows = [[*left, *right] for left, right in zip(pairs[::2], pairs[1::2], strict=True)]
-    save_image(contact_sheet(rows, ["given", "wanted"] * 2, cell=256), path)
+    save_image(contact_sheet(rows, ["input", "target"] * 2, cell=256), path)

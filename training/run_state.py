@@ -1,4 +1,4 @@
-"""The state of a run, so that it can be stopped and continued on the same curve."""
+"""The state of a run, saved so that it can be resumed on the same curve."""
 
 from __future__ import annotations
 
@@ -25,93 +25,92 @@ from .optimizers import MuonAdamW, make_optimizer
 
 @dataclass
 class Progress:
-    """How far a run is: all that resuming needs besides weights and optimisers."""
+    """The progress of a run: everything that resuming needs besides weights and optimisers."""
 
     step: int = 0
-    """Steps done. Every random draw follows from it and the seed, so no random state is kept."""
+    """Steps done. All random choices depend only on the step and the seed, so no random state is saved."""
     seconds: float = 0.0
-    """Time spent, validation included, earlier sittings included."""
+    """Time spent, including validation and earlier sessions."""
     best_psnr: float = 0.0
     """Highest validation PSNR so far."""
     best_step: int = 0
-    """The step that had it; 0: what the run began with."""
+    """The step with that PSNR; 0: the initial weights."""
     better_on: int = 0
-    """Validation images on which those weights were better than what the run began with."""
+    """Validation images on which those weights beat the baseline."""
     skipped: int = 0
-    """Steps without effect, because their gradient was not finite."""
+    """Steps skipped because their gradient was not finite."""
     skipped_in_a_row: int = 0
-    """The last of them, if nothing good came between."""
+    """Consecutive skipped steps up to now."""
     rolled_back: bool = False
-    """Whether the run has returned to an earlier state; it goes on at half the learning rate, and does so once."""
+    """Whether the run has returned to an earlier state, which happens once; it continues at half the learning rate."""
     micro_batch: int = 0
-    """Crops taken at once in each process, fewer after memory ran out; kept, so that a resumed run adds up as before. 0: not settled."""
+    """Crops per forward pass in each process, halved when memory runs out. Saved so that a resumed run adds up as before. 0: not set."""
     gan_steps: int = 0
-    """Steps up the ramp of the adversarial loss."""
+    """Steps taken on the ramp of the adversarial loss."""
     strong_steps: int = 0
-    """Steps for which the discriminator has been right nearly always."""
+    """Steps for which the discriminator has been nearly always right."""
 
 
 @dataclass
 class RunState:
-    """All that a run changes as it goes."""
+    """Everything that changes during a run."""
 
     net_g: TransformerSR
     ema: TransformerSR
-    """Moving average of the network's weights: what is validated and shipped."""
+    """Moving average of the network's weights, which is validated and shipped."""
     optimizer: torch.optim.Optimizer
     net_d: UNetDiscriminator | None
     optimizer_d: torch.optim.Optimizer | None
     progress: Progress
     scaler: Any = None
-    """Of gradients in fp16: anything with a state_dict, or None."""
+    """Gradient scaler for fp16: anything with a state_dict, or None."""
 
     @classmethod
     def start(cls, config: TrainConfig, device: torch.device, scaler: Any = None) -> RunState:
-        """A run at its first step, the same for the same settings."""
+        """Create a run at step 0; the same settings give the same state."""
         torch.manual_seed(config.seed)
-        return cls._around(initial_network(config), config, device, scaler)
+        return cls._build(initial_network(config), config, device, scaler)
 
     @classmethod
     def resume(cls, path: Path, config: TrainConfig, device: torch.device, scaler: Any = None) -> RunState:
-        """A run as `save` left it; what it once started from need not be there any more. Raises ValueError as `load`."""
-        run = cls._around(TransformerSR(config.network()), config, device, scaler)
+        """Restore a run that `save` wrote; the weights it started from may be gone. Raises as `load`."""
+        run = cls._build(TransformerSR(config.network()), config, device, scaler)
         run.load(path)
         return run
 
     @classmethod
-    def _around(cls, net_g: TransformerSR, config: TrainConfig, device: torch.device, scaler: Any) -> RunState:
-        layout = torch.channels_last if config.channels_last else torch.contiguous_format
-        net_g = net_g.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+    def _build(cls, net_g: TransformerSR, config: TrainConfig, device: torch.device, scaler: Any) -> RunState:
+        net_g = net_g.to(device).train()
         ema = copy.deepcopy(net_g).eval().requires_grad_(False)
         net_d = optimizer_d = None
         if config.gan_weight:
-            net_d = UNetDiscriminator(config.gan_width).to(device, memory_format=layout).train()  # type: ignore[call-overload]
+            net_d = UNetDiscriminator(config.gan_width).to(device).train()
             optimizer_d = torch.optim.AdamW(net_d.parameters(), lr=config.gan_rate, betas=(0.9, 0.99), weight_decay=0.0)
         return cls(net_g, ema, make_optimizer(net_g, config), net_d, optimizer_d, Progress(), scaler)
 
     def save(self, path: Path) -> None:
-        """Write the state; the file appears whole or not at all. Raises OSError."""
-        content = io.BytesIO()  # written by PyTorch itself, a full disk would be an error without a name
-        parts = {name: _without_settings(part.state_dict()) for name, part in self._parts().items()}
+        """Write the state atomically. Raises OSError."""
+        content = io.BytesIO()  # if PyTorch wrote the file, a full disk would raise an error without a clear cause
+        parts = {name: _drop_param_groups(part.state_dict()) for name, part in self._parts().items()}
         torch.save({**parts, "progress": vars(self.progress)}, content)
         with write_aside(path) as aside:
             aside.write_bytes(content.getbuffer())
 
     def load(self, path: Path) -> None:
-        """Put a saved state back. Raises ValueError for a file that is damaged or of a run with other settings, and OSError."""
-        with _refusing(path):
+        """Load a saved state. Raises OSError, and ValueError for a damaged file or one of a run with other settings."""
+        with _as_value_error(path):
             saved = read_pickled(path)
-            self._put(saved)
-            self.progress = _checked(Progress(**saved["progress"]))
+            self._restore(saved)
+            self.progress = _validate(Progress(**saved["progress"]))
 
     def roll_back(self, path: Path) -> None:
-        """Put weights and optimisers back as they were saved; the run goes on with new crops. Raises as `load`."""
-        with _refusing(path):
-            self._put(read_pickled(path))
+        """Load the saved weights and optimisers but keep the progress, so the run continues with new crops. Raises as `load`."""
+        with _as_value_error(path):
+            self._restore(read_pickled(path))
 
-    def _put(self, saved: dict[str, Any]) -> None:
+    def _restore(self, saved: dict[str, Any]) -> None:
         for name, part in self._parts().items():
-            part.load_state_dict(_with_settings(saved[name], part) if isinstance(part, torch.optim.Optimizer) else saved[name])
+            part.load_state_dict(_add_param_groups(saved[name], part) if isinstance(part, torch.optim.Optimizer) else saved[name])
 
     def _parts(self) -> dict[str, nn.Module | torch.optim.Optimizer | Any]:
         names = ("net_g", "ema", "optimizer", "net_d", "optimizer_d", "scaler")
@@ -119,41 +118,41 @@ class RunState:
 
 
 @contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    """Turn what a file that is none of ours leads to, here and in PyTorch, into one sentence."""
+def _as_value_error(path: Path) -> Iterator[None]:
+    """Turn the errors that foreign or damaged files cause, here and in PyTorch, into one clear ValueError."""
     try:
         yield
     except RefusedError as error:
-        raise ValueError(f"{path}: it holds Python objects or code ({error}), which no run saves, and was not opened") from error
+        raise ValueError(f"{path}: not opened, because it holds Python objects or code ({error}), which no run saves") from error
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = shown((str(error).splitlines() or [type(error).__name__])[0], 200)
         raise ValueError(
-            f"{path}: damaged, or of a run with other settings ({reason}); give the settings it began with, or start a new run"
+            f"{path}: damaged, or of a run with other settings ({reason}); use the settings it was started with, or start a new run"
         ) from error
 
 
-def _without_settings(state: dict[str, Any]) -> dict[str, Any]:
-    """The state of a network as it is, that of an optimiser without rates and the like: these are settings of the run, and may change."""
+def _drop_param_groups(state: dict[str, Any]) -> dict[str, Any]:
+    """Remove hyperparameters from an optimiser's state, as they are settings of the run and may change; other states are kept."""
     if "parts" in state:
-        return {"parts": [_without_settings(part) for part in state["parts"]]}
+        return {"parts": [_drop_param_groups(part) for part in state["parts"]]}
     return {"state": state["state"]} if "param_groups" in state else state
 
 
-def _with_settings(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The way back. Raises ValueError for the state of other parameters."""
+def _add_param_groups(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Undo `_drop_param_groups` with an optimiser's current hyperparameters. Raises ValueError for the state of other parameters."""
     if isinstance(optimizer, MuonAdamW):
-        return {"parts": [_with_settings(one, part) for one, part in zip(saved["parts"], optimizer.parts, strict=True)]}
+        return {"parts": [_add_param_groups(state, part) for state, part in zip(saved["parts"], optimizer.parts, strict=True)]}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, values in saved["state"].items():
         if any(value.shape not in (torch.Size(), parameters[index].shape) for value in values.values()):
-            raise ValueError(f"the optimiser's values for parameter {index} are of another shape")
+            raise ValueError(f"the optimiser's values for parameter {index} have another shape")
     return {"state": saved["state"], "param_groups": optimizer.state_dict()["param_groups"]}
 
 
-def _checked(progress: Progress) -> Progress:
-    """Raises ValueError for figures that no run has."""
-    for name, start in vars(Progress()).items():
+def _validate(progress: Progress) -> Progress:
+    """Return the progress of a file if its values are possible. Raises ValueError otherwise."""
+    for name, default in vars(Progress()).items():
         value = getattr(progress, name)
-        if type(value) is not type(start) or not 0 <= value < 2**63:
+        if type(value) is not type(default) or not 0 <= value < 2**63:
             raise ValueError(f"{name} is {value!r:.80}")
     return progress

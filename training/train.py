@@ -29,36 +29,36 @@ from .data.image_cache import Cache, find_training_images
 from .losses import Losses
 from .networks import update_average
 from .plan import choose_micro_batch, choose_precision, choose_workers, device_kind, fill_in
-from .results.monitor import open_monitor, start_record
+from .results.monitor import open_monitor, record_settings
 from .run_state import Progress, RunState
-from .schedule import is_due, learning_rate, set_rate, share_done
-from .steps import Networks, add_gradients, climb_ramp, optimizer_step, skipped_too_many, watch_discriminator
+from .schedule import fraction_done, is_checkpoint_due, learning_rate, set_learning_rate
+from .steps import Networks, add_gradients, advance_gan_ramp, handle_skipped_step, optimizer_step, track_discriminator
 
 logger = logging.getLogger(__name__)
 
 SYNC_EVERY = 10
-"""Steps between two agreements of several processes on the time and on stopping, for which they wait for each other."""
+"""Steps between two synchronizations of time and stop requests across processes, which make them wait for each other."""
 
 
 def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool = False) -> Path:
     """Train a network on a folder of images and return the path of its best weights.
 
-    `out` receives `config.json`, `run.json` and `state.pt` (to resume), `start.safetensors` (what the run began with, if it was given
-    weights), `last.safetensors` and `best.safetensors` (moving averages; best validation PSNR), `train.jsonl` and `validation.jsonl`
-    (figures), `strips/` (images before and after), `logs/` of the trackers, at the end `report.html`, and `cache/` where images are kept
-    in a file. Ctrl-C ends the run after the step it is in, saved.
+    `out` receives `config.json`, `run.json` and `state.pt` (to resume), `start.safetensors` (the weights the run started from, if any),
+    `last.safetensors` and `best.safetensors` (moving averages; best validation PSNR), `train.jsonl` and `validation.jsonl` (metrics),
+    `strips/` (images before and after), `logs/` of the trackers, `report.html` at the end, and `cache/` if images are cached in a file.
+    Ctrl-C ends the run after the current step and saves it.
 
-    Started by `torchrun` or `accelerate launch`, several processes share each batch and come to the same weights as one.
+    Started by `torchrun` or `accelerate launch`, several processes share each batch and reach the same weights as one.
 
     Raises:
-        ValueError: where the folder or the settings cannot be used.
-        FileExistsError: where `out` holds a run and `resume` is off.
-        FloatingPointError: where gradients stay without end or number, even from the last good state at half the rate.
+        ValueError: if the folder or the settings cannot be used.
+        FileExistsError: if `out` holds a run and `resume` is off.
+        FloatingPointError: if gradients remain NaN or infinite, even after a return to the last good state at half the rate.
     """
     data, out = Path(data), Path(out)
     state_file = out / "state.pt"
     if state_file.exists() and not resume:
-        raise FileExistsError(f"{out} already holds a run; resume it, or choose another folder")
+        raise FileExistsError(f"{out} already holds a run; resume it with --resume, or choose another folder")
     if config.threads:
         torch.set_num_threads(config.threads)
     config, choices = fill_in(config)
@@ -66,18 +66,18 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     if accelerator.device.type == "cpu":
         keep_freed_memory()
 
-    files = split_images(data, config.validation, config.exclude, out, config.scale)  # the strips of a run are no images to learn from
-    files.tell()
-    logger.info("reading %d images to train on and %d to measure on from %s", len(files.train), len(files.validation), data)
+    files = split_images(data, config.validation, config.exclude, out, config.scale)  # without the run's own strips
+    files.log_skipped()
+    logger.info("reading %d training images and %d validation images from %s", len(files.train), len(files.validation), data)
     if accelerator.is_main_process and not state_file.exists():
-        start_record(out, config, data)
+        record_settings(out, config, data)
     workers = choose_workers(config, accelerator.device, accelerator.num_processes)
     cache = Cache(out / "cache", int(config.memory_gb * 2**30), shared=accelerator.num_processes > 1)
-    with accelerator.main_process_first():  # one writes the cache, the others find it
+    with accelerator.main_process_first():  # one process writes the cache, the others read it
         images = find_training_images(config, files, cache, workers)
     crops = training_crops(config, images)
-    given = config, accelerator.device, accelerator.scaler
-    run = RunState.resume(state_file, *given) if state_file.exists() else RunState.start(*given)
+    setup = config, accelerator.device, accelerator.scaler
+    run = RunState.resume(state_file, *setup) if state_file.exists() else RunState.start(*setup)
     nets = Networks.prepare(run, config, accelerator)
     losses = Losses(config).to(accelerator.device)
     progress = run.progress
@@ -88,33 +88,33 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     monitor.begin(run, images, precision, (*choices, f"workers: {workers}", why))
     accelerator.wait_for_everyone()
 
-    begun, saved = time.monotonic() - progress.seconds, progress.seconds
+    started, saved = time.monotonic() - progress.seconds, progress.seconds
     with stop_on_signals() as stop, logging_redirect_tqdm():
         for lq, gt in batches(crops, config, workers, progress.step, accelerator):
-            progress.seconds, stopping = sync_clock(accelerator, progress, time.monotonic() - begun, stop)
-            done = share_done(config, progress)
-            if done >= 1 or stopping:
+            progress.seconds, stop_requested = sync_clock(accelerator, progress, time.monotonic() - started, stop)
+            done = fraction_done(config, progress)
+            if done >= 1 or stop_requested:
                 break
             rate = learning_rate(config, progress.step, done) * (0.5 if progress.rolled_back else 1.0)
-            set_rate(run.optimizer, rate)
+            set_learning_rate(run.optimizer, rate)
             lq, gt = (batch.to(accelerator.device, non_blocking=True).float() / 255 for batch in (lq, gt))
-            figures = add_gradients(accelerator, run, nets, losses, lq, gt, done)
+            metrics = add_gradients(accelerator, run, nets, losses, lq, gt, done)
             norm = accelerator.clip_grad_norm_(run.net_g.parameters(), config.clip_norm)
             if optimizer_step(run, nets, norm):
-                climb_ramp(run, config)
+                advance_gan_ramp(run, config)
                 update_average(run.ema, run.net_g, config.ema_decay, progress.step + 1)
-            elif skipped_too_many(run, [crops.place(index) for index in crop_numbers(config, progress.step, accelerator)]):
-                run.roll_back(state_file)  # weights alone: time, rates and crops go on
+            elif handle_skipped_step(run, [crops.location(index) for index in crop_indices(config, progress.step, accelerator)]):
+                run.roll_back(state_file)  # only the weights: time, schedule and crops continue
             progress.step += 1
 
-            watch_discriminator(run, config)
-            monitor.watch(run, done, {**figures, "gradient_norm": norm, "learning_rate": rate})
-            if is_due(config, progress, saved):
+            track_discriminator(run, config)
+            monitor.record_step(run, done, {**metrics, "gradient_norm": norm, "learning_rate": rate})
+            if is_checkpoint_due(config, progress, saved):
                 monitor.try_to_save(run)
                 accelerator.wait_for_everyone()
                 saved = progress.seconds
     monitor.finish(run, stopped=stop.is_set())
-    with suppress(OSError):  # of a tracker whose disk was full; the log has said so
+    with suppress(OSError):  # from a tracker whose disk was full, which is already in the log
         accelerator.end_training()
     return out / "best.safetensors"
 
@@ -123,12 +123,12 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
 
 
 def start_accelerator(config: TrainConfig, out: Path) -> tuple[Accelerator, str]:
-    """Devices, processes, precision and trackers, and the name of the precision."""
+    """Set up devices, processes, precision and trackers; also return the name of the precision."""
     precision = choose_precision(config)
     if AcceleratorState._shared_state and AcceleratorState().num_processes == 1:
         AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run of this process may have had other settings
     trackers = [name for name in config.trackers if _is_installed(name)]
-    on_cpu = device_kind(config) == "cpu"  # has to be said, or several processes on CPUs do not find each other
+    on_cpu = device_kind(config) == "cpu"  # must be set explicitly, or several processes on CPUs do not find each other
     if on_cpu:
         check_cpu_processes()
     mixed = "no" if precision == "fp32" else precision
@@ -145,25 +145,25 @@ def _is_installed(tracker: str) -> bool:
 def batches(
     crops: CropDataset, config: TrainConfig, workers: int, first_step: int, accelerator: Accelerator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """This process's share of `lq` and `gt` (uint8) for step `first_step` and all after it."""
+    """Yield this process's share of `lq` and `gt` (uint8) for step `first_step` and every later one."""
     steps = itertools.count(first_step)
-    indices: Any = (crop_numbers(config, step, accelerator) for step in steps)  # a generator, where the stubs want a Sampler
+    indices: Any = (crop_indices(config, step, accelerator) for step in steps)  # a generator, although the stubs require a Sampler
     return iter(DataLoader(crops, batch_sampler=indices, num_workers=workers, pin_memory=accelerator.device.type == "cuda"))
 
 
-def crop_numbers(config: TrainConfig, step: int, accelerator: Accelerator) -> range:
-    """The crops of a step that are this process's."""
+def crop_indices(config: TrainConfig, step: int, accelerator: Accelerator) -> range:
+    """Indices of this process's crops in a step."""
     share = config.batch // accelerator.num_processes
     start = step * config.batch + accelerator.process_index * share
     return range(start, start + share)
 
 
-# --- the course of a run -------------------------------------------------------------------------
+# --- running -------------------------------------------------------------------------------------
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and a polite kill set, so that a run ends after a whole step; a second Ctrl-C ends it at once."""
+    """Yield an event that Ctrl-C and SIGTERM set, so that a run ends after a complete step; a second Ctrl-C ends it at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -173,19 +173,19 @@ def stop_on_signals() -> Iterator[threading.Event]:
         stop.set()
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def sync_clock(accelerator: Accelerator, progress: Progress, seconds: float, stop: threading.Event) -> tuple[float, bool]:
-    """The time spent and whether to stop, the same in all processes: rates and the last step follow from them."""
+    """Return the time spent and whether to stop, equal in all processes: learning rates and the last step depend on them."""
     if accelerator.num_processes == 1:
         return seconds, stop.is_set()
     if progress.step % SYNC_EVERY:
         return progress.seconds, False
-    told = gather(torch.tensor([[seconds, float(stop.is_set())]], dtype=torch.float32, device=accelerator.device))
-    return float(told[0, 0]), bool(told[:, 1].any())
+    gathered = gather(torch.tensor([[seconds, float(stop.is_set())]], dtype=torch.float32, device=accelerator.device))
+    return float(gathered[0, 0]), bool(gathered[:, 1].any())

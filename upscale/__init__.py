@@ -1,4 +1,5 @@
 """Images in, images out.
 
-`upscaler` is the door, `engine` the work, `image_io` the files (with `metadata` and `transparency`), `batch` and `cli` the shell.
+`upscaler` is the entry point, `engine` runs the network, `image_io` reads and writes files (with `metadata` and `transparency`), and
+`batch` and `cli` are the command line.
 """

@@ -1,4 +1,4 @@
-"""Many files: which image goes where, and doing one after the other without losing any."""
+"""Batches: plan which file each image goes to, and upscale them one after the other without letting one failure stop the rest."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from PIL import Image
 
 from ..arch.atomic import write_aside
 from .animation import WRITTEN, read_animation, read_frames, write_frames
-from .files import FOREIGN, VIDEOS, expand, foreign_format, image_suffixes, search
+from .files import FOREIGN, VIDEOS, expand, foreign_format, image_suffixes, search, unsupported
 from .image_io import (
     FORMATS,
     ImageError,
-    Unnumbered,
+    WriterWithoutFileno,
     check_target,
     format_of,
     open_file,
@@ -39,11 +39,11 @@ from .video import CONTAINERS, is_video, upscale_video, video_suffix
 logger = logging.getLogger(__name__)
 
 ANIMATED_SUFFIXES = (".gif", ".apng")
-"""Suffixes that are written for animated images alone."""
+"""Suffixes that are only written for animated images."""
 STANDARD = "-"
-"""On a command line, standard input or output."""
+"""Stands for standard input or output on the command line."""
 STDIN, STDOUT = Path("<standard input>"), Path("<standard output>")
-"""Where the image of a job comes from or goes to instead of a file."""
+"""Source and target of a job that does not read from or write to a file."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Failure:
-    """An image that could not be done, and why in one sentence."""
+    """An image that could not be upscaled, and the reason in one sentence."""
 
     source: Path
     reason: str
@@ -64,104 +64,101 @@ class Failure:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run has to do. It depends on the files that are there, so of several processes one makes it for all."""
+    """The jobs of a run. They depend on which files exist, so with several processes, one makes the plan for all."""
 
     jobs: list[Job]
     todo: list[Job]
-    """The jobs whose result is not there yet, or all where a run does not resume another."""
+    """The jobs that are left to do: when resuming those without a result, otherwise all."""
     failures: list[Failure]
 
 
 def plan_jobs(inputs: Iterable[str], output: str | None, extension: str, suffix: str, resume: bool = False) -> Plan:
     """Decide where each image goes.
 
-    A file goes beside itself with `suffix` behind its name, or into the folder `output` under its own name; a single file may
-    name its target outright. A folder's images, at any depth, go to the same places below `output`, or below a folder beside
-    it with `suffix` behind its name. Patterns (`*.png`) are expanded where the shell did not. Videos, which take hours, have to be
-    named themselves, and stay videos.
+    A file's result goes to the same folder with `suffix` appended to its name, or into the folder `output` under its own name; for a single
+    file, `output` may be the target file itself. A folder's images, at any depth, keep their relative paths below `output`, or below a
+    sibling folder with `suffix` appended to its name. Patterns (`*.png`) are expanded if the shell has not done so. Videos, which take
+    hours, must be named explicitly, and stay videos.
 
-    A name never depends on what else is there. Images that would get the same one (`a.png` and `a.jpg`) are failures, and so are
-    those that nothing here reads. Other files of a folder are passed over, which is logged with their number.
+    A result's name never depends on which other files exist. Images that would get the same name (`a.png` and `a.jpg`) are failures, and so
+    are images in unsupported formats. Other files in a folder are skipped, and their number is logged.
 
-    Raises ValueError if an input does not exist, nothing is found, `output` is the name of a file where it has to be a folder, or a target
-    is one of the inputs, and OSError if a folder for results cannot be written to.
+    Raises ValueError if an input does not exist, no image is found, `output` names a file but must be a folder, or a target is one of the
+    inputs; raises OSError if a folder for results is not writable.
     """
     inputs = list(inputs)
     if STANDARD in inputs or output == STANDARD:
         return _plan_standard(inputs, output)
     sources = [path for text in inputs for path in expand(text)]
-    outright = output is not None and _is_file_name(output, sources)
+    output_is_file = output is not None and _is_file_name(output, sources)
     jobs: list[Job] = []
     failures: list[Failure] = []
     for source in sources:
-        ending = video_suffix(source) if is_video(source) else extension
+        new_suffix = video_suffix(source) if is_video(source) else extension
         if source.is_dir():
             resolved = source.resolve()
             root = Path(output) if output else resolved.with_name(resolved.name + suffix)
             contents = search(source, without=None if os.path.realpath(root) == os.path.realpath(source) else root)
-            for line in contents.passed_over():
+            for line in contents.skipped_lines():
                 logger.warning("%s", one_line(f"{source}: {line}"))
-            failures += [_failed(path, reason) for path, reason in contents.unreadable]
+            failures += [_log_failure(path, reason) for path, reason in contents.unreadable]
             jobs += [Job(path, (root / path.relative_to(source)).with_suffix(extension)) for path in contents.images]
         elif format := foreign_format(source):
-            failures.append(_failed(source, f"this is {format}, which is not read here; save it as PNG first"))
-        elif output and outright:
+            failures.append(_log_failure(source, unsupported(format)))
+        elif output and output_is_file:
             jobs.append(Job(source, Path(output)))
         elif output:
-            jobs.append(Job(source, Path(output) / f"{source.stem}{ending}"))
+            jobs.append(Job(source, Path(output) / f"{source.stem}{new_suffix}"))
         else:
-            jobs.append(Job(source, source.with_name(f"{source.stem}{suffix}{ending}")))
+            jobs.append(Job(source, source.with_name(f"{source.stem}{suffix}{new_suffix}")))
     if not jobs and not failures:
         raise ValueError(f"no images found in {', '.join(map(str, sources))}; expected PNG, JPEG, WebP or another format that Pillow reads")
-    jobs = _without_results(jobs)
-    failures += _clashes(jobs)
-    refused = {failure.source for failure in failures}
-    jobs = [job for job in jobs if job.source not in refused]
+    jobs = _drop_earlier_results(jobs)
+    failures += _find_clashes(jobs)
+    failed = {failure.source for failure in failures}
+    jobs = [job for job in jobs if job.source not in failed]
     todo = [job for job in jobs if not (resume and job.target.exists())]
     _check_folders(todo)
     return Plan(jobs, todo, failures)
 
 
 def _plan_standard(inputs: list[str], output: str | None) -> Plan:
-    """One image, from standard input or to standard output or both."""
+    """Plan a run with a single image that comes from standard input, goes to standard output, or both."""
     sources = [STDIN if text == STANDARD else path for text in inputs for path in ([STDIN] if text == STANDARD else expand(text))]
     if len(sources) != 1 or sources[0].is_dir() or is_video(sources[0]):
-        raise ValueError("- stands for standard input or output, which hold one image; name one image, or a folder with -o")
+        raise ValueError("standard input and output (-) hold one image; give a single image, or a folder with -o")
     to_stdout = output in (None, STANDARD)
     if not to_stdout and not _is_file_name(str(output), sources):
-        raise ValueError(f"{output}: expected the name of a file with -o for the image from standard input, or -o -")
+        raise ValueError(f"{output}: expected a file name or - with -o for an image from standard input")
     job = Job(sources[0], STDOUT if to_stdout else Path(str(output)))
     return Plan([job], [job], [])
 
 
 def _is_file_name(output: str, sources: list[Path]) -> bool:
-    """Whether `output` is the name of the one result, rather than of a folder for all.
+    """Whether `output` names the single result file rather than a folder.
 
-    Raises ValueError where it looks like a file's name and cannot be one; as the name of a folder it has to exist, or end in a slash.
+    Raises ValueError if it looks like a file name but cannot be one. A folder with such a name must exist, or end in a slash.
     """
-    ending = Path(output).suffix.lower()
-    if ending not in {*image_suffixes(), *FOREIGN, *VIDEOS} or Path(output).is_dir() or output.endswith(("/", os.sep)):
+    suffix = Path(output).suffix.lower()
+    if suffix not in {*image_suffixes(), *FOREIGN, *VIDEOS} or Path(output).is_dir() or output.endswith(("/", os.sep)):
         return False
     if len(sources) != 1 or sources[0].is_dir():
-        what = "a folder" if len(sources) == 1 else f"{len(sources)} inputs"
-        raise ValueError(
-            f"{output}: the name of one file, and the input is {what}; give a folder with -o, by a name with a slash at its end"
-        )
-    video = is_video(sources[0])
-    expected = tuple(CONTAINERS) if video else (*(f".{suffix}" for suffix in FORMATS), *ANIMATED_SUFFIXES)
-    if ending not in expected:
-        raise ValueError(f"{output}: {sources[0]} cannot be written as {ending}; expected one of {', '.join(expected)}")
+        given = "the input is a folder" if len(sources) == 1 else f"there are {len(sources)} inputs"
+        raise ValueError(f"{output}: this is a file name, but {given}; give a folder with -o, ending in a slash if it is new")
+    expected = tuple(CONTAINERS) if is_video(sources[0]) else (*(f".{name}" for name in FORMATS), *ANIMATED_SUFFIXES)
+    if suffix not in expected:
+        raise ValueError(f"{output}: {sources[0]} cannot be written as {suffix}; expected one of {', '.join(expected)}")
     return True
 
 
-def _without_results(jobs: list[Job]) -> list[Job]:
-    """Each job once. A source that is the result of another one, beside it, is an earlier run's and is left out.
+def _drop_earlier_results(jobs: list[Job]) -> list[Job]:
+    """Drop duplicates, and sources that are the result of another job in the same folder, written by an earlier run.
 
-    Raises ValueError if a target is one of the sources that remain.
+    Raises ValueError if a target is one of the remaining sources.
     """
-    # `Path.resolve` fails where links go in circles
-    made = {realpath(job.target) for job in jobs if realpath(job.source) != realpath(job.target)}
-    jobs = [job for job in dict.fromkeys(jobs) if not (realpath(job.source) in made and job.source.parent == job.target.parent)]
+    # `Path.resolve` fails on circular links
+    results = {realpath(job.target) for job in jobs if realpath(job.source) != realpath(job.target)}
+    jobs = [job for job in dict.fromkeys(jobs) if not (realpath(job.source) in results and job.source.parent == job.target.parent)]
     sources = {realpath(job.source) for job in jobs}
     for job in jobs:
         if realpath(job.target) in sources:
@@ -169,44 +166,44 @@ def _without_results(jobs: list[Job]) -> list[Job]:
     return jobs
 
 
-def _clashes(jobs: list[Job]) -> list[Failure]:
-    """The images that would become the same file as another."""
-    claims: dict[Path, list[Path]] = {}
+def _find_clashes(jobs: list[Job]) -> list[Failure]:
+    """Return a failure for each image that has the same target as another."""
+    sources_of: dict[Path, list[Path]] = {}
     for job in jobs:
-        claims.setdefault(job.target, []).append(job.source)
+        sources_of.setdefault(job.target, []).append(job.source)
     failures = []
-    for target, sources in claims.items():
+    for target, sources in sources_of.items():
         for source in sources if len(sources) > 1 else []:
             other = sources[source == sources[0]]
-            failures.append(_failed(source, f"{other} would become {target} too; rename one, or upscale them into two folders"))
+            failures.append(_log_failure(source, f"{other} would become {target} too; rename one, or upscale them into two folders"))
     return failures
 
 
-def _failed(source: Path, reason: str) -> Failure:
+def _log_failure(source: Path, reason: str) -> Failure:
     logger.error("%s", one_line(f"{source}: {reason}"))
     return Failure(source, reason)
 
 
 def _check_folders(jobs: list[Job]) -> None:
-    """Raise OSError if the folders for results cannot be made or written to, before hours of work rather than after."""
-    for folder in {_existing(job.target.parent) for job in jobs}:
+    """Raise OSError if a folder for results cannot be created or written to, so that a run fails before hours of work."""
+    for folder in {_existing_parent(job.target.parent) for job in jobs}:
         try:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            raise OSError(f"{folder}: results cannot be written there ({error.strerror}); choose another folder with -o") from error
+            raise OSError(f"{folder}: cannot write results there ({error.strerror}); choose another folder with -o") from error
 
 
-def _existing(folder: Path) -> Path:
-    return folder if folder.exists() else _existing(folder.parent)
+def _existing_parent(folder: Path) -> Path:
+    return folder if folder.exists() else _existing_parent(folder.parent)
 
 
 def largest_first(jobs: list[Job]) -> list[Job]:
-    """Sorted by pixels, so that dealing the jobs out gives everybody about as much to do. Unreadable ones are last."""
-    return sorted(jobs, key=lambda job: _pixels(job.source), reverse=True)
+    """Sort jobs by pixel count, so that dealing them out gives each process a similar amount of work. Unreadable files come last."""
+    return sorted(jobs, key=lambda job: _count_pixels(job.source), reverse=True)
 
 
-def _pixels(path: Path) -> int:
+def _count_pixels(path: Path) -> int:
     if is_video(path):
         return sys.maxsize
     with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(path) as image:
@@ -226,19 +223,19 @@ def run_jobs(
     overwrite: bool = False,
     on_progress: Callable[[int, float], None] = lambda index, share: None,
 ) -> list[Failure]:
-    """Do every job that can be done and return the others.
+    """Run every job and return the failures.
 
     Args:
         size: (height, width) of every result.
-        format: suffix of a result on standard output; others have a name.
-        resume: leave out what is there already; otherwise a target that exists is a failure, unless `overwrite`.
-        on_progress: called with the job's index and the share of it that is done, at its end with 1.
+        format: format of a result on standard output; other results get theirs from the target's suffix.
+        resume: skip jobs whose target exists. Without it, an existing target is a failure, unless `overwrite` is set.
+        on_progress: called with the job's index and the completed fraction of it; 1 when the job has ended.
     """
     failures = []
     for index, job in enumerate(jobs):
         try:
             if job.target.exists() and not (resume or overwrite):
-                raise FileExistsError(f"{job.target} exists; leave finished images out with --resume, or replace them with --overwrite")
+                raise FileExistsError(f"{job.target} already exists; skip finished images with --resume, or replace them with --overwrite")
             if not (resume and job.target.exists()):
                 job.target.parent.mkdir(parents=True, exist_ok=True)
                 upscale = upscale_video if is_video(job.source) else functools.partial(_upscale_image, format=format)
@@ -248,7 +245,7 @@ def run_jobs(
             if isinstance(error, RuntimeError) and not is_out_of_memory(error):
                 raise
             reason = str(error).removeprefix(f"{job.source}: ").splitlines()[0] if str(error) else "not enough memory"
-            failures.append(_failed(job.source, reason))
+            failures.append(_log_failure(job.source, reason))
         on_progress(index, 1.0)
     return failures
 
@@ -266,28 +263,28 @@ def _upscale_image(
     suffix = format if target == STDOUT else target.suffix.lower().removeprefix(".")
     with _open_source(source) as file:
         animation = read_animation(file, source)
-        written = "GIF" if suffix == "gif" else "PNG" if suffix == "apng" else format_of(target, suffix)
+        pil_format = "GIF" if suffix == "gif" else "PNG" if suffix == "apng" else format_of(target, suffix)
         if animation is None and f".{suffix}" in ANIMATED_SUFFIXES:
-            raise ImageError(f"{source}: a still, and .{suffix} files are written for animated images alone; expected png, webp or jpg")
-        if animation is None or written not in WRITTEN:
+            raise ImageError(f"{source}: not animated, and .{suffix} is only written for animated images; expected png, webp or jpg")
+        if animation is None or pil_format not in WRITTEN:
             image = read_image_from(file, source)
             height, width = image.color.shape[:2]
-            check_target(target, written, *target_size(height, width, upscaler.scale, **options))  # before the work
+            check_target(target, pil_format, *target_size(height, width, upscaler.scale, **options))  # before upscaling
             large = upscaler.upscale_image(image, **options, on_progress=lambda done, total: on_progress(done / total))
             with _open_target(target) as out:
-                write_image_to(large, out, target, written, quality)
+                write_image_to(large, out, target, pil_format, quality)
             return
         count = len(animation.durations)
 
-        def upscaled() -> Iterator:
+        def upscale_frames() -> Iterator:
             for index, frame in enumerate(read_frames(file, source, animation)):
                 height, width = frame.color.shape[:2]
-                check_target(target, written, *target_size(height, width, upscaler.scale, **options))
+                check_target(target, pil_format, *target_size(height, width, upscaler.scale, **options))
                 yield upscaler.upscale_image(frame, **options)
                 on_progress((index + 1) / count)
 
         with _open_target(target) as out:
-            write_frames(upscaled(), animation, out, written, quality)
+            write_frames(upscale_frames(), animation, out, pil_format, quality)
 
 
 @contextmanager
@@ -301,12 +298,12 @@ def _open_source(source: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _open_target(target: Path) -> Iterator[BinaryIO]:
-    """A file that appears whole or not at all; standard output likewise gets all or nothing."""
+    """Open a target that is written completely or not at all, including standard output."""
     if target == STDOUT:
         buffer = BytesIO()
         yield buffer
         sys.stdout.buffer.write(buffer.getbuffer())
         sys.stdout.buffer.flush()
         return
-    with write_aside(target) as aside, Unnumbered(FileIO(aside, "wb")) as file:
+    with write_aside(target) as aside, WriterWithoutFileno(FileIO(aside, "wb")) as file:
         yield file

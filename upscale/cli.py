@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 
 class Size(click.ParamType):
-    """A size as WIDTHxHEIGHT; gives (height, width)."""
+    """A size as WIDTHxHEIGHT, converted to (height, width)."""
 
     name = "WxH"
 
     def convert(self, value, param, ctx):
         match = re.fullmatch(r"([0-9]+)x([0-9]+)", str(value).lower())
         if not match or 0 in (int(match[1]), int(match[2])):
-            self.fail(f"{value!r} is not a size such as 3840x2160", param, ctx)
+            self.fail(f"{value!r} is not a size; expected WIDTHxHEIGHT, for example 3840x2160", param, ctx)
         return int(match[2]), int(match[1])
 
 
 class Factor(click.ParamType):
-    """How many times larger, in the range that the engine takes; neither nan nor inf is in it."""
+    """An upscaling factor in the range that the engine supports, which excludes nan and inf."""
 
     name = "F"
 
@@ -51,62 +51,62 @@ class Factor(click.ParamType):
 @click.group(cls=Messages, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="transformersr")
 def main() -> None:
-    """Upscale anime-style images with clean lines, and train networks that do."""
+    """Upscale anime-style images with clean lines, and train networks to do so."""
     share_cores()
     log_to_terminal()
 
 
 class FilesCommand(click.Command):
-    """A command that takes a file for a file, even if its name begins like an option: `*.png` may become `-x.png`."""
+    """A command that treats the name of an existing file as a file even if it looks like an option: `*.png` may become `-x.png`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        named = [f"./{text}" if re.match(r"-.*\.\w+$", text) and os.path.exists(text) else text for text in args]
-        return super().parse_args(ctx, named)
+        escaped = [f"./{text}" if re.match(r"-.*\.\w+$", text) and os.path.exists(text) else text for text in args]
+        return super().parse_args(ctx, escaped)
 
 
-@main.command(short_help="Upscale images, folders of them, videos.", cls=FilesCommand)
+@main.command(short_help="Upscale images, folders and videos.", cls=FilesCommand)
 @click.argument("inputs", metavar="INPUT...", nargs=-1, required=True)
 @click.option(
     "-o",
     "--output",
     metavar="PATH",
-    help="Folder for the results, for a single image its file, or - for standard output. Default: beside the input.",
+    help="Folder for the results, file name for a single result, or - for standard output. Default: next to the input.",
 )
-@click.option("--scale", "factor", type=Factor(), help="How many times larger, 1.5 or 3 say. Default: what the model gives.")
-@click.option("--size", type=Size(), help="Exact size of the result instead, as WIDTHxHEIGHT.")
-@click.option("-m", "--model", metavar="M", help="A model of `transformersr models`, or a file of weights. Default: one that fits --scale.")
+@click.option("--scale", "factor", type=Factor(), help="Upscaling factor, for example 1.5 or 3. Default: the model's own scale.")
+@click.option("--size", type=Size(), help="Exact size of the result as WIDTHxHEIGHT, instead of --scale.")
+@click.option("-m", "--model", metavar="M", help="A name from `transformersr models`, or a weights file. Default: one that fits --scale.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
 @click.option("--dtype", default="auto", show_default=True, help="auto, fp32, bf16, fp16.")
 @click.option("--crispness", type=click.FloatRange(0, 1), default=0.0, help="0 is faithful, 1 is crispest. Default: 0.")
-@click.option("--ensemble", is_flag=True, help="Average over eight turned and mirrored versions: slightly better, eight times slower.")
-@click.option("--memory", metavar="BYTES", help="Most memory the network's tensors may take, 2G say; the result is the same for any.")
+@click.option("--ensemble", is_flag=True, help="Average over eight rotated and mirrored versions: slightly better, eight times slower.")
+@click.option("--memory", metavar="BYTES", help="Memory limit for the network's tensors, for example 2G. Does not change the result.")
 @click.option(
     "--format",
     "format_",
     type=click.Choice(["png", "webp", "jpg", "gif"]),
     default="png",
     show_default=True,
-    help="File format of the results; gif is for animated images.",
+    help="File format of the results; gif only for animated images.",
 )
-@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="Of jpg, webp (lossless at 100) and videos.")
-@click.option("--resume", is_flag=True, help="Leave out images whose result exists.")
-@click.option("--overwrite", is_flag=True, help="Replace results that exist. Inputs are never replaced.")
+@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True, help="For jpg, webp (lossless at 100) and videos.")
+@click.option("--resume", is_flag=True, help="Skip images whose result already exists.")
+@click.option("--overwrite", is_flag=True, help="Replace existing results. Inputs are never replaced.")
 def upscale(inputs, output, factor, size, model, device, dtype, crispness, ensemble, memory, format_, quality, resume, overwrite) -> None:
-    """Upscale images: files, folders with everything below them, patterns, - for standard input; and videos, which are named one by one.
+    """Upscale images: files, folders with their subfolders, patterns, or - for standard input. Videos must be named one by one.
 
-    Animated images (GIF, APNG, WebP, AVIF) stay animated in png, webp and gif.
-    Metadata, colour profile, transparency and 16-bit depth are kept. An image that cannot be done is named, the others go on, and the
-    exit code is 1. Started by `accelerate launch` or `torchrun`, several processes share the images.
+    Animated images (GIF, APNG, WebP, AVIF) stay animated in png, webp and gif. Metadata, colour profile, transparency and 16-bit depth are
+    kept. If an image fails, its name and the reason are logged, the others continue, and the exit code is 1. When started with
+    `accelerate launch` or `torchrun`, several processes share the images.
     """
     from .batch import largest_first, plan_jobs, run_jobs
     from .processes import find_processes
     from .upscaler import Upscaler, default_model
 
     if factor is not None and size is not None:
-        raise click.UsageError("--scale and --size were both given; give one of them")
+        raise click.UsageError("--scale and --size were both given; use only one of them")
     processes = find_processes()
     if processes.count > 1 and "-" in (*inputs, output):
-        raise click.UsageError("several processes were started, and standard input and output are of one; name files")
+        raise click.UsageError("standard input and output (-) cannot be shared by several processes; use files, or start one process")
     if ("-" in inputs and output is None) or output == "-":
         refuse_terminal()
 
@@ -115,14 +115,14 @@ def upscale(inputs, output, factor, size, model, device, dtype, crispness, ensem
         return Upscaler.from_pretrained(model or default_model(factor), processes.device(device), dtype, memory, crispness, ensemble)
 
     def plan() -> tuple[Plan, list[Job]]:
-        scale = upscaler().scale  # loaded first, so that of several processes one says what is wrong with it
+        scale = upscaler().scale  # load the model here, so that with several processes only one reports a problem with it
         suffix = f"_{size[1]}x{size[0]}" if size else f"_x{factor or scale:g}"
         plan = plan_jobs(inputs, output, f".{format_}", suffix, resume)
         return plan, largest_first(plan.todo) if processes.count > 1 else plan.todo
 
-    whole, todo = processes.from_first(plan)
+    total_plan, todo = processes.from_first(plan)
     jobs = processes.share(todo)
-    with show_progress(jobs, hidden=processes.index > 0) as show, leaving_on_sigterm():
+    with show_progress(jobs, hidden=processes.index > 0) as show, exit_on_sigterm():
         failures = run_jobs(
             jobs,
             upscaler(),
@@ -134,19 +134,20 @@ def upscale(inputs, output, factor, size, model, device, dtype, crispness, ensem
             overwrite=overwrite,
             on_progress=show,
         )
-    failures = [*whole.failures, *processes.gather(failures)]
-    sys.exit(processes.from_first(lambda: conclude(whole, failures)))  # nobody before all is said: a launcher would end the others
+    failures = [*total_plan.failures, *processes.gather(failures)]
+    # all processes wait here for the summary: a launcher kills the others as soon as one exits
+    sys.exit(processes.from_first(lambda: print_summary(total_plan, failures)))
 
 
 def refuse_terminal() -> None:
-    """Raise UsageError where an image would be written onto a terminal."""
+    """Raise UsageError if the image would be written to a terminal."""
     if sys.stdout.isatty():
-        raise click.UsageError("the image would be written onto the terminal; send it on (> FILE, | PROGRAM), or name a file with -o")
+        raise click.UsageError("the image would be written to the terminal; redirect it (> FILE, | PROGRAM), or name a file with -o")
 
 
 @contextmanager
 def show_progress(jobs: list[Job], hidden: bool) -> Iterator[Callable[[int, float], None]]:
-    """A bar on a terminal, and what moves it: the index of a job and the share of it that is done."""
+    """Show a progress bar on a terminal; yields a function that takes a job's index and the completed fraction of the job."""
     with tqdm(total=len(jobs), unit="image", bar_format=BAR, disable=hidden or None) as bar, logging_redirect_tqdm():
 
         def show(index: int, share: float) -> None:
@@ -157,8 +158,8 @@ def show_progress(jobs: list[Job], hidden: bool) -> Iterator[Callable[[int, floa
 
 
 @contextmanager
-def leaving_on_sigterm() -> Iterator[None]:
-    """Let a request to end remove what is half written, as Ctrl-C does; a launcher sends one where another process failed."""
+def exit_on_sigterm() -> Iterator[None]:
+    """Exit cleanly on SIGTERM, so that partly written files are removed, as with Ctrl-C. A launcher sends it if another process fails."""
     before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         yield
@@ -166,8 +167,8 @@ def leaving_on_sigterm() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def conclude(plan: Plan, failures: list[Failure]) -> int:
-    """Say where the result is, or of several images how many are done, and return the exit code."""
+def print_summary(plan: Plan, failures: list[Failure]) -> int:
+    """Print the path of a single result, or how many of several images are done. Returns the exit code."""
     from .batch import STDOUT
 
     total = len(plan.jobs) + len(plan.failures)
@@ -183,11 +184,11 @@ def conclude(plan: Plan, failures: list[Failure]) -> int:
 @main.command()
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.argument("target", metavar="OUT.safetensors", type=click.Path(path_type=Path))
-@click.option("--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), help="Number format to store. Default: as in the file.")
-@click.option("--window", "window_size", type=int, help="Window size, for an original file that was renamed.")
-@click.option("--heads", "num_heads", type=int, help="Number of heads, likewise.")
+@click.option("--dtype", type=click.Choice(["fp32", "bf16", "fp16"]), help="Number format to store. Default: that of the input.")
+@click.option("--window", "window_size", type=int, help="Window size, needed if an original author's file was renamed.")
+@click.option("--heads", "num_heads", type=int, help="Number of heads, needed in the same case.")
 def convert(source, target, dtype, window_size, num_heads) -> None:
-    """Convert weights, the original author's too, to our safetensors. IN is left as it is."""
+    """Convert weights, including the original author's, to our safetensors format. IN is not changed."""
     from ..arch.checkpoint import convert_file
     from .upscaler import DTYPES, find_model
 
@@ -202,7 +203,7 @@ def convert(source, target, dtype, window_size, num_heads) -> None:
 @main.command()
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 def info(path) -> None:
-    """Say what a model or a file of weights is."""
+    """Describe a model or a weights file."""
     from ..arch.checkpoint import describe
     from .upscaler import find_model
 
@@ -212,7 +213,7 @@ def info(path) -> None:
 
 @main.command()
 def models() -> None:
-    """List the models that come with the package, the default first."""
+    """List the models that come with the package, starting with the default."""
     from .upscaler import available_models
 
     for name, path in available_models().items():

@@ -1,6 +1,6 @@
-"""Colour spaces told otherwise than by an ICC profile, and a profile that says the same to programs that know nothing else.
+"""Read colour spaces that are stored as code points instead of an ICC profile, and build an equivalent profile.
 
-ITU-T H.273 has the numbers (cICP of a PNG, nclx of an AVIF, colour tags of a video); ICC.1:2001-04 has the profile.
+ITU-T H.273 defines the code points (cICP in PNG, nclx in AVIF, colour tags in video). ICC.1:2001-04 defines the profile.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 Point = tuple[float, float]
-"""CIE x and y."""
+"""CIE chromaticity x, y."""
 
 D65: Point = (0.3127, 0.329)
 PRIMARIES: dict[int, tuple[Point, Point, Point, Point]] = {
@@ -25,21 +25,21 @@ PRIMARIES: dict[int, tuple[Point, Point, Point, Point]] = {
     11: ((0.68, 0.32), (0.265, 0.69), (0.15, 0.06), (0.314, 0.351)),  # DCI P3
     12: ((0.68, 0.32), (0.265, 0.69), (0.15, 0.06), D65),  # Display P3
 }
-"""Red, green, blue and white by number."""
+"""Red, green, blue and white points by H.273 number."""
 ADOBE_RGB = ((0.64, 0.33), (0.21, 0.71), (0.15, 0.06), D65)
 ADOBE_GAMMA = 563 / 256
 GAMMAS = {4: 2.2, 5: 2.8, 8: 1.0}
 SRGB_CURVES = (1, 2, 6, 13, 14, 15)
-"""Transfer functions that are sRGB's, or that programs take for it."""
+"""Transfer functions that are sRGB's, or that programs treat as sRGB."""
 HDR_CURVES = {16: "PQ", 18: "HLG"}
-"""Transfer functions that no profile here can say."""
+"""Transfer functions for which no profile can be built here."""
 BRADFORD = np.array([[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]])
 D50_XYZ = np.array([0.9642, 1.0, 0.8249])
 
 
 @dataclass(frozen=True)
 class CodedColor:
-    """Numbers of H.273: primaries, transfer function, matrix, and whether the full range is used."""
+    """H.273 code points: primaries, transfer function, matrix, and whether the full range is used."""
 
     primaries: int
     transfer: int
@@ -48,27 +48,27 @@ class CodedColor:
 
     @property
     def is_srgb(self) -> bool:
-        """Whether the pixels are what a program without colour management takes them for."""
+        """Whether a program without colour management shows the pixels correctly."""
         return self.primaries in (1, 2) and self.transfer in SRGB_CURVES
 
     @property
     def hdr(self) -> str | None:
-        """Name of the transfer function of HDR."""
+        """Name of the HDR transfer function, or None if the image is not HDR."""
         return HDR_CURVES.get(self.transfer)
 
     def chunk(self) -> bytes:
-        """The data of a PNG's cICP, whose pixels are RGB of full range."""
+        """Data of the cICP chunk for a PNG, whose pixels are full-range RGB."""
         return bytes([self.primaries, self.transfer, 0, 1])
 
     def profile(self) -> bytes | None:
-        """An ICC profile of the same colours; None where there is none."""
+        """Build an equivalent ICC profile. Returns None for sRGB and for colours that no profile here describes."""
         if self.is_srgb or self.hdr or self.primaries not in PRIMARIES or self.transfer not in (*SRGB_CURVES, *GAMMAS):
             return None
         return make_profile(PRIMARIES[self.primaries], GAMMAS.get(self.transfer))
 
 
 def read_coded_color(file: BinaryIO, format: str | None) -> CodedColor | None:
-    """The colours that the chunk cICP of a PNG or the box nclx of an AVIF tells."""
+    """Read the code points from the cICP chunk of a PNG or the nclx box of an AVIF. Returns None if there are none."""
     if format == "PNG":
         file.seek(8)
         while len(head := file.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
@@ -80,15 +80,15 @@ def read_coded_color(file: BinaryIO, format: str | None) -> CodedColor | None:
     if format == "AVIF":
         file.seek(0)
         head = file.read(2**16)
-        place = head.find(b"colrnclx")
-        if 0 <= place <= len(head) - 15:
-            primaries, transfer, matrix, flags = struct.unpack_from(">3HB", head, place + 8)
+        start = head.find(b"colrnclx")
+        if 0 <= start <= len(head) - 15:
+            primaries, transfer, matrix, flags = struct.unpack_from(">3HB", head, start + 8)
             return CodedColor(primaries, transfer, matrix, bool(flags & 0x80))
     return None
 
 
-def profile_of_chunks(chunks: dict[bytes, bytes]) -> bytes | None:
-    """An ICC profile for the gAMA and cHRM of a PNG; None where they say sRGB, or nothing."""
+def profile_from_chunks(chunks: dict[bytes, bytes]) -> bytes | None:
+    """Build an ICC profile from the gAMA and cHRM chunks of a PNG. Returns None if they mean sRGB or are missing."""
     if b"sRGB" in chunks or not chunks:
         return None
     gamma = struct.unpack(">I", chunks[b"gAMA"])[0] / 100000 if b"gAMA" in chunks else 1 / 2.2
@@ -96,14 +96,17 @@ def profile_of_chunks(chunks: dict[bytes, bytes]) -> bytes | None:
     if b"cHRM" in chunks:
         white, red, green, blue = (tuple(pair) for pair in np.reshape(struct.unpack(">8I", chunks[b"cHRM"]), (4, 2)) / 100000)
         points = (red, green, blue, white)
-    usual = np.allclose(points, PRIMARIES[1], atol=0.005)
-    if not 0.1 < gamma < 10 or (usual and abs(gamma - 1 / 2.2) < 0.01):
+    srgb_points, srgb_gamma = np.allclose(points, PRIMARIES[1], atol=0.005), abs(gamma - 1 / 2.2) < 0.01
+    if not 0.1 < gamma < 10 or (srgb_points and srgb_gamma):
         return None
-    return make_profile(points, None if abs(gamma - 1 / 2.2) < 0.01 else 1 / gamma)
+    return make_profile(points, None if srgb_gamma else 1 / gamma)
 
 
 def make_profile(points: tuple[Point, Point, Point, Point], gamma: float | None) -> bytes | None:
-    """An ICC profile of version 2 of these primaries and white; `gamma` None is sRGB's curve. None for points that make no triangle."""
+    """Build a version 2 ICC profile from primaries and white; `gamma` None means sRGB's curve.
+
+    Returns None if the points do not form a triangle.
+    """
     columns = np.array([[x / y, 1.0, (1 - x - y) / y] if y else [0.0, 0.0, 0.0] for x, y in points]).T
     primaries, white = columns[:, :3], columns[:, 3]
     try:
@@ -118,7 +121,7 @@ def make_profile(points: tuple[Point, Point, Point, Point], gamma: float | None)
     tags = {b"desc": _description("RGB"), b"cprt": b"text\0\0\0\0No copyright\0", b"wtpt": _xyz(D50_XYZ)}
     tags |= {name: _xyz(column) for name, column in zip((b"rXYZ", b"gXYZ", b"bXYZ"), matrix.T, strict=True)}
     tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
-    return _assembled(tags)
+    return _assemble_profile(tags)
 
 
 def _curve(gamma: float | None) -> bytes:
@@ -137,15 +140,15 @@ def _description(text: str) -> bytes:
     return struct.pack(">4s4xI", b"desc", len(text) + 1) + text.encode("ascii") + b"\0" + bytes(78)
 
 
-def _assembled(tags: dict[bytes, bytes]) -> bytes:
-    table, data, places = b"", b"", {}
+def _assemble_profile(tags: dict[bytes, bytes]) -> bytes:
+    table, data, offsets = b"", b"", {}
     start = 132 + 12 * len(tags)
     for name, content in tags.items():
-        if content not in places:
+        if content not in offsets:
             data += bytes(-len(data) % 4)
-            places[content] = start + len(data)
+            offsets[content] = start + len(data)
             data += content
-        table += name + struct.pack(">2I", places[content], len(content))
+        table += name + struct.pack(">2I", offsets[content], len(content))
     size = start + len(data)
     head = struct.pack(">I4xI4s4s4s12x4s", size, 0x02400000, b"mntr", b"RGB ", b"XYZ ", b"acsp")
     head += bytes(68 - len(head)) + struct.pack(">3i", *(round(float(value) * 65536) for value in D50_XYZ))

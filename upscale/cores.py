@@ -1,4 +1,4 @@
-"""How a process of ours behaves on cores that it shares."""
+"""How our processes share CPU cores with others."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import os
 
 
 def usable_cores() -> int:
-    """How many cores this process may run on."""
+    """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def share_cores() -> None:
-    """Let threads that wait for each other on Linux give their core away soon; has an effect only before PyTorch is loaded.
+    """Make waiting OpenMP threads give up their core early on Linux. Only has an effect before PyTorch is loaded.
 
-    GNU OpenMP's threads otherwise spin for milliseconds at each of a network's many small operations. How much that costs depends on who
-    else is there: beside a process of higher priority on two cores a training step took ten times as long as with this, beside an equal one
-    hardly longer (`benchmarks/bench_threads.py` measures that). Who sets OpenMP's own variables is left alone.
+    By default, GNU OpenMP threads spin for milliseconds at each of a network's many small operations. The cost depends on the other
+    processes: next to one of higher priority on two cores, a training step took ten times as long as with this setting; next to one of
+    equal priority it took hardly longer (measured with `benchmarks/bench_threads.py`). If the user sets OMP_WAIT_POLICY or
+    GOMP_SPINCOUNT, nothing is changed.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")

@@ -49,7 +49,7 @@ def upscale_to(
         except MemoryBudgetError as error:
             if index == 0:
                 raise
-            raise MemoryBudgetError(f"pass {index + 1} of {len(inputs)}: {error}") from error  # it names a size that nobody has seen
+            raise MemoryBudgetError(f"pass {index + 1} of {len(inputs)}: {error}") from error  # the size it names is not the user's
     with saying_what_does_not_fit(len(image), height, width):
         return _resize(image, height, width).clamp_(0, 1)
 
@@ -57,12 +57,12 @@ def upscale_to(
 def upscale(model: TransformerSR, image: Tensor, *, memory: int | None = None, on_progress: ProgressCallback | None = None) -> Tensor:
     """Upscale a batch with a network: `(b, c, h, w)` in [0, 1] to `(b, c, h * scale, w * scale)`, float32, clamped to [0, 1].
 
-    The network runs on its own device and in its own dtype; the result lies on the image's device. The input is sanitized; where a
+    The network runs on its own device and in its own dtype; the result is on the image's device. The input is sanitized; where a
     half-precision result is not finite, the image is done again in float32, and that is logged.
 
     Args:
-        memory: bytes that the network's tensors may take beside the weights; None takes what is free. One image counts with its result;
-            those of the others in the batch, its transparency among them, come on top.
+        memory: limit in bytes for the network's tensors, weights excluded; None uses what is free. It covers one image and its result; the
+            other images of a batch, including transparency, come on top.
         on_progress: see `ProgressCallback`.
 
     Raises:
@@ -148,7 +148,7 @@ def _stream_within_memory(model: TransformerSR, image: Tensor, out: Tensor, memo
     most = max(1, planning.CPU_BAND_BYTES // (work.row_bytes * 4 // work.element_size)) if on_cpu else None
     budget = free_memory(device) if memory is None else memory
     plan = make_plan(work, budget, most, can_offload=not on_cpu, estimated=memory is None)
-    told = False
+    warned = False
     while True:
         try:
             report.done = 0
@@ -166,9 +166,9 @@ def _stream_within_memory(model: TransformerSR, image: Tensor, out: Tensor, memo
         plan = smaller
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        if not told:
+        if not warned:
             logger.warning("%s is out of memory; going on with bands of %d rows", device, plan.band_rows)
-            told = True
+            warned = True
 
 
 # --- around the network --------------------------------------------------------------------------
@@ -177,17 +177,17 @@ def _stream_within_memory(model: TransformerSR, image: Tensor, out: Tensor, memo
 def sanitize(image: Tensor) -> Tensor:
     """The image with 0 where it is NaN or infinite and all else clamped to [0, 1]; itself where there is nothing to do.
 
-    A network would carry one NaN into every pixel of the result. What is far from [0, 1] is a mistake of whoever made it, and logged too.
+    One NaN would spread to every pixel of the result. Values far outside [0, 1] point to a mistake in an earlier step and are logged too.
     """
     if ((image >= 0) & (image <= 1)).all():
         return image
     if broken := image.numel() - int(image.isfinite().sum()):
-        text = "%d of the image's %d values are not finite (NaN or infinity) and are taken as black; look at the step that made them"
+        text = "%d of the image's %d values are not finite (NaN or infinity) and are replaced with black; check the step that produced them"
         logger.warning(text, broken, image.numel())
         image = image.nan_to_num(0.0, 0.0, 0.0)
     low, high = float(image.min()), float(image.max())
     if low < -1 or high > 2:
-        logger.warning("the image has values from %g to %g; expected 0 to 1, and what is outside is cut off", low, high)
+        logger.warning("the image has values from %g to %g; expected 0 to 1, the rest is clipped", low, high)
     return image.clamp(0, 1)
 
 

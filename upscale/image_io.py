@@ -1,15 +1,15 @@
-"""Image files and PIL images to float arrays and back, so that what an image carried (`metadata`) is still there after upscaling.
+"""Convert image files and PIL images to float arrays and back, keeping what an image carries besides its pixels (see `metadata`).
 
 What each format keeps of the pixels:
 
 - PNG: 8 or 16 bits.
-- TIFF: 16 bits where grey without alpha, otherwise 8.
+- TIFF: 16 bits for grey without alpha, otherwise 8.
 - WebP: 8 bits. Grey becomes colour.
-- JPEG and BMP: 8 bits. Alpha is put on white.
+- JPEG and BMP: 8 bits. Transparent images are composited onto white.
 
-How large an image may be is not Pillow's limit, which is the same for every machine: it is read where its pixels fit into memory.
+The size of an image is limited by free memory, not by Pillow's limit, which is the same on every machine.
 
-Never kept: further frames or pages, palettes, CMYK and Lab (which become sRGB).
+Never kept: frames or pages after the first, palettes, CMYK and Lab (which become sRGB).
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from PIL import Image, ImageCms, ImageFile, PngImagePlugin, UnidentifiedImageErr
 
 from ..arch.atomic import write_aside
 from .color import CodedColor, read_coded_color
+from .files import unsupported
 from .memory import free_memory
 from .metadata import Carried, descriptive_exif, pil_info, read_carried, save_options
 
@@ -44,38 +45,37 @@ logger = logging.getLogger(__name__)
 FORMATS = {"png": "PNG", "jpg": "JPEG", "jpeg": "JPEG", "webp": "WEBP", "tif": "TIFF", "tiff": "TIFF", "bmp": "BMP"}
 """Suffixes that can be written, with Pillow's names of the formats."""
 SIDE_LIMITS = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}
-"""The longest sides that the encoders take."""
+"""The longest sides that the encoders accept."""
 BYTE_LIMITS = {"TIFF": 2**32 - 2**24, "BMP": 2**32 - 2**24}
-"""Bytes of pixels that leave the rest of the file within its 32-bit offsets."""
+"""Largest size of the pixel data that keeps the rest of the file within its 32-bit offsets."""
 TEXT_LIMIT = 2**25
-"""Bytes of the decompressed text or profile of a PNG. Pillow's own 2**20 for one text would refuse an image for a long workflow."""
+"""Limit in bytes for the decompressed text or profile of a PNG. Pillow's own 2**20 for one text would reject images with long workflows."""
 PIXEL_BYTES = 16
-"""Memory that reading takes for each pixel: Pillow's four bytes, and three floats."""
-SMALL_PIXELS, USUAL_PIXELS = 2**24, 2**28
-"""Pixels that are read however little memory seems to be free, and where nothing says how much is."""
-MOST_SCANS = 1000
-"""Times that a JPEG may go over the image. A hundred bytes are one, and one takes a second of a large image; encoders make ten."""
+"""Memory needed to read one pixel: Pillow's four bytes plus three floats."""
+MIN_PIXEL_LIMIT, DEFAULT_PIXEL_LIMIT = 2**24, 2**28
+"""Pixel limit however little memory seems to be free, and pixel limit if the free memory is unknown."""
+MAX_SCANS = 1000
+"""Scans that a JPEG may have. A scan can be as small as a hundred bytes, yet takes a second on a large image; encoders write ten."""
 TILE_PIXELS = 2**22
-"""Pixels of the tile of a TIFF that may be larger than its image."""
+"""Up to this many pixels, a TIFF's tile may be larger than its image."""
 PROGRAMS = ("EPS", "WMF")
-"""Formats whose files are programs, which Pillow gives to another program, such as Ghostscript, to be run."""
+"""Formats whose files are programs, which Pillow passes to another program, such as Ghostscript, to run."""
 BAND_PIXELS = 2**21
-"""Pixels converted at once, so that a large image is in memory as itself and not as every step on the way."""
+"""Pixels to convert at once, so that memory does not hold every intermediate step of a large image."""
 
 FOREIGN_CONTENT = {
-    rb"....ftyp(hei[cxms]|hev[cx]|mif1|msf1)": "HEIC",
-    rb"....ftypavi[fs]": "AVIF",
-    rb"....ftyp": "a video",
-    rb"\xff\x0a|\0\0\0\x0cJXL ": "JPEG XL",
-    rb"\x1a\x45\xdf\xa3": "a video",
-    rb"II\xbc\x01": "JPEG XR",
-    rb"%PDF": "PDF",
-    rb"\s*<(\?xml|svg)": "SVG, which has no pixels",
-    rb"\s*<(!doctype html|html|!DOCTYPE|HTML)": "a web page, and not the image that was to be downloaded",
-    rb"\x76\x2f\x31\x01": "OpenEXR",
-    rb"version https://git-lfs": "a Git LFS pointer; `git lfs pull` gets the image: the pointer alone",
+    rb"....ftyp(hei[cxms]|hev[cx]|mif1|msf1)": unsupported("HEIC"),
+    rb"....ftypavi[fs]": unsupported("AVIF"),
+    rb"....ftyp|\x1a\x45\xdf\xa3": "this is a video, not an image; if it is meant as one, rename it with a suffix such as .mp4 or .mkv",
+    rb"\xff\x0a|\0\0\0\x0cJXL ": unsupported("JPEG XL"),
+    rb"II\xbc\x01": unsupported("JPEG XR"),
+    rb"%PDF": unsupported("PDF"),
+    rb"\s*<(\?xml|svg)": unsupported("an SVG vector drawing"),
+    rb"\s*<(!doctype html|html|!DOCTYPE|HTML)": "this is a web page, not an image; download the image itself",
+    rb"\x76\x2f\x31\x01": unsupported("OpenEXR"),
+    rb"version https://git-lfs": "this is a Git LFS pointer, not an image; run `git lfs pull` to get the image",
 }
-"""First bytes of files that people take for images, and what they are."""
+"""First bytes of files that are often mistaken for images, with the message for each."""
 
 _NUMERIC_MODES = ("L", "LA", "RGB", "RGBA", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _CONVERTED_MODES = {"1": "L", "La": "LA", "PA": "RGBA", "RGBa": "RGBA"}
@@ -90,19 +90,19 @@ _LOW_BYTES = {
     "RGBA;16N": f"RGBA;{_LOW_IF_NATIVE}",
     "LA;16B": "RGBA",
 }
-"""Pillow decodes 16-bit colour to its high bytes. Decoded in the opposite byte order, the same file gives the low bytes. Grey with alpha
-is decoded as if it were 8-bit RGBA, which has as many bits: the four channels then are the four bytes of a pixel."""
-_pillow_settings = threading.RLock()
-"""Held while Pillow's settings, which are the process's, are ours."""
+"""Raw modes that decode the low bytes. Pillow decodes 16-bit colour to its high bytes; in the opposite byte order, the same file gives the
+low bytes. Grey with alpha is decoded as if it were 8-bit RGBA, which has as many bits: the four channels are the four bytes of a pixel."""
+_settings_lock = threading.RLock()
+"""Held while Pillow's settings, which are global to the process, are changed."""
 
 
-def _new_lock() -> None:
-    global _pillow_settings
-    _pillow_settings = threading.RLock()
+def _renew_lock() -> None:
+    global _settings_lock
+    _settings_lock = threading.RLock()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_new_lock)  # another thread of the parent may hold the old one, and is not in the child
+    os.register_at_fork(after_in_child=_renew_lock)  # the old lock may be held by a thread that does not exist in the child
 
 
 class ImageError(ValueError):
@@ -113,7 +113,7 @@ class ImageError(ValueError):
 class ImageData:
     """Float32 in [0, 1]: colour `(h, w, 3)`, sRGB-encoded unless a profile says otherwise and not premultiplied, and alpha `(h, w)`.
 
-    Alpha is None where the image has no transparency. A grey image has three equal channels.
+    Alpha is None if the image has no transparency. A grey image has three equal channels.
     """
 
     color: np.ndarray
@@ -125,9 +125,9 @@ class ImageData:
 
 
 def read_image(path: str | Path) -> ImageData:
-    """Read an image upright and with all its bits; of several frames or pages the first.
+    """Read an image upright and at its full bit depth. Of several frames or pages, only the first is read.
 
-    Raises ImageError for a file that is not a whole image or too large for this machine, and OSError for one that cannot be opened.
+    Raises ImageError for a file that is not a complete image or is too large for this machine, and OSError if it cannot be opened.
     """
     with open_file(path) as file:
         return read_image_from(file, path)
@@ -135,24 +135,24 @@ def read_image(path: str | Path) -> ImageData:
 
 @contextmanager
 def open_file(path: str | Path) -> Iterator[BinaryIO]:
-    """A file of an image, open. Raises ImageError for a pipe or a device, which is not waited for, and OSError."""
+    """Open an image file. Raises ImageError for a pipe or a device, instead of waiting for it, and OSError."""
     path = Path(path)
     if path.exists() and not path.is_dir() and not path.is_file():
-        raise ImageError(f"{path}: a pipe or a device; expected a file")
+        raise ImageError(f"{path}: this is a pipe or a device; expected a file")
     with path.open("rb") as file:
         yield file
 
 
 def read_image_from(file: BinaryIO, name: str | Path) -> ImageData:
-    """Read an image as `read_image` does, from an open file; `name` is for messages."""
-    with refusing_damage(name, file):
-        with own_settings():
+    """Read an image like `read_image`, but from an open file; `name` is used in messages."""
+    with image_errors(name, file):
+        with pillow_settings():
             decoded = _decode(open_image(file, name), name, file)
         return _convert(decoded)
 
 
 def open_image(file: BinaryIO, name: str | Path) -> Image.Image:
-    """Pillow's image of an open file, its pixels not yet read; one that nobody should read is refused."""
+    """Open a file with Pillow without decoding its pixels. Raises ImageError for a file that is not safe to decode."""
     file.seek(0)
     if not file.read(1):
         raise ImageError(f"{name}: the file is empty")
@@ -163,28 +163,28 @@ def open_image(file: BinaryIO, name: str | Path) -> Image.Image:
 
 
 def convert_frame(image: Image.Image, name: str | Path) -> ImageData:
-    """The current frame of an open animated image."""
+    """Convert the current frame of an open animated image."""
     return _convert(_decode(image, name, in_animation=True))
 
 
 def from_pil(image: Image.Image) -> ImageData:
-    """Convert a PIL image of any mode, upright, at its current frame. PIL images have 16 bits in grey only."""
+    """Convert the current frame of a PIL image of any mode, upright. PIL images have 16 bits per channel in grey modes only."""
     name = getattr(image, "filename", "") or "the image"
-    with refusing_damage(name):
-        with own_settings():
+    with image_errors(name):
+        with pillow_settings():
             decoded = _decode(image, name)
         return _convert(decoded)
 
 
 @contextmanager
-def own_settings() -> Iterator[None]:
-    """Whatever its host has set: half an image is an error, long text is none, and a large image only where memory is too small."""
-    with _pillow_settings, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of damaged metadata, at length, and of large images
-        hosts = ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY, Image.MAX_IMAGE_PIXELS
+def pillow_settings() -> Iterator[None]:
+    """Override the host's settings of Pillow: truncated images are errors, long text is allowed, and memory limits an image's size."""
+    with _settings_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # long warnings about damaged metadata, and warnings about large images
+        before = ImageFile.LOAD_TRUNCATED_IMAGES, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY, Image.MAX_IMAGE_PIXELS
         ImageFile.LOAD_TRUNCATED_IMAGES = False
-        PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = max(TEXT_LIMIT, hosts[1]), max(TEXT_LIMIT, hosts[2])
-        Image.MAX_IMAGE_PIXELS = most_pixels()  # for icons in icons and frames in frames; the image itself is checked below
+        PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = max(TEXT_LIMIT, before[1]), max(TEXT_LIMIT, before[2])
+        Image.MAX_IMAGE_PIXELS = max_pixels()  # applies to images inside icons and to frames; `_check_readable` checks the image itself
         try:
             yield
         finally:
@@ -193,47 +193,45 @@ def own_settings() -> Iterator[None]:
                 PngImagePlugin.MAX_TEXT_CHUNK,
                 PngImagePlugin.MAX_TEXT_MEMORY,
                 Image.MAX_IMAGE_PIXELS,
-            ) = hosts
+            ) = before
 
 
 @contextmanager
-def refusing_damage(name: str | Path, file: BinaryIO | None = None) -> Iterator[None]:
-    """Turn Pillow's many errors into ours. Of an open `file` that Pillow does not know, the message says what it is, if we do."""
+def image_errors(name: str | Path, file: BinaryIO | None = None) -> Iterator[None]:
+    """Turn Pillow's many errors into ImageError. If Pillow cannot identify an open `file`, the message says what it is, if known."""
     try:
         yield
     except ImageError:
         raise
     except (Image.DecompressionBombError, MemoryError) as error:
-        raise ImageError(f"{name}: too large for the memory that is free; free some, or cut the image into parts") from error
+        raise ImageError(f"{name}: too large for the free memory; free some memory or split the image into parts") from error
     except UnidentifiedImageError as error:
-        if kind := _foreign_content(file):
-            raise ImageError(f"{name}: this is {kind}, which is not read here; save it as PNG first") from error
         expected = "expected PNG, JPEG, WebP, TIFF, BMP, GIF or another format that Pillow reads"
-        raise ImageError(f"{name}: not an image, or damaged at its beginning; {expected}") from error
-    except Exception as error:  # its readers of fifty formats raise anything there is
+        raise ImageError(f"{name}: {_identify(file) or f'not an image, or damaged at its beginning; {expected}'}") from error
+    except Exception as error:  # Pillow's fifty decoders raise all kinds of exceptions
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ImageError(f"{name}: the image is truncated or damaged and cannot be read whole ({reason}); get it again") from error
+        raise ImageError(f"{name}: the image is truncated or damaged ({reason}); get the file again") from error
 
 
-def _foreign_content(file: BinaryIO | None) -> str | None:
-    """What a file is that people take for an image and Pillow does not read, by its first bytes."""
+def _identify(file: BinaryIO | None) -> str | None:
+    """Say by its first bytes what a file is that Pillow does not read. Returns None if that is unknown."""
     if file is None:
         return None
     file.seek(0)
     head = file.read(64)
-    return next((kind for pattern, kind in FOREIGN_CONTENT.items() if re.match(pattern, head, re.DOTALL)), None)
+    return next((message for pattern, message in FOREIGN_CONTENT.items() if re.match(pattern, head, re.DOTALL)), None)
 
 
-def most_pixels() -> int:
-    """Pixels of the largest image that fits into the memory that is free."""
+def max_pixels() -> int:
+    """Return the number of pixels of the largest image that fits into free memory."""
     free = free_memory(torch.device("cpu"))
-    return USUAL_PIXELS if free is None else max(SMALL_PIXELS, free // PIXEL_BYTES)
+    return DEFAULT_PIXEL_LIMIT if free is None else max(MIN_PIXEL_LIMIT, free // PIXEL_BYTES)
 
 
 def _check_readable(image: Image.Image, name: str | Path) -> None:
-    """Refuse, before its pixels are decoded, what is no image but a program, or too large."""
+    """Raise ImageError, before any pixels are decoded, for an image that is a program or is too large."""
     if image.format in PROGRAMS:
-        raise ImageError(f"{name}: {image.format} files are programs, and none is run; save the image as PNG")
+        raise ImageError(f"{name}: {image.format} files are programs, which are not run here; save the image as PNG")
     check_pixels(name, image.width, image.height)
     tags: Any = getattr(image, "tag_v2", None)
     if image.format == "TIFF" and tags:
@@ -243,26 +241,29 @@ def _check_readable(image: Image.Image, name: str | Path) -> None:
 
 
 def _check_scans(file: BinaryIO, name: str | Path) -> None:
-    place, scans, last = file.tell(), 0, b""
+    position, scans, last_byte = file.tell(), 0, b""
     file.seek(0)
-    while piece := file.read(2**20):
-        scans += (last + piece).count(b"\xff\xda")
-        last = piece[-1:]
-    file.seek(place)
-    if scans > MOST_SCANS:
-        raise ImageError(f"{name}: it is put together from {scans} scans, and expected are {MOST_SCANS} or less; save it as PNG")
+    while chunk := file.read(2**20):
+        scans += (last_byte + chunk).count(b"\xff\xda")
+        last_byte = chunk[-1:]
+    file.seek(position)
+    if scans > MAX_SCANS:
+        raise ImageError(f"{name}: it has {scans} scans; expected at most {MAX_SCANS}; save it as PNG")
 
 
 def check_pixels(name: str | Path, width: int, height: int) -> None:
-    """Raise ImageError for an image, or a frame of a video, that is too large for the memory that is free."""
-    if width * height > (most := most_pixels()):
-        room = f"need {width * height * PIXEL_BYTES / 2**30:.1f} GiB of memory, and {most * PIXEL_BYTES / 2**30:.1f} are free"
-        raise ImageError(f"{name}: {width}x{height} pixels {room}; free some, or cut the image into parts")
+    """Raise ImageError for an image or a video frame that is too large for the free memory."""
+    if width * height > (limit := max_pixels()):
+        needed, free = (pixels * PIXEL_BYTES / 2**30 for pixels in (width * height, limit))
+        raise ImageError(
+            f"{name}: {width}x{height} pixels need {needed:.1f} GiB of memory, and only {free:.1f} GiB are free; "
+            "free some memory or split the image into parts"
+        )
 
 
 @dataclass
 class _Decoded:
-    """A loaded image, with what Pillow forgets when loading it."""
+    """A loaded image, with the information that Pillow drops when it loads one."""
 
     image: Image.Image
     name: str | Path
@@ -277,9 +278,9 @@ def _decode(image: Image.Image, name: str | Path, file: BinaryIO | None = None, 
     _check_readable(image, name)
     if file is not None and image.format in ("JPEG", "MPO"):
         _check_scans(file, name)
-    animated = image.format != "MPO" and getattr(image, "is_animated", False)  # the further images of an MPO are its previews
-    if animated and not in_animation:  # how many, it may take minutes to count
-        logger.warning("%s has several frames or pages; one of them is used", name)
+    animated = image.format != "MPO" and getattr(image, "is_animated", False)  # the other images of an MPO are previews
+    if animated and not in_animation:  # without their number: counting them can take minutes
+        logger.warning("%s has several frames or pages; only one of them is used", name)
     tiles = getattr(image, "tile", [])
     rawmode = _rawmode(tiles[0]) if tiles else ""
     tiff_exif = descriptive_exif(image.getexif()) if image.format == "TIFF" and (tiles or not animated) else None
@@ -290,14 +291,14 @@ def _decode(image: Image.Image, name: str | Path, file: BinaryIO | None = None, 
 
 
 def _coded_color(image: Image.Image, file: BinaryIO | None) -> CodedColor | None:
-    """Read beside Pillow, which passes over it; from the file of an image that is not loaded yet."""
+    """Read the colour code points, which Pillow ignores, from the file of an image that is not loaded yet."""
     file = file or getattr(image, "fp", None)
     with suppress(OSError, ValueError, AttributeError):
-        place = file.tell()  # type: ignore[union-attr]
+        position = file.tell()  # type: ignore[union-attr]
         try:
             return read_coded_color(file, image.format)  # type: ignore[arg-type]
         finally:
-            file.seek(place)  # type: ignore[union-attr]
+            file.seek(position)  # type: ignore[union-attr]
     return None
 
 
@@ -309,42 +310,42 @@ def _rawmode(tile: Any) -> str:
 def _decode_low_bytes(file: BinaryIO, rawmode: str) -> Image.Image:
     file.seek(0)
     image = Image.open(file)
-    image.tile = [_with_rawmode(tile, _LOW_BYTES[rawmode]) for tile in image.tile]
+    image.tile = [_replace_rawmode(tile, _LOW_BYTES[rawmode]) for tile in image.tile]
     image.load()
     return image
 
 
-def _with_rawmode(tile: Any, rawmode: str) -> Any:
+def _replace_rawmode(tile: Any, rawmode: str) -> Any:
     args = rawmode if isinstance(tile[3], str) else (rawmode, *tile[3][1:])
     return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
 
 
 def _convert(decoded: _Decoded) -> ImageData:
-    image, mode, full = decoded.image, _mode_to_take(decoded.image), _full_scale(decoded)
-    key, transform = _transparent_value(decoded), _transform_to_srgb(decoded)
+    image, mode, full = decoded.image, _numpy_mode(decoded.image), _full_scale(decoded)
+    transparent, transform = _transparent_value(decoded), _transform_to_srgb(decoded)
     grey = (mode not in ("RGB", "RGBA") or decoded.rawmode == "LA;16B") and image.format != "GIF"  # Pillow calls some palettes L
     bits = 16 if full == 65535 or image.mode == "F" else 8
     carried, orientation = read_carried(image, decoded.tiff_exif, decoded.coded_color, grey=grey, bits=bits, animated=decoded.animated)
     shape = image.size if orientation >= 5 else image.size[::-1]
     color, alpha = np.empty((*shape, 3), np.float32), None
     for rows in _row_bands(image.height, image.width):
-        samples = _samples(decoded, mode, transform, rows)
+        samples = _read_rows(decoded, mode, transform, rows)
         if samples.dtype == np.float32 and not np.isfinite(samples).all():
-            raise ImageError(f"{decoded.name}: the image has values that are infinite or not numbers")
+            raise ImageError(f"{decoded.name}: the image has values that are infinite or not numbers; expected finite values")
         channels = samples.shape[2]
-        light = np.clip(samples[..., : 1 if channels < 3 else 3], 0, full)
-        np.divide(light, full, out=_as_stored(color, orientation)[rows], dtype=np.float32)
-        if key is not None or channels in (2, 4):
+        values = np.clip(samples[..., : 1 if channels < 3 else 3], 0, full)
+        np.divide(values, full, out=_stored_view(color, orientation)[rows], dtype=np.float32)
+        if transparent is not None or channels in (2, 4):
             alpha = np.empty(shape, np.float32) if alpha is None else alpha
-            opacity = samples[..., -1] / np.float32(full) if key is None else (samples != key).any(axis=2)
-            _as_stored(alpha, orientation)[rows] = opacity
-    if alpha is not None and (key is not None or image.mode == "P") and alpha.min() == 1:
-        alpha = None  # a value is declared transparent and does not occur
+            opacity = samples[..., -1] / np.float32(full) if transparent is None else (samples != transparent).any(axis=2)
+            _stored_view(alpha, orientation)[rows] = opacity
+    if alpha is not None and (transparent is not None or image.mode == "P") and alpha.min() == 1:
+        alpha = None  # a value is declared transparent but does not occur
     return ImageData(color, alpha, carried)
 
 
-def _mode_to_take(image: Image.Image) -> str:
-    """The mode that numpy can take and that has all there is in the image's own."""
+def _numpy_mode(image: Image.Image) -> str:
+    """Return a mode that numpy can read and that keeps everything in the image's own mode."""
     if image.mode == "P":
         declared = isinstance(image.info.get("transparency"), (int, bytes))
         return "RGBA" if declared or (image.palette is not None and image.palette.mode == "RGBA") else "RGB"
@@ -352,13 +353,13 @@ def _mode_to_take(image: Image.Image) -> str:
 
 
 def _full_scale(decoded: _Decoded) -> int:
-    """The value of white. For modes I and F nothing says it: then it is 1 (F only), 255 or 65535, as the brightest value suggests."""
+    """Return the value of white. For modes I and F it is not specified, and guessed from the brightest value: 1 (F only), 255 or 65535."""
     image = decoded.image
     if decoded.low is not None or image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
         return 65535
     if image.mode not in ("I", "F"):
         return 255
-    scales = {1: 2.0, 255: 511.0, 65535: 131071.0} if image.mode == "F" else {255: 255.0, 65535: 65535.0}  # floats may overshoot a little
+    scales = {1: 2.0, 255: 511.0, 65535: 131071.0} if image.mode == "F" else {255: 255.0, 65535: 65535.0}  # floats may overshoot
     brightest: Any = image.getextrema()[1]
     if brightest > scales[65535]:
         raise ImageError(f"{decoded.name}: expected values up to 65535, got {brightest}; scale the image to 16 bits first")
@@ -366,11 +367,11 @@ def _full_scale(decoded: _Decoded) -> int:
 
 
 def _transparent_value(decoded: _Decoded) -> np.ndarray | None:
-    """The one value of grey or colour that is declared transparent, scaled as the samples are."""
+    """Return the grey or colour value that is declared transparent, on the scale of the samples, or None."""
     mode, value = decoded.image.mode, decoded.image.info.get("transparency")
     if mode == "RGB" and isinstance(value, (tuple, list)) and len(value) == 3:
         return np.array(value)
-    if not isinstance(value, int) or _mode_to_take(decoded.image) not in ("L", "I", "I;16", "I;16L", "I;16B", "I;16N"):
+    if not isinstance(value, int) or _numpy_mode(decoded.image) not in ("L", "I", "I;16", "I;16L", "I;16B", "I;16N"):
         return None
     return np.array([255 * bool(value) if mode == "1" else value * _PNG_GREY_STEPS.get(decoded.rawmode, 1)])
 
@@ -382,12 +383,12 @@ def _transform_to_srgb(decoded: _Decoded) -> ImageCms.ImageCmsTransform | None:
     try:
         return ImageCms.buildTransform(ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB"), image.mode, "RGB")
     except (ImageCms.PyCMSError, OSError) as error:
-        logger.warning("%s: its ICC profile does not fit its %s pixels and is not used (%s)", decoded.name, image.mode, error)
+        logger.warning("%s: its ICC profile does not fit its %s pixels and is ignored (%s)", decoded.name, image.mode, error)
         return None
 
 
-def _samples(decoded: _Decoded, mode: str, transform: ImageCms.ImageCmsTransform | None, rows: slice) -> np.ndarray:
-    """Rows of the image as stored: `(rows, w, channels)`, 1 to 4 channels of grey or colour, alpha last."""
+def _read_rows(decoded: _Decoded, mode: str, transform: ImageCms.ImageCmsTransform | None, rows: slice) -> np.ndarray:
+    """Return rows of the image as stored: `(rows, w, channels)`, 1 to 4 channels of grey or colour, alpha last."""
     box = (0, rows.start, decoded.image.width, rows.stop)
     band: Any = decoded.image.crop(box)
     if decoded.low is not None:
@@ -403,8 +404,8 @@ def _samples(decoded: _Decoded, mode: str, transform: ImageCms.ImageCmsTransform
     return samples if samples.ndim == 3 else samples[..., None]
 
 
-def _as_stored(upright: np.ndarray, orientation: int) -> np.ndarray:
-    """A view of an upright array in the order in which a file with this EXIF orientation stores it."""
+def _stored_view(upright: np.ndarray, orientation: int) -> np.ndarray:
+    """Return a view of an upright array in the order in which a file with this EXIF orientation stores it."""
     view = upright.swapaxes(0, 1) if orientation >= 5 else upright
     view = view[::-1] if orientation in (3, 4, 6, 7) else view
     return view[:, ::-1] if orientation in (2, 3, 7, 8) else view
@@ -419,26 +420,26 @@ def _row_bands(height: int, width: int) -> list[slice]:
 
 
 def to_pil(image: ImageData) -> Image.Image:
-    """An 8-bit image: L or LA where the image is grey, otherwise RGB or RGBA. Its `info` has the text, profile, EXIF, XMP and dpi."""
+    """Convert to an 8-bit PIL image: L or LA for grey, otherwise RGB or RGBA. Its `info` holds the text, profile, EXIF, XMP and dpi."""
     pil = to_image(image)
     pil.info.update(pil_info(image.carried, pil.size))
     return pil
 
 
 def write_image(image: ImageData, path: str | Path, format: str | None = None, quality: int = 95) -> None:
-    """Write an image, whole or not at all. The format is that of the suffix unless given.
+    """Write an image atomically. The format follows from the suffix unless given.
 
-    What a format keeps is said at the top of this module, for the pixels, and of `metadata`, for the rest.
-    `quality`, 1 to 100, is for JPEG and for WebP, where 100 is lossless.
+    The docstrings of this module and of `metadata` say what each format keeps. `quality`, 1 to 100, applies to JPEG and to WebP, where 100
+    is lossless.
     """
     path = Path(path)
     format = format_of(path, format)
-    with write_aside(path) as aside, Unnumbered(FileIO(aside, "wb")) as file:
+    with write_aside(path) as aside, WriterWithoutFileno(FileIO(aside, "wb")) as file:
         write_image_to(image, file, path, format, quality)
 
 
 def write_image_to(image: ImageData, file: BinaryIO, name: str | Path, format: str, quality: int = 95) -> None:
-    """Write an image as `write_image` does, into an open file; `format` is Pillow's name, and `name` is for messages."""
+    """Write an image like `write_image`, but to an open file; `format` is Pillow's name, and `name` is used in messages."""
     opaque = format in ("JPEG", "BMP")
     channels = _channels(image, opaque)
     bits = 16 if image.carried.bits == 16 and (format == "PNG" or (format == "TIFF" and channels == 1)) else 8
@@ -447,25 +448,25 @@ def write_image_to(image: ImageData, file: BinaryIO, name: str | Path, format: s
     if not 1 <= quality <= 100:
         raise ValueError(f"quality: expected 1 to 100, got {quality}")
     if opaque and image.alpha is not None and image.alpha.min() < 1:
-        logger.warning("%s: %s has no transparency; the image is put on white", name, format)
+        logger.warning("%s: %s has no transparency; the image is composited onto white", name, format)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of damaged metadata, at length
+        warnings.simplefilter("ignore")  # Pillow's long warnings about damaged metadata
         options = save_options(image.carried, format, quality, (width, height))
         if format == "PNG" and bits == 16:
-            _write_deep_png(image, file, options)
+            _write_16bit_png(image, file, options)
         else:
             to_image(image, bits, opaque).save(file, format=format, **options)
 
 
-class Unnumbered(BufferedWriter):
-    """A file that keeps its number from Pillow: encoders write to numbers themselves, and take half a write, on a full disk, for all."""
+class WriterWithoutFileno(BufferedWriter):
+    """Hides the file descriptor from Pillow, whose encoders would write to it directly and ignore partial writes on a full disk."""
 
     def fileno(self) -> int:
         raise UnsupportedOperation
 
 
 def format_of(path: Path, format: str | None = None) -> str:
-    """Pillow's name of the format to write. Raises ImageError for one that is not written."""
+    """Return Pillow's name of the format to write. Raises ImageError if it cannot be written."""
     suffix = (format or path.suffix).lower().lstrip(".")
     if suffix not in FORMATS:
         raise ImageError(f"{path}: expected a format among {', '.join(FORMATS)}, got {suffix or 'no suffix'}")
@@ -473,7 +474,7 @@ def format_of(path: Path, format: str | None = None) -> str:
 
 
 def check_target(name: str | Path, format: str, height: int, width: int) -> None:
-    """Raise ImageError for a format that cannot hold an image of this size, before the work of making one."""
+    """Raise ImageError if a format cannot hold an image of this size; to be called before upscaling."""
     _check_size(name, format, height, width, 1)
 
 
@@ -481,11 +482,11 @@ def _check_size(path: str | Path, format: str, height: int, width: int, pixel_by
     if max(height, width) > SIDE_LIMITS.get(format, math.inf):
         raise ImageError(f"{path}: {format} takes sides up to {SIDE_LIMITS[format]} pixels, got {width}x{height}; write it as png")
     if height * width * pixel_bytes > BYTE_LIMITS.get(format, math.inf):
-        raise ImageError(f"{path}: {format} files end at 4 GiB, and {width}x{height} pixels need more; write it as png")
+        raise ImageError(f"{path}: {format} files are limited to 4 GiB, and {width}x{height} pixels need more; write it as png")
 
 
 def _channels(image: ImageData, opaque: bool = False) -> int:
-    """The number of channels in a file. Raises ValueError for arrays that do not make an image."""
+    """Return the number of channels to write. Raises ValueError if the arrays do not form an image."""
     color, alpha = image.color, image.alpha
     if color.ndim != 3 or color.shape[2] != 3 or not color.size or (alpha is not None and alpha.shape != color.shape[:2]):
         raise ValueError(f"expected color (h, w, 3) and alpha (h, w) or None, got {color.shape} and {getattr(alpha, 'shape', None)}")
@@ -493,16 +494,16 @@ def _channels(image: ImageData, opaque: bool = False) -> int:
 
 
 def to_image(image: ImageData, bits: int = 8, opaque: bool = False) -> Image.Image:
-    """A Pillow image of the pixels alone."""
+    """Convert the pixels to a PIL image, without metadata."""
     height, width = image.color.shape[:2]
     pixels = np.empty((height, width, _channels(image, opaque)), np.uint16 if bits == 16 else np.uint8)
     for rows in _row_bands(height, width):
-        pixels[rows] = _quantised(image, rows, 2**bits - 1, opaque)
+        pixels[rows] = _quantize_rows(image, rows, 2**bits - 1, opaque)
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
-def _quantised(image: ImageData, rows: slice, full: int, opaque: bool = False) -> np.ndarray:
-    """Rows in the channels of a file, rounded to whole numbers up to `full`; put on white if to be opaque."""
+def _quantize_rows(image: ImageData, rows: slice, full: int, opaque: bool = False) -> np.ndarray:
+    """Return rows in the channels to write, rounded to integers up to `full`; if `opaque`, composited onto white."""
     samples = image.color[rows]
     if image.carried.grey:
         samples = samples.mean(axis=2, keepdims=True)
@@ -510,38 +511,38 @@ def _quantised(image: ImageData, rows: slice, full: int, opaque: bool = False) -
         alpha = image.alpha[rows][..., None]
         samples = samples * alpha + (1 - alpha) if opaque else np.concatenate([samples, alpha], axis=2)
     if not np.isfinite(samples).all():
-        raise ValueError("the image to be written has values that are infinite or not numbers; expected values in [0, 1]")
+        raise ValueError("the image to write has values that are infinite or not numbers; expected values in [0, 1]")
     return np.rint(np.clip(samples, 0, 1) * full)
 
 
 # --- PNG with 16 bits ----------------------------------------------------------------------------
 
 
-def _write_deep_png(image: ImageData, file: BinaryIO, options: dict[str, Any]) -> None:
-    """Write a 16-bit PNG, which Pillow cannot: it makes the chunks for one pixel, and header and pixels are replaced by ours."""
+def _write_16bit_png(image: ImageData, file: BinaryIO, options: dict[str, Any]) -> None:
+    """Write a 16-bit PNG, which Pillow cannot: it makes the chunks of a one-pixel image, and we replace the header and the pixels."""
     height, width = image.color.shape[:2]
     color_type = {1: 0, 2: 4, 3: 2, 4: 6}[_channels(image)]
     file.write(b"\x89PNG\r\n\x1a\n")
     for name, data, _ in PngImagePlugin.getchunks(Image.new("RGB", (1, 1)), **options):
         if name == b"IHDR":
             data = struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0)
-        for piece in _deflated_rows(image) if name == b"IDAT" else [data]:
-            PngImagePlugin.putchunk(file, name, piece)
+        for chunk in _deflate_rows(image) if name == b"IDAT" else [data]:
+            PngImagePlugin.putchunk(file, name, chunk)
 
 
-def _deflated_rows(image: ImageData) -> Iterator[bytes]:
+def _deflate_rows(image: ImageData) -> Iterator[bytes]:
     height, width = image.color.shape[:2]
     pixel_bytes = 2 * _channels(image)
     deflate, above = zlib.compressobj(), np.zeros((1, width * pixel_bytes), np.uint8)
     for rows in _row_bands(height, width):
-        data = _quantised(image, rows, 65535).astype(">u2", order="C").view(np.uint8).reshape(-1, width * pixel_bytes)
-        yield deflate.compress(_filtered(data, above, pixel_bytes).tobytes())
+        data = _quantize_rows(image, rows, 65535).astype(">u2", order="C").view(np.uint8).reshape(-1, width * pixel_bytes)
+        yield deflate.compress(_filter_rows(data, above, pixel_bytes).tobytes())
         above = data[-1:]
     yield deflate.flush()
 
 
-def _filtered(data: np.ndarray, above: np.ndarray, pixel_bytes: int) -> np.ndarray:
-    """Rows of bytes as differences from the pixel to the left (PNG filter 1) or above (2), the smaller ones, after the filter's number."""
+def _filter_rows(data: np.ndarray, above: np.ndarray, pixel_bytes: int) -> np.ndarray:
+    """Filter rows of bytes by the pixel to the left (PNG filter 1) or above (2), whichever is smaller; each begins with its filter."""
     left = np.zeros_like(data)
     left[:, pixel_bytes:] = data[:, :-pixel_bytes]
     choices = np.stack([data - left, data - np.concatenate([above, data[:-1]])])

@@ -1,4 +1,4 @@
-"""What memory is free, on a device and in a container, and what an error that says it is full looks like."""
+"""Free memory on a device and in a container, and recognising out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .planning import MemoryBudgetError
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that may be taken on a device without asking: four fifths of what is free, or None where that cannot be known."""
+    """Bytes to use on a device by default: four fifths of what is free, or None if unknown."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (torch.cuda.mem_get_info(device)[0] + cached) * 4 // 5
@@ -49,7 +49,7 @@ def keep_freed_memory() -> None:
 
 VERSION_1 = ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 VERSION_2 = ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
-"""Where control groups are, and the names of limit, use, and within the use of what is dropped when somebody needs the room."""
+"""Folder of the control groups, and the names of limit, usage, and the part of the usage that the kernel can reclaim."""
 
 
 def room_in_container(root: Path = Path("/")) -> int | None:
@@ -106,7 +106,7 @@ OUT_OF_MEMORY = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is full, a device's or the process's. Few have a class for it; the others say so in words."""
+    """Whether an error means that memory is full. Only some backends have a class for it; the others are recognised by message."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY)

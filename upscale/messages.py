@@ -1,4 +1,4 @@
-"""What the commands say: how far they are, and why something cannot be done."""
+"""Terminal output of the commands: progress bar, log and error messages."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ import sys
 import click
 
 BAR = "{desc} {percentage:3.0f}%|{bar}| {elapsed} done, {remaining} left{postfix}"
-"""Of tqdm."""
+"""Format of tqdm's progress bar."""
 
 
 class Interrupted(BaseException):
-    """Ctrl-C, on its way past click, which would make an exit code of it."""
+    """Carries Ctrl-C past click, which would turn it into an exit code."""
 
 
 class Messages(click.Group):
-    """Turns the errors that say what to do into one line and exit code 1, and keeps to the habits of shells.
+    """Command group that reports expected errors in one line with exit code 1, and follows shell conventions.
 
-    Names are written whatever letters the output takes, Ctrl-C ends the process by its signal so that a loop around it ends too, and a
-    reader of standard output that has had enough (`| head`) is no error.
+    Characters that the output's encoding lacks are escaped. Ctrl-C ends the process by its signal, so that a shell loop around it stops
+    too. A closed standard output (`| head`) is not an error.
     """
 
     def main(self, *args, **extra):
-        """Run as the program, or for a test."""
+        """Run the command line, as the program or in a test."""
         for stream in (sys.stdout, sys.stderr):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors="backslashreplace")
@@ -46,7 +46,7 @@ class Messages(click.Group):
 
 
 def end_by_interrupt() -> None:
-    """End as a program does that does nothing about Ctrl-C; a shell reports 130, and stops its loop."""
+    """Die from SIGINT, like a program that does not handle Ctrl-C: the shell reports 130 and stops its loop."""
     if sys.platform == "win32":
         sys.exit(128 + signal.SIGINT)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -54,24 +54,24 @@ def end_by_interrupt() -> None:
 
 
 def close_output() -> None:
-    """Have Python not complain, at its end, about standard output that nobody reads."""
+    """Redirect standard output to the null device, so that Python does not complain at exit about a closed pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class OneLine(logging.Formatter):
-    """Log lines without what moves a cursor: names of files come from anybody. A traceback after one is as it is."""
+    """Escapes control characters in log lines, because file names are untrusted. A traceback below a line is left as it is."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return one_line(super().formatMessage(record))
 
 
 def log_to_terminal() -> None:
-    """Send the log to the terminal, where results are not."""
+    """Send the log to standard error; standard output is for results."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def one_line(text: str) -> str:
-    """Text for a terminal, with escapes for the control characters and line ends that a name or a file may hold."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+    """Escape control characters and line ends, which a file name or a file's content may hold, for output on a terminal."""
+    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

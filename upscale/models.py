@@ -1,7 +1,7 @@
 """Files of weights in a host's folders: which of them are ours, what they are called in a list, and safetensors in place of pickled ones.
 
 Nothing here reads a whole file, or runs anything in it, to make a list: the names of the tensors stand in clear in the header of a
-safetensors file and at the beginning of a PyTorch one, and they say whose network it is.
+safetensors file and at the beginning of a PyTorch one, which is enough to recognise a network.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def list_models(folders: Iterable[str | Path]) -> dict[str, Path]:
     """Every TransformerSR model a user can choose: label to file, those that come with the package first.
 
     Labels are for saved workflows and settings, and so do not change: the name for a shipped model (`x4-tiny`), the path below its
-    folder with "/" and ending for a file (`anime/mine.pth`). Of two files with one label the earlier folder's counts. Left out are
-    other networks, and what `as_safetensors` made of a file that is still there. Folders need not exist. Cheap: a file is looked into
+    folder with "/" and ending for a file (`anime/mine.pth`). Of two files with one label the earlier folder's counts. Other networks are
+    skipped, and so are copies that `as_safetensors` made of a file that is still there. Folders need not exist. Cheap: a file is read
     again only when its size or time changes.
     """
     models = available_models()
@@ -71,7 +71,7 @@ def scale_of(path: Path) -> int | None:
 
 
 def stamp(path: Path) -> str:
-    """What changes when a file is replaced: its size and time."""
+    """A string of size and modification time, which changes when a file is replaced."""
     status = path.stat()
     return f"{status.st_size}-{status.st_mtime_ns}"
 
@@ -99,16 +99,16 @@ NAMES = (
 
 
 def is_transformersr(path: Path) -> bool:
-    """Whether a file is, by the names in its index, a network of ours or the original author's.
+    """Whether the tensor names of a file are those of our networks or the original author's.
 
-    A file that calls itself transformersr passes too: if it is none, or damaged, the user gets to hear why when it is loaded.
+    A file named transformersr passes too: if it is something else, or damaged, loading it reports why.
     """
     return "transformersr" in path.name.lower() or _probe(path).ours
 
 
 @dataclass(frozen=True)
 class _Probe:
-    """What the index of a file says."""
+    """Facts from the index of a file."""
 
     ours: bool = False
     converted_from: str | None = None
@@ -117,7 +117,7 @@ class _Probe:
 
 
 def _probe(path: Path) -> _Probe:
-    """Look into a file, once for each of its versions; one that cannot be read says nothing."""
+    """Probe a file, once per version; an unreadable file gives an empty probe."""
     try:
         return _look_into(str(path), stamp(path)) if path.is_file() else _Probe()  # a pipe would be waited for
     except (OSError, ValueError, RecursionError):
@@ -151,7 +151,7 @@ def _look_into_header(header: dict) -> _Probe:
 
 
 def _what_it_is(start: bytes) -> str | None:
-    """What a file holds that is not weights, by its first bytes; None for an unknown kind, which may be a network's."""
+    """Describe a file that is not weights, by its first bytes; None for an unknown kind, which may be weights."""
     text = start.lstrip().lower()
     if not text:
         return "the file is empty; download it again"
@@ -168,10 +168,10 @@ def _what_it_is(start: bytes) -> str | None:
 
 
 def as_safetensors(path: str | Path, cache: str | Path | None = None) -> Path:
-    """The file itself if it is safetensors, else a safetensors of it, made when it is first asked for and after every change of the file.
+    """The file itself if it is safetensors, else a safetensors copy, made on first use and after every change of the file.
 
-    It lies beside the file, under its name, or in the folder `cache` where that place is taken or cannot be written to. Where neither
-    can be, the file itself is returned, which `load_model` reads as well. The file is never changed, nor any other of the user's.
+    The copy is written next to the file, under the same name, or to the folder `cache` if that name is taken or the folder is read-only.
+    If neither works, the file itself is returned, which `load_model` reads as well. No file of the user's is ever changed.
 
     Raises CheckpointError if the file is not a TransformerSR network, OSError if it cannot be read.
     """
@@ -186,7 +186,7 @@ def as_safetensors(path: str | Path, cache: str | Path | None = None) -> Path:
             return target
     for target in targets:
         if target.exists() and (_probe(target).converted_from or "").rpartition(" ")[0] != path.name:
-            continue  # somebody else's
+            continue  # not made from this file
         with suppress(OSError):
             target.parent.mkdir(parents=True, exist_ok=True)
             convert_file(path, target, metadata={CONVERTED: source})
@@ -202,6 +202,6 @@ def _targets(path: Path, cache: str | Path | None) -> list[Path]:
 
 
 def _is_copy(path: Path) -> bool:
-    """Whether `as_safetensors` made a file from one beside it."""
+    """Whether `as_safetensors` made a file from another one in the same folder."""
     source = (_probe(path).converted_from or "").rpartition(" ")[0]
     return source not in ("", ".", "..") and Path(source).name == source and os.path.isfile(path.with_name(source))

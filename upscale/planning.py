@@ -1,4 +1,4 @@
-"""How much memory a network takes for an image, and how large its bands may be. Integers only; nothing here knows PyTorch.
+"""How much memory a network takes for an image, and how large its bands may be. Integer arithmetic only, without PyTorch.
 
 The network streams the image through its layers in bands of rows (`arch/streaming.py`), so the height of a band changes memory and
 speed and nothing else.
@@ -74,14 +74,14 @@ class Workload:
 
     @property
     def row_bytes(self) -> int:
-        """What each row that is being computed costs: queries, keys and values, or the hidden layer, or the tail."""
+        """Cost of each row in work: queries, keys and values, or the hidden layer, or the tail."""
         config = self.config
         body = (8 + 2 * config.mlp_ratio) * config.embed_dim
         tail = 4 * config.channels * (config.scale * config.unshuffle) ** 2
         return max(body, tail) * self.width // config.unshuffle * self.element_size
 
     def bytes_for(self, band_rows: int) -> int:
-        """What a run takes with bands of this height."""
+        """Memory of a run with bands of this height."""
         return self.image_bytes + (min(band_rows, self.rows) + self.held_rows) * self.row_bytes
 
     def band_rows(self, budget: int | None, most: int | None = None) -> int:
@@ -109,7 +109,7 @@ class Plan:
     offload: bool
 
     def smaller(self, step: int, can_offload: bool) -> Plan | None:
-        """What to try when the device is full: half the band, and at the end offloading; None where nothing is left to try."""
+        """The next plan to try when the device is full: half the band, finally offloading; None if nothing is left to try."""
         if self.band_rows > step:
             return replace(self, band_rows=max(step, self.band_rows // 2 // step * step))
         return Plan(step, True) if can_offload and not self.offload else None
@@ -143,7 +143,7 @@ def frames_together(work: Workload, count: int, budget: int | None, most_pixels:
 
 
 def memory_required(work: Workload, count: int) -> int:
-    """What a batch takes where memory does not limit it, in bands and frames of `PASS_PIXELS`: more would not make it faster."""
+    """Memory for a batch without a limit, in bands and frames of `PASS_PIXELS`; more would not make it faster."""
     work = replace(work, width=work.width * max(1, min(count, PASS_PIXELS // (work.height * work.width))))
     return work.bytes_for(max(work.step, PASS_PIXELS // work.width))
 
@@ -187,7 +187,7 @@ def proportional_size(height: int, width: int, to_height: int = 0, to_width: int
 
 
 def count_passes(height: int, width: int, scale: int, target_height: int, target_width: int) -> int:
-    """How often a network has to run until both sides are long enough, at least once."""
+    """Number of network passes until both sides are long enough, at least 1."""
     passes = 1
     while scale > 1 and (height * scale**passes < target_height or width * scale**passes < target_width):
         passes += 1

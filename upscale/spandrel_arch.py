@@ -1,7 +1,7 @@
-"""TransformerSR as an architecture of spandrel, the library with which most programs load upscalers.
+"""TransformerSR as an architecture of spandrel, the library that most programs use to load upscalers.
 
-Such a program runs the network in overlapping tiles of its own, where `Upscaler` gives the exact full-frame result. And it shows us tensors
-without their file's name: an original author's file is taken to have windows of 4 and 16 heads, as its newer ones have.
+Such a program runs the network in its own overlapping tiles, whereas `Upscaler` gives the exact full-frame result. It also passes tensors
+without their file's name, so a file of the original author's is assumed to have a window size of 4 and 16 heads, like the newer ones.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ ID = "TransformerSR"
 
 
 class TransformerSRArch(Architecture[TransformerSR]):
-    """Recognises our files and both generations of the original author's by their keys."""
+    """Recognises our files, and both formats of the original author's, by their keys."""
 
     def __init__(self) -> None:
         super().__init__(id=ID, name=ID, detect=KeyCondition.has_any(*(KeyCondition.has_all(*names) for names in NAMES)))
 
     def load(self, state_dict: dict[str, torch.Tensor]) -> ImageModelDescriptor[TransformerSR]:
-        """Build the network of a state dict. Raises ValueError with one sentence."""
+        """Build the network from a state dict. Raises ValueError with a one-sentence message."""
         checkpoint = recognise(state_dict, {})
         return describe(checkpoint.config, checkpoint.weights, self)
 
@@ -32,7 +32,7 @@ class TransformerSRArch(Architecture[TransformerSR]):
 def describe(
     config: TransformerSRConfig, weights: StateDict, architecture: Architecture[TransformerSR] | None = None
 ) -> ImageModelDescriptor[TransformerSR]:
-    """A network as spandrel's users expect it, ready to run."""
+    """Wrap a network in spandrel's model descriptor, ready to run."""
     return ImageModelDescriptor(
         TransformerSR(config),
         weights,
@@ -50,6 +50,6 @@ def describe(
 
 
 def register() -> None:
-    """Let spandrel's loaders open our files, in this process. Once is enough, more do no harm."""
+    """Let spandrel's loaders open our files in this process. Safe to call more than once."""
     if ID not in MAIN_REGISTRY:
         MAIN_REGISTRY.add(ArchSupport.from_architecture(TransformerSRArch()))

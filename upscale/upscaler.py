@@ -25,9 +25,9 @@ from .transparency import bleed
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 DEFAULT_MODEL = "x4-tiny"
 CRISP = "-crisp"
-"""What the name of a crisp model has after that of its faithful sibling."""
+"""Suffix of a crisp model's name, after the name of its faithful sibling."""
 BATCH_PIXELS = 2**24
-"""Upscaled pixels of a batch that exist in float32 at once, beside its result; a single image may have more."""
+"""Maximum number of upscaled float32 pixels of a batch in memory at once, result excluded; a single image may have more."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 AnyImage = TypeVar("AnyImage", Image.Image, np.ndarray, Tensor)
@@ -67,7 +67,7 @@ def find_model(name_or_path: str | Path | None = None) -> Path:
 
 
 def crisp_sibling(path: Path) -> Path | None:
-    """The crisp model of the same network beside a faithful one (`x4-tiny-crisp` for `x4-tiny`), if there is one."""
+    """The crisp model next to a faithful one of the same network (`x4-tiny-crisp` for `x4-tiny`), if there is one."""
     sibling = path.with_name(f"{path.stem}{CRISP}{path.suffix}")
     return sibling if sibling.is_file() else None
 
@@ -106,7 +106,7 @@ def _check_shipped(path: Path) -> None:
     if f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" not in lines:
         raise CheckpointError(
             f"{path} is not the file that came with the package: it is damaged, half a download, a Git LFS pointer, or was replaced (its "
-            "SHA-256 is not the one in SHA256SUMS beside it); install the package again, or to use it as it is, copy it elsewhere and give "
+            "SHA-256 differs from the one in SHA256SUMS); install the package again, or to use it as it is, copy it elsewhere and give "
             "that path"
         )
 
@@ -198,7 +198,7 @@ class Upscaler:
 
     @property
     def scale(self) -> int:
-        """How many times larger one pass makes an image."""
+        """Scale factor of one pass."""
         return self.model.config.scale
 
     def __call__(
@@ -342,11 +342,11 @@ def _array_to_batch(image: np.ndarray) -> tuple[Tensor, Restore]:
 
 
 def _as_rgb(images: Tensor) -> Tensor:
-    """What the network is given for `(b, c, h, w)`, c = 1, 3 or 4: RGB, and then transparency as grey images where it varies."""
+    """Network input for `(b, c, h, w)`, c = 1, 3 or 4: RGB, followed by transparency as grey images where it varies."""
     color, alpha = images[:, :3].expand(-1, 3, -1, -1), images[:, 3:]
     if not _varies(alpha):
         return color
-    color = torch.stack([_bled(*pair) for pair in zip(color, alpha, strict=True)])
+    color = torch.stack([_bleed_color(*pair) for pair in zip(color, alpha, strict=True)])
     return torch.cat([color, alpha.expand(-1, 3, -1, -1)])
 
 
@@ -372,13 +372,13 @@ def _share_of_batch(progress: ProgressCallback | None, start: int, some: int, co
 
 
 def _within_range(large: Tensor, small: Tensor) -> Tensor:
-    """Keep upscaled transparency within what lies around each place in the original, so that opaque stays opaque and empty stays empty."""
+    """Clamp upscaled transparency to the range around each place in the original, so opaque stays opaque and empty stays empty."""
     high, low = F.max_pool2d(small, 5, 1, 2), -F.max_pool2d(-small, 5, 1, 2)
     low, high = (F.interpolate(bound, large.shape[2:], mode="nearest") for bound in (low, high))
     return large.clamp(low, high)
 
 
-def _bled(color: Tensor, alpha: Tensor) -> Tensor:
-    """Visible colour carried on under what is transparent: `(3, h, w)` and `(1, h, w)` to `(3, h, w)`."""
+def _bleed_color(color: Tensor, alpha: Tensor) -> Tensor:
+    """Extend visible colour under transparent pixels: `(3, h, w)` and `(1, h, w)` to `(3, h, w)`."""
     filled = bleed(color.permute(1, 2, 0).float().cpu().numpy(), alpha[0].float().cpu().numpy())
     return torch.from_numpy(filled).permute(2, 0, 1).to(color)

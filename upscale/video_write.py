@@ -1,6 +1,6 @@
-"""A video file being written: the upscaled frames, and every other stream copied, or converted where the file cannot hold it as it is.
+"""Write a video file: the upscaled frames, and every other stream, copied or, if the format cannot hold it, converted.
 
-One stream never costs the video. What is converted or left out is said in one line each.
+A problem with one stream never fails the video. Each stream that is converted or left out is logged in one line.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ logger = logging.getLogger(__name__)
 CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """Suffixes that can be written, with FFmpeg's names of the formats."""
 ALPHA_ENCODERS = {"mov": ("prores_ks", "yuva444p10le"), "matroska": ("libvpx-vp9", "yuva420p")}
-"""Encoder and pixel format of transparent video for the formats that can hold it."""
+"""Encoder and pixel format for transparent video, for the formats that can hold it."""
 AUDIO_ENCODERS = {"mp4": "aac", "mov": "aac", "matroska": "flac"}
-"""For sound that a format cannot hold as it is; Matroska, which holds nearly everything, gets it without loss."""
+"""Encoders for audio that a format cannot hold unchanged. Matroska, which holds nearly everything, gets it losslessly."""
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 LAYOUTS = {1: "mono", 2: "stereo", 3: "2.1", 4: "quad", 5: "5.0", 6: "5.1", 7: "6.1", 8: "7.1"}
-"""For files that say how many channels there are, and not which."""
+"""Channel layouts for files that only give the number of channels."""
 SUBTITLE_ENCODERS = {"mp4": "mov_text", "mov": "mov_text", "matroska": "srt"}
-"""For subtitles that are text."""
+"""Encoders for text subtitles."""
 
 
 def pixel_format(like: FrameFormat, format: str) -> str:
-    """FFmpeg's name of the pixels that the encoder takes."""
+    """Return FFmpeg's name of the pixel format that the encoder takes."""
     if like.alpha and format in ALPHA_ENCODERS:
         return ALPHA_ENCODERS[format][1]
     return "yuv420p10le" if like.deep else "yuv420p"
 
 
 def add_video(out: Any, source: VideoSource, like: FrameFormat, height: int, width: int, quality: int) -> Any:
-    """The stream of upscaled frames, said to be of the colours and the rate of the old one."""
-    format, images = out.format.name, source.stream
+    """Add the stream of upscaled frames, with the colour tags and the frame rate of the source's stream."""
+    format, old_stream = out.format.name, source.stream
     transparent = like.alpha and format in ALPHA_ENCODERS
     codec = ALPHA_ENCODERS[format][0] if transparent else "libx264"
-    stream = out.add_stream(codec, rate=images.guessed_rate or images.average_rate or 25)
-    context, old = stream.codec_context, images.codec_context
+    stream = out.add_stream(codec, rate=old_stream.guessed_rate or old_stream.average_rate or 25)
+    context, old = stream.codec_context, old_stream.codec_context
     context.width, context.height, context.pix_fmt = width, height, pixel_format(like, format)
-    context.time_base = images.time_base
+    context.time_base = old_stream.time_base
     context.options = _encoder_options(codec, like, quality)
     for name in ("color_primaries", "color_trc"):
         setattr(context, name, getattr(old, name))
@@ -55,9 +55,10 @@ def add_video(out: Any, source: VideoSource, like: FrameFormat, height: int, wid
     if old.sample_aspect_ratio:
         ratio = old.sample_aspect_ratio
         context.sample_aspect_ratio = 1 / ratio if like.turns % 2 else ratio
-    stream.metadata.update({name: text for name, text in images.metadata.items() if name in ("language", "title")})
+    stream.metadata.update({name: text for name, text in old_stream.metadata.items() if name in ("language", "title")})
     if like.alpha and not transparent:
-        logger.warning("%s: %s files hold no transparency; the video is put on white (.mov and .mkv keep it)", source.path, format)
+        text = "%s: %s files cannot hold transparency; the video is composited onto white (.mov and .mkv keep transparency)"
+        logger.warning(text, source.path, format)
     if codec != "libx264" and (like.mastering_display or like.light_level):
         source.notes["the mastering display and light level of HDR"] = 1
     return stream
@@ -68,15 +69,14 @@ def _encoder_options(codec: str, like: FrameFormat, quality: int) -> dict[str, s
         return {"profile": "4444", "alpha_bits": "16"}
     factor = min(51, max(0, 16 + (95 - quality) / 2))
     if codec == "libvpx-vp9":
-        return {"crf": f"{factor:.0f}", "b": "0", "auto-alt-ref": "0", "row-mt": "1"}  # alpha takes no frames that are not shown
-    said = [f"mastering-display={like.mastering_display}"] * bool(like.mastering_display) + [f"cll={like.light_level}"] * bool(
-        like.light_level
-    )
-    return {"crf": f"{factor:g}", "preset": "medium", "tune": "animation"} | ({"x264-params": ":".join(said)} if said else {})
+        return {"crf": f"{factor:.0f}", "b": "0", "auto-alt-ref": "0", "row-mt": "1"}  # alpha does not work with alt-ref frames
+    hdr = {"mastering-display": like.mastering_display, "cll": like.light_level}
+    params = ":".join(f"{name}={value}" for name, value in hdr.items() if value)
+    return {"crf": f"{factor:g}", "preset": "medium", "tune": "animation"} | ({"x264-params": params} if params else {})
 
 
 class Streams:
-    """The streams of a video other than its images, on their way into another file."""
+    """Copies or converts all streams of a video other than the upscaled one into another file."""
 
     def __init__(self, out: Any, source: VideoSource, target: Path):
         self.out, self.source, self.target = out, source, target
@@ -90,18 +90,18 @@ class Streams:
         kinds: dict[str, type[_Copy]] = {"audio": _Audio, "subtitle": _Subtitle}
         for kind in (_Copy, kinds.get(old.type, _Copy)):
             if (old.type in ("audio", "subtitle", "attachment")) and kind.fits(format, old):
-                self.streams[old.index] = kind(self.out, old)
+                new = self.streams[old.index] = kind(self.out, old)
                 if kind is not _Copy:
-                    remedy = "" if format == "matroska" else "; .mkv files hold most as they are (-o NAME.mkv)"
-                    text = "%s: %s becomes %s, as %s files cannot hold it as it is%s"
-                    logger.warning(text, self.source.path, _name(old), self.streams[old.index].codec, self.target.suffix.lower(), remedy)
+                    remedy = "" if format == "matroska" else "; .mkv files can hold most streams unchanged (-o NAME.mkv)"
+                    text = "%s: %s is converted to %s, because %s files cannot hold it unchanged%s"
+                    logger.warning(text, self.source.path, _name(old), new.stream.codec_context.name, self.target.suffix.lower(), remedy)
                 return
-        remedy = "" if format == "matroska" or old.type == "data" else " (.mkv files may: -o NAME.mkv)"
-        text = "%s: %s is left out, as %s files cannot hold it%s"
+        remedy = "" if format == "matroska" or old.type == "data" else "; .mkv files may be able to (-o NAME.mkv)"
+        text = "%s: %s is left out, because %s files cannot hold it%s"
         logger.warning(text, self.source.path, _name(old), self.target.suffix.lower(), remedy)
 
     def write(self, packet: Any) -> None:
-        """Take a packet along if its stream is; one that the file does not take is counted."""
+        """Write a packet if its stream is kept. A packet that cannot be written is counted."""
         import av
 
         stream = self.streams.get(packet.stream.index)
@@ -111,15 +111,15 @@ class Streams:
             ready = stream.packets(packet)
         except av.FFmpegError as error:
             _raise_if_full(error)
-            self.source.notes[f"damaged packet{{s}} of the {packet.stream.type}"] += 1
+            self.source.notes[f"damaged {packet.stream.type} packet{{s}}"] += 1
             return
-        for one in ready:
-            self._mux(one, packet.stream.type)
+        for new_packet in ready:
+            self._mux(new_packet, packet.stream.type)
 
     def finish(self) -> None:
-        """Write what encoders have kept back."""
+        """Flush the encoders."""
         for stream in self.streams.values():
-            for packet in stream.rest():
+            for packet in stream.flush():
                 self._mux(packet, "audio")
 
     def _mux(self, packet: Any, kind: str) -> None:
@@ -128,7 +128,7 @@ class Streams:
         try:
             self.out.mux(packet)
         except (av.ArgumentError, av.InvalidDataError):
-            self.source.notes[f"packet{{s}} of the {kind} that {self.target.suffix.lower()} files do not take"] += 1
+            self.source.notes[f"{kind} packet{{s}} that {self.target.suffix.lower()} files cannot hold"] += 1
 
 
 def _raise_if_full(error: Any) -> None:
@@ -143,9 +143,7 @@ def _name(old: Any) -> str:
 
 
 class _Copy:
-    """A stream that goes along as it is."""
-
-    codec = ""
+    """A stream that is copied unchanged."""
 
     def __init__(self, out: Any, old: Any):
         self.old = old
@@ -157,7 +155,7 @@ class _Copy:
 
     @classmethod
     def fits(cls, format: str, old: Any) -> bool:
-        """Whether a file of a format can hold the stream, tried with one in memory."""
+        """Whether a format can hold the stream, by trying it with a file in memory."""
         import av
 
         try:
@@ -173,7 +171,7 @@ class _Copy:
         return out.add_stream_from_template(old, opaque=True)
 
     def packets(self, packet: Any) -> Iterable[Any]:
-        """What becomes of a packet, with times that no container refuses."""
+        """Return the packets to write for a packet, with times that every container accepts."""
         dts = packet.dts if packet.dts is not None else packet.pts
         if dts is None:
             dts = self._next or 0
@@ -185,16 +183,12 @@ class _Copy:
         packet.stream = self.stream
         return [packet]
 
-    def rest(self) -> Iterable[Any]:
+    def flush(self) -> Iterable[Any]:
         return []
 
 
 class _Audio(_Copy):
-    """Sound that is encoded anew."""
-
-    @property
-    def codec(self) -> str:  # type: ignore[override]
-        return self.stream.codec_context.name
+    """Audio that is re-encoded."""
 
     @staticmethod
     def add(out: Any, old: Any) -> Any:
@@ -214,7 +208,7 @@ class _Audio(_Copy):
     def packets(self, packet: Any) -> Iterable[Any]:
         return [ready for frame in packet.decode() for ready in self.stream.encode(frame)]
 
-    def rest(self) -> Iterable[Any]:
+    def flush(self) -> Iterable[Any]:
         import av
 
         with suppress(av.FFmpegError):
@@ -224,22 +218,18 @@ class _Audio(_Copy):
 
 
 class _Subtitle(_Copy):
-    """Text that is encoded anew."""
-
-    @property
-    def codec(self) -> str:  # type: ignore[override]
-        return self.stream.codec_context.name
+    """Text subtitles that are re-encoded."""
 
     @staticmethod
     def add(out: Any, old: Any) -> Any:
         if not hasattr(old.codec_context, "encode_subtitle"):
-            raise ValueError("this PyAV encodes no subtitles")
+            raise ValueError("this PyAV cannot encode subtitles")
         header = old.codec_context.subtitle_header
         if not header:
             old.codec_context.open(strict=False)
             header = old.codec_context.subtitle_header
         if not header:
-            raise ValueError("subtitles of images cannot become text")
+            raise ValueError("image subtitles cannot be converted to text")
         stream = out.add_stream(SUBTITLE_ENCODERS[out.format.name])
         stream.codec_context.subtitle_header = header
         stream.time_base = stream.codec_context.time_base = Fraction(1, 1000)
@@ -258,12 +248,12 @@ class _Subtitle(_Copy):
         yield ready
 
 
-def say_what_is_missing(source: VideoSource) -> None:
-    """One line for what could not be read or is not taken along."""
-    missing = [
-        f"{count} {what}".format(s="s" * (count > 1)) if "{s}" in what else what  # {s} in what is counted
-        for what, count in source.notes.items()
+def warn_of_losses(source: VideoSource) -> None:
+    """Log in one line everything that could not be read or is not in the new file."""
+    losses = [
+        f"{count} {note}".format(s="s" * (count > 1)) if "{s}" in note else note  # notes with {s} are countable
+        for note, count in source.notes.items()
         if count
     ]
-    if missing:
-        logger.warning("%s: the video is done, without %s", source.path, "; ".join(missing))
+    if losses:
+        logger.warning("%s: the video is done, with these losses: %s", source.path, "; ".join(losses))

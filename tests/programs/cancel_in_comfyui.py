@@ -19,7 +19,7 @@ package = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
 assert "spandrel" not in sys.modules, "importing the nodes is slow"
 node = package.NODE_CLASS_MAPPINGS["TransformerSRUpscale"]()
-model = node._upscaler("x4-tiny", "auto", 0.0, 0.0, False).model
+model = node._upscaler("x4-tiny", sys.modules[type(node).__module__].Settings()).model
 bands = []
 
 

@@ -1,1 +1,1 @@
-"""Images in: a folder, split, read and kept, and the crops that are cut from it."""
+"""Training data: split, read and cache a folder of images, and cut crops from them."""

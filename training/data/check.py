@@ -1,4 +1,4 @@
-"""What `transformersr check` says about a folder of images before a run, and images that look the same."""
+"""Check a folder of images before a run (`transformersr check`), and find near-duplicates."""
 
 from __future__ import annotations
 
@@ -11,48 +11,52 @@ from pathlib import Path
 
 import numpy as np
 
-from .folders import near, split_images
-from .image_cache import in_order
-from .images import Finding, Notes, TrainingImage, load_image, load_validation_image
+from .folders import find_near, split_images
+from .image_cache import map_in_order
+from .images import Finding, ImageCollector, TrainingImage, load_image, load_validation_image
 
 logger = logging.getLogger(__name__)
 
-FEW = 10
-"""Images to train on below which a run is warned about."""
-LEAST_MEASURED = 3
+FEW_IMAGES = 10
+"""With fewer images to train on there is a warning."""
+MIN_VALIDATION_IMAGES = 3
+"""With fewer validation images there is a warning."""
 Size = tuple[int, int]
 """Width and height."""
 
 
 @dataclass(frozen=True)
 class FolderReport:
-    """What there is to say about a folder of images before a run."""
+    """The result of checking a folder of images."""
 
     train: list[Size]
-    """Of the images that can be trained on."""
+    """Sizes of the images to train on."""
     validation: list[Size]
-    """Of those kept aside to measure on."""
+    """Sizes of the images held out for validation."""
     findings: list[Finding]
 
     def summary(self, smallest: int, scale: int) -> Iterator[str]:
-        """What there is, and what a run would do with it, in lines."""
+        """Yield lines on what the folder has and what a run would do with it."""
         sizes = [*self.train, *self.validation]
-        yield f"{len(sizes)} images can be used: {len(self.train)} to train on, {len(self.validation)} kept aside to measure on"
+        yield f"{len(sizes)} images can be used: {len(self.train)} for training, {len(self.validation)} held out for validation"
         if sizes:
             small, large = min(sizes, key=math.prod), max(sizes, key=math.prod)
-            yield f"sizes: {small[0]}x{small[1]} to {large[0]}x{large[1]}, {sum(map(math.prod, sizes)) / 1e6:.1f} megapixels in all"
+            yield f"sizes: {small[0]}x{small[1]} to {large[0]}x{large[1]}, {sum(map(math.prod, sizes)) / 1e6:.1f} megapixels in total"
             lq = smallest // scale
-            yield f"a run cuts crops of {smallest}x{smallest} pixels and learns to make them from {lq}x{lq}"
-        yield from too_few(len(self.train), len(self.validation))
+            yield f"a run learns to upscale crops of {lq}x{lq} pixels to {smallest}x{smallest}"
+        yield from size_warnings(len(self.train), len(self.validation))
 
 
-def too_few(train: int, validation: int) -> Iterator[str]:
-    """Warnings about how little can be learnt from, or measured on, so many images."""
-    if train < FEW:
-        verb = "is" if train == 1 else "are"
-        yield f"{train} to train on {verb} few: expect a small gain, if any; {FEW} or more of one style are a good start"
-    if validation < LEAST_MEASURED:
-        yield f"{validation} kept aside {'is' if validation == 1 else 'are'} too few to tell a small gain from chance"
+def size_warnings(train: int, validation: int) -> Iterator[str]:
+    """Yield warnings if there are too few images to learn from or to measure on."""
+    if train < FEW_IMAGES:
+        yield f"only {_count(train, 'training image')}: expect a small gain, if any; {FEW_IMAGES} or more of one style are a good start"
+    if validation < MIN_VALIDATION_IMAGES:
+        yield f"only {_count(validation, 'validation image')}: too few to tell a small gain from chance"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def check_images(
@@ -64,22 +68,22 @@ def check_images(
     max_pixels: int = 0,
     workers: int = 0,
 ) -> FolderReport:
-    """Look at every image below a folder as a run would.
+    """Read every image below a folder as a run would.
 
     `smallest` is the side of a training crop in sharp pixels; `validation` and `exclude` are those of `split_images`. Raises ValueError
-    for a folder that cannot be trained on.
+    if the folder cannot be trained on.
     """
     split = split_images(folder, validation, exclude, scale=scale)
-    for line in split.passed_over:
+    for line in split.ignored:
         logger.warning("%s", line)
-    to_train = functools.partial(load_image, smallest=smallest, scale=scale, partners=split.partners, max_pixels=max_pixels)
-    to_measure = functools.partial(load_validation_image, scale=scale, partners=split.partners, max_pixels=max_pixels)
-    train, held = Notes(), Notes()
-    train_sizes = [_size(image) for image in train.usable(in_order(to_train, split.train, workers))]
-    held_sizes = [_size(image) for image in held.usable(in_order(to_measure, split.validation, workers))]
-    left_out = [Finding(path, False, reason) for path, reason in split.left_out]
-    findings = [*left_out, *train.findings, *held.findings, *near_duplicates(train.hashes)]
-    return FolderReport(train_sizes, held_sizes, findings)
+    read_train = functools.partial(load_image, smallest=smallest, scale=scale, partners=split.partners, max_pixels=max_pixels)
+    read_validation = functools.partial(load_validation_image, scale=scale, partners=split.partners, max_pixels=max_pixels)
+    for_training, for_validation = ImageCollector(), ImageCollector()
+    train_sizes = [_size(image) for image in for_training.usable(map_in_order(read_train, split.train, workers))]
+    validation_sizes = [_size(image) for image in for_validation.usable(map_in_order(read_validation, split.validation, workers))]
+    skipped = [Finding(path, False, reason) for path, reason in split.skipped]
+    findings = [*skipped, *for_training.findings, *for_validation.findings, *near_duplicates(for_training.hashes)]
+    return FolderReport(train_sizes, validation_sizes, findings)
 
 
 def _size(image: TrainingImage) -> Size:
@@ -88,10 +92,10 @@ def _size(image: TrainingImage) -> Size:
 
 
 def near_duplicates(hash_of: Mapping[Path, int]) -> list[Finding]:
-    """Images that look like another one, from their `dhash`. Flat images, which all look alike, are passed over."""
+    """Find images that look the same as an earlier one by their `dhash`. Flat images, which all look alike, are ignored."""
     paths, hashes = list(hash_of), np.array(list(hash_of.values()), dtype=np.uint64)
     findings = []
-    for place, path in enumerate(paths):
-        if (others := near(int(hashes[place]), hashes[:place])).size:
-            findings.append(Finding(path, True, f"looks the same as {paths[others[0]]}; near-duplicates weigh double"))
+    for index, path in enumerate(paths):
+        if (others := find_near(int(hashes[index]), hashes[:index])).size:
+            findings.append(Finding(path, True, f"looks the same as {paths[others[0]]}; near-duplicates count twice"))
     return findings

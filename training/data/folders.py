@@ -1,4 +1,4 @@
-"""Which files of a folder are trained on, which are measured on, and which are small versions of others."""
+"""Split a folder's images into training and validation, and find small versions of other images."""
 
 from __future__ import annotations
 
@@ -20,45 +20,45 @@ logger = logging.getLogger(__name__)
 
 SHARP = {"hr", "gt", "hq", "high", "target", "sharp", "groundtruth", "highres"}
 SMALL = {"lr", "lq", "lo", "low", "input", "small", "lowres"}
-"""Words in the names of folders of sharp images, and of those that hold their small versions."""
+"""Words in the names of folders of sharp images and of folders of their small versions."""
 SCALES = re.compile(r"x?\d+x?$|bicubic|unknown|mild|wild|difficult|downscaled|sub")
-"""Words beside them that say how the small ones were made."""
-ENDING = re.compile(r"[ _.-]?x[2-9]$", re.IGNORECASE)
-"""What the name of a small version may have at its end, as DIV2K's `0001x4.png`."""
+"""Additional words that describe how the small versions were made."""
+SCALE_SUFFIX = re.compile(r"[ _.-]?x[2-9]$", re.IGNORECASE)
+"""Optional end of a small version's name, as in DIV2K's `0001x4.png`."""
 SAMPLES = 6
-"""Images of two folders that are compared to find out whether one has small versions of the other's."""
-NEAR = 3
-"""Bits of 64 in which the hashes of two images that look the same may differ."""
-ALIKE = 10
-"""Bits of 64 in which the hashes of an image and its small version may differ."""
+"""Image pairs to compare to decide whether one folder holds small versions of another's images."""
+NEAR_DUPLICATE_BITS = 3
+"""Most bits of 64 in which the hashes of two near-duplicates differ."""
+SMALL_VERSION_BITS = 10
+"""Most bits of 64 in which the hashes of an image and its small version differ."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Paths for training and for validation, sorted."""
+    """Sorted paths for training and validation."""
 
     train: list[Path]
     validation: list[Path]
     partners: dict[Path, Path | None] = field(default_factory=dict)
     """Small versions of sharp images, see `find_partners`."""
-    left_out: list[tuple[Path, str]] = field(default_factory=list)
-    """Images that are not used whatever is in them, each with the reason."""
-    passed_over: list[str] = field(default_factory=list)
-    """Lines about files that were taken for no images."""
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
+    """Images that are not used, each with the reason."""
+    ignored: list[str] = field(default_factory=list)
+    """One line for each kind of file that is not an image."""
 
-    def tell(self) -> None:
-        """Name in the log what is not used."""
-        for path, reason in self.left_out:
-            logger.warning("%s is left out: %s", path, reason)
-        for line in self.passed_over:
+    def log_skipped(self) -> None:
+        """Log the files that are not used."""
+        for path, reason in self.skipped:
+            logger.warning("%s is skipped: %s", path, reason)
+        for line in self.ignored:
             logger.warning("%s", line)
 
 
 def find_images(folder: str | Path, without: Path | None = None) -> list[Path]:
-    """All image files below a folder, sorted, those below `without` and hidden ones left out. Raises ValueError where there are none."""
+    """List the image files below a folder, sorted, without hidden ones and those below `without`. Raises ValueError if there are none."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder}: expected a folder of images, and there is no such folder")
+        raise ValueError(f"{folder}: no such folder; expected a folder of images")
     paths = search(folder, without).images
     if not paths:
         raise ValueError(f"{folder}: no images found; expected PNG, JPEG, WebP or another format that Pillow reads")
@@ -66,25 +66,25 @@ def find_images(folder: str | Path, without: Path | None = None) -> list[Path]:
 
 
 def find_partners(folder: str | Path, paths: Iterable[Path], scale: int | None = None) -> dict[Path, Path | None]:
-    """The small version of every sharp image in folders of pairs: the file of the same relative name, whatever its suffix.
+    """Find the small version of every sharp image in paired folders: the file of the same relative name, with any suffix.
 
-    Folders are pairs by their names, in any letters (`SHARP`, `SMALL`): hr and lr, GT and LQ, train_HR and train_LR, DIV2K_train_HR and
-    DIV2K_train_LR_bicubic/X4. A small version may have the scale at the end of its name; of several the one of `scale` counts. None stands
-    where an image of either has no partner, or has several. Images elsewhere are not in the result: they are sharp ones alone.
+    Folders are paired by name, ignoring case (`SHARP`, `SMALL`): hr and lr, GT and LQ, train_HR and train_LR, DIV2K_train_HR and
+    DIV2K_train_LR_bicubic/X4. A small version's name may end in the scale; of several, the one of `scale` is used. The value is None for an
+    image of either folder with no partner or several. Images in other folders are not in the result: they are sharp images without a pair.
     """
     sharps: dict[tuple, list[Path]] = {}
     smalls: dict[tuple, list[Path]] = {}
     for path in paths:
-        role, name = _role(path.relative_to(folder))
+        role, name = _pair_role(path.relative_to(folder))
         if role:
             (sharps if role == "sharp" else smalls).setdefault(name, []).append(path)
-    both = {name[0] for name in sharps} & {name[0] for name in smalls}  # a folder called low alone is none of pairs
+    both = {name[0] for name in sharps} & {name[0] for name in smalls}  # a folder called low on its own is not part of a pair
     partners: dict[Path, Path | None] = {}
     taken: set[Path] = set()
     for name, group in sharps.items():
         if name[0] in both:
-            found = smalls.get(name) or smalls.get((*name[:-1], ENDING.sub("", name[-1]))) or []
-            found = [path for path in found if _fits(group[0], path, scale)] if len(found) > 1 else found
+            found = smalls.get(name) or smalls.get((*name[:-1], SCALE_SUFFIX.sub("", name[-1]))) or []
+            found = [path for path in found if _has_scale(group[0], path, scale)] if len(found) > 1 else found
             partners.update(dict.fromkeys(group, found[0] if len(found) == 1 else None))
             taken.update(found if len(found) == 1 else [])
     for name, group in smalls.items():
@@ -93,8 +93,8 @@ def find_partners(folder: str | Path, paths: Iterable[Path], scale: int | None =
     return partners
 
 
-def _role(path: Path) -> tuple[str | None, tuple]:
-    """What a relative path is by the names of its folders, and what it has in common with its partner: folders and name."""
+def _pair_role(path: Path) -> tuple[str | None, tuple]:
+    """Tell from its path whether an image is sharp or small; also return the key that it shares with its partner: folders and name."""
     role, folders = None, []
     for part in path.parts[:-1]:
         words = [word for word in re.split(r"[ _.-]+", part.lower()) if word]
@@ -105,32 +105,33 @@ def _role(path: Path) -> tuple[str | None, tuple]:
             folders.append(part)
     if role is None:
         return None, ()
-    stem = ENDING.sub("", path.stem) if role == "small" else path.stem
+    stem = SCALE_SUFFIX.sub("", path.stem) if role == "small" else path.stem
     return role, (folders[0], tuple(folders[1:]), stem)
 
 
-def _size(path: Path) -> tuple[int, int]:
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height from a file's header, after rotation by EXIF; (0, 0) if it cannot be read."""
     with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(path) as image:
-        turned = image.getexif().get(0x0112, 1) >= 5
-        return (image.height, image.width) if turned else image.size
+        is_rotated = image.getexif().get(0x0112, 1) >= 5
+        return (image.height, image.width) if is_rotated else image.size
     return (0, 0)
 
 
-def _fits(sharp: Path, small: Path, scale: int | None) -> bool:
-    return scale is not None and _size(sharp) == tuple(scale * side for side in _size(small))
+def _has_scale(sharp: Path, small: Path, scale: int | None) -> bool:
+    return scale is not None and image_size(sharp) == tuple(scale * side for side in image_size(small))
 
 
 def find_small_versions(folder: Path, paths: list[Path], scale: int) -> dict[Path, Path]:
-    """Images that are small versions of others by what is in them: of like names in another folder, `1 / n` of the size, and alike.
+    """Find images that are small versions of others by content: same name, `1 / n` of the size, and similar hashes.
 
-    Gives the sharp one for each. Two folders are compared by a few of their images, as are images beside each other.
+    Returns the sharp image for each. Only a few image pairs of two folders (or within one folder) are compared.
     """
     groups: dict[str, list[Path]] = {}
     for path in paths:
-        groups.setdefault(ENDING.sub("", path.stem).lower(), []).append(path)
+        groups.setdefault(SCALE_SUFFIX.sub("", path.stem).lower(), []).append(path)
     pairs: dict[tuple[Path, Path], list[tuple[Path, Path]]] = {}
     for group in groups.values():
-        sizes = {path: _size(path) for path in group} if len(group) > 1 else {}
+        sizes = {path: image_size(path) for path in group} if len(group) > 1 else {}
         for small in sizes:
             for sharp in sizes:
                 if _is_multiple(sizes[sharp], sizes[small]):
@@ -138,7 +139,7 @@ def find_small_versions(folder: Path, paths: list[Path], scale: int) -> dict[Pat
     found: dict[Path, Path] = {}
     for candidates in pairs.values():
         step = -(-len(candidates) // SAMPLES)
-        alike = [_are_alike(*pair) for pair in candidates[::step]]
+        alike = [_look_alike(*pair) for pair in candidates[::step]]
         if 2 * sum(alike) > len(alike):
             found.update((small, sharp) for sharp, small in candidates)
     return found
@@ -148,19 +149,19 @@ def _is_multiple(large: tuple[int, int], small: tuple[int, int]) -> bool:
     return min(small) > 0 and any(large == (factor * small[0], factor * small[1]) for factor in range(2, 9))
 
 
-def _are_alike(*paths: Path) -> bool:
-    first, second = (_hash(path) for path in paths)
-    return 0 not in (first, second) and bin(first ^ second).count("1") <= ALIKE
+def _look_alike(*paths: Path) -> bool:
+    first, second = (_file_dhash(path) for path in paths)
+    return 0 not in (first, second) and bin(first ^ second).count("1") <= SMALL_VERSION_BITS
 
 
-def near(value: int, hashes: np.ndarray) -> np.ndarray:
-    """The places of the `dhash`es (uint64) that differ from one in few bits; those of flat images, 0, are passed over."""
+def find_near(value: int, hashes: np.ndarray) -> np.ndarray:
+    """Indices of the `dhash`es (uint64) that differ from `value` in few bits. Hashes of flat images, 0, are ignored."""
     bits = np.unpackbits((hashes ^ np.uint64(value)).view(np.uint8).reshape(-1, 8), axis=1).sum(axis=1)
-    return np.flatnonzero((bits <= NEAR) & (hashes != 0) & (value != 0))
+    return np.flatnonzero((bits <= NEAR_DUPLICATE_BITS) & (hashes != 0) & (value != 0))
 
 
-def _hash(path: Path) -> int:
-    """`dhash`, 0 where an image cannot be read, which is said where it is used."""
+def _file_dhash(path: Path) -> int:
+    """`dhash` of an image file; 0 if it cannot be read, which is reported when the image is used."""
     from .images import dhash, read_rgb
 
     try:
@@ -176,12 +177,12 @@ def split_images(
     without: Path | None = None,
     scale: int | None = None,
 ) -> Split:
-    """Divide a folder's images, those below `without` left out; patterns are relative to it.
+    """Split a folder's images into training and validation, without those below `without`; patterns are relative to the folder.
 
-    Without patterns, or where they match nothing (a recipe's, made for other images), every twentieth content hash is for validation, and
-    three of twenty images at least. Of pairs the sharp image counts. Images that lack their partner are among those for training,
-    where reading will name them. Of identical files one is used, and no image for training looks the same as one for validation: those
-    that look like no other are preferred for it, and where a pattern names one, what looks the same is left out.
+    Without `validation` patterns, or if they match nothing (a recipe made for other images), one image in twenty is chosen by its content
+    hash, and at least three if there are eighteen images or more. The sharp image stands for a pair. Images without their partner are put
+    into training, where reading them reports the problem. Identical files are used once. No training image looks the same as a validation
+    image: images without near-duplicates are preferred for validation, and if a pattern names one with near-duplicates, these are skipped.
     """
     folder = Path(folder)
 
@@ -190,60 +191,60 @@ def split_images(
 
     everything = find_images(folder, without)
     contents = search(folder, without)
-    left_out = list(contents.unreadable)
+    skipped = list(contents.unreadable)
     partners = find_partners(folder, everything, scale)
     small = set(partners.values())
     paths = [path for path in everything if path not in small and not matches(path, exclude)]
     if scale:
-        paths = _without_small_versions(folder, paths, scale, partners, left_out)
+        paths = _drop_small_versions(folder, paths, scale, partners, skipped)
     hashes = {path: hashlib.sha256(path.read_bytes()).digest() for path in paths}
-    paths = _without_doubles(paths, hashes, partners, left_out)
-    whole = [path for path in paths if partners.get(path, path)]
-    held = [path for path in whole if matches(path, validation)]
-    if validation and not held:
-        logger.warning("no image in %s matches validation (%s); some are chosen by their content instead", folder, ", ".join(validation))
-    twins = _twins(whole)
-    if not held:
-        least = max(1, min(3, len(whole) // 6))
-        alone = [path for path in whole if path not in twins]
-        held = [path for path in alone if hashes[path][0] < 256 // 20]
-        held = held if len(held) >= least else sorted(sorted(whole, key=lambda path: (path in twins, hashes[path]))[:least])
-    train = [path for path in paths if path not in set(held)]
-    seen = {twin: path for path in held for twin in twins.get(path, [])}
-    left_out += [(path, f"it looks the same as {seen[path]}, which is measured on") for path in train if path in seen]
+    paths = _drop_duplicates(paths, hashes, partners, skipped)
+    candidates = [path for path in paths if partners.get(path, path)]
+    held_out = [path for path in candidates if matches(path, validation)]
+    if validation and not held_out:
+        logger.warning("no image in %s matches validation (%s); images are chosen by content hash instead", folder, ", ".join(validation))
+    duplicates = _near_duplicates(candidates)
+    if not held_out:
+        minimum = max(1, min(3, len(candidates) // 6))
+        held_out = [path for path in candidates if path not in duplicates and hashes[path][0] < 256 // 20]
+        if len(held_out) < minimum:
+            held_out = sorted(sorted(candidates, key=lambda path: (path in duplicates, hashes[path]))[:minimum])
+    train = [path for path in paths if path not in set(held_out)]
+    seen = {duplicate: path for path in held_out for duplicate in duplicates.get(path, [])}
+    skipped += [(path, f"it looks the same as {seen[path]}, which is used for validation") for path in train if path in seen]
     train = [path for path in train if path not in seen]
-    if not train or not held:
-        raise ValueError(f"{folder}: {len(train)} images for training and {len(held)} for validation; expected at least one of each")
-    return Split(train, held, partners, left_out, contents.passed_over())
+    if not train or not held_out:
+        raise ValueError(f"{folder}: {len(train)} images for training and {len(held_out)} for validation; expected at least one of each")
+    return Split(train, held_out, partners, skipped, contents.skipped_lines())
 
 
-def _twins(paths: list[Path]) -> dict[Path, list[Path]]:
-    """The images that look the same as another one, and those that each of them looks like."""
-    hashes = np.array([_hash(path) for path in paths], dtype=np.uint64)
-    found = {path: [paths[place] for place in near(int(value), hashes)] for path, value in zip(paths, hashes, strict=True)}
-    return {path: [twin for twin in group if twin != path] for path, group in found.items() if len(group) > 1}
+def _near_duplicates(paths: list[Path]) -> dict[Path, list[Path]]:
+    """Map each image that has near-duplicates to them."""
+    hashes = np.array([_file_dhash(path) for path in paths], dtype=np.uint64)
+    groups = {path: [paths[index] for index in find_near(int(value), hashes)] for path, value in zip(paths, hashes, strict=True)}
+    return {path: [other for other in group if other != path] for path, group in groups.items() if len(group) > 1}
 
 
-def _without_small_versions(
-    folder: Path, paths: list[Path], scale: int, partners: dict[Path, Path | None], left_out: list[tuple[Path, str]]
+def _drop_small_versions(
+    folder: Path, paths: list[Path], scale: int, partners: dict[Path, Path | None], skipped: list[tuple[Path, str]]
 ) -> list[Path]:
-    """Paths that are not small versions of others; those of the scale become the partners of the others, the rest is left out."""
+    """Remove small versions of other images. Those of the right scale become partners, the others are added to `skipped`."""
     smalls = find_small_versions(folder, [path for path in paths if path not in partners], scale)
     for path, sharp in smalls.items():
-        if _fits(sharp, path, scale) and sharp not in smalls and sharp not in partners:
+        if _has_scale(sharp, path, scale) and sharp not in smalls and sharp not in partners:
             partners[sharp] = path
         else:
-            left_out.append((path, f"it is a small version of {sharp}; to learn from, expected 1 / {scale} of its size"))
+            skipped.append((path, f"it is a small version of {sharp}; expected 1 / {scale} of its size"))
     return [path for path in paths if path not in smalls]
 
 
-def _without_doubles(
-    paths: list[Path], hashes: dict[Path, bytes], partners: dict[Path, Path | None], left_out: list[tuple[Path, str]]
+def _drop_duplicates(
+    paths: list[Path], hashes: dict[Path, bytes], partners: dict[Path, Path | None], skipped: list[tuple[Path, str]]
 ) -> list[Path]:
-    """Paths of which no two are the same file again; the first by name stays, and one that has its partner before others."""
+    """Remove identical files. The first by name is kept, preferably one with a partner; the others are added to `skipped`."""
     first: dict[bytes, Path] = {}
     for path in sorted(paths, key=lambda path: (partners.get(path, path) is None, path)):
         other = first.setdefault(hashes[path], path)
         if other != path:
-            left_out.append((path, f"the same file as {other}"))
+            skipped.append((path, f"it is the same file as {other}"))
     return sorted(first.values())

@@ -1,9 +1,9 @@
-"""The images of a run: in memory, or in one file that all processes map.
+"""The images of a run, in memory or in one file that all processes map.
 
-An image that was read is kept as plain pixels, since cutting a crop out of a PNG would mean decoding all of it. In memory they serve one
-process and those forked from it. A file serves any number of processes and more images than fit into memory, and the next run with the
-same images and settings starts at once. It is two files in the cache folder: `images-KEY.rgb`, the pixels of all images one after
-another, and `images.json`, which says where each one is. The second is written last, so what it names is whole.
+Images are kept as raw pixels because cutting a crop out of a PNG would decode all of it. Images in memory serve one process and those
+forked from it. A file serves any number of processes and holds more images than fit into memory, and the next run with the same images and
+settings starts at once. The cache folder has two files: `images-KEY.rgb` with the pixels of all images, and its index `images.json`. The
+index is written last, so it only names complete files.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import multiprocessing
 import shutil
 import zlib
@@ -24,19 +25,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ...arch.atomic import write_aside
 from ..config import TrainConfig
-from .folders import Split
-from .images import Finding, LoadedImage, Notes, TrainingImage, load_image
+from .folders import Split, image_size
+from .images import Finding, ImageCollector, LoadedImage, TrainingImage, load_image
 from .synthetic import draw
 
 logger = logging.getLogger(__name__)
 
 VERSION = 1
-"""Of what the files hold; another number makes them be written anew."""
+"""Version of the files' format; files of another version are rebuilt."""
 INDEX = "images.json"
 
 
@@ -52,24 +52,24 @@ class Synthetic:
 
 @dataclass(frozen=True)
 class Cache:
-    """Where images may be kept in a file, and when they are."""
+    """Where images may be cached in a file, and when."""
 
     folder: Path
-    """Made where it is missing; belongs to one run."""
+    """Created if missing; belongs to one run."""
     budget: int = 4 * 2**30
-    """Bytes of pixels that may be in memory instead."""
+    """Up to this many bytes of pixels are kept in memory instead."""
     shared: bool = False
-    """Several processes read the images, so keep them in a file whatever their size. Spawned workers need not be thought of here."""
+    """Several processes read the images, so use a file whatever their size. Spawned workers are detected separately."""
 
 
 @dataclass(frozen=True)
 class ImageStore(Sequence[TrainingImage]):
-    """The images that can be used, and what was found when they were read."""
+    """The images that can be used, and the findings from reading them."""
 
     images: Sequence[TrainingImage]
     findings: tuple[Finding, ...] = ()
     hashes: dict[Path, int] = field(default_factory=dict)
-    """`dhash` of every image from a file that can be used."""
+    """`dhash` of every usable image that was read from a file."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -79,7 +79,7 @@ class ImageStore(Sequence[TrainingImage]):
 
 
 class MappedImages(Sequence[TrainingImage]):
-    """Images in the file that an index names. Pickled as the path of the index: a worker process maps the file itself."""
+    """Images in the file that an index describes. Pickles as the path of the index, so each worker process maps the file itself."""
 
     def __init__(self, index: Path):
         self.path = index
@@ -103,7 +103,7 @@ class MappedImages(Sequence[TrainingImage]):
 
 
 def find_training_images(config: TrainConfig, files: Split, cache: Cache | None = None, workers: int = 0) -> ImageStore:
-    """The images of a run, their small versions where they have some, and the synthetic ones."""
+    """Read the images of a run with their small versions, if any, and generate the synthetic ones."""
     synthetic = Synthetic(config.synthetic, config.synthetic_size, config.seed)
     smallest = config.patch * config.scale
     return read_images(files.train, smallest, config.scale, files.partners, config.max_pixels, synthetic, cache, workers)
@@ -119,42 +119,44 @@ def read_images(
     cache: Cache | None = None,
     workers: int = 0,
 ) -> ImageStore:
-    """Read every image once, or find them all in the cache; what there is to say about them is in the log, line by line.
+    """Read every image once, or take them all from the cache, and log the findings.
 
-    `smallest`, `scale`, `partners` and `max_pixels` are those of `load_image`; `workers` processes read and draw. Synthetic images come
-    last, in the order of their numbers. Images that cannot be used are left out. Raises ValueError where none is left.
+    `smallest`, `scale`, `partners` and `max_pixels` are those of `load_image`; `workers` processes read and generate. Synthetic images come
+    last, in the order of their numbers. Images that cannot be used are skipped. Raises ValueError if none is left.
     """
     partners = partners or {}
     read = functools.partial(load_image, smallest=smallest, scale=scale, partners=partners, max_pixels=max_pixels)
-    paint = functools.partial(_generate, size=max(synthetic.size, smallest), seed=synthetic.seed)
-    loaded = in_order(read, paths, workers)
-    generated = in_order(paint, range(synthetic.count), workers)
+    generate = functools.partial(_generate, size=max(synthetic.size, smallest), seed=synthetic.seed)
+    loaded = map_in_order(read, paths, workers)
+    generated = map_in_order(generate, range(synthetic.count), workers)
     files = [file for path in paths for file in (path, partners.get(path)) if file]
     needed = _bytes_needed(files, max_pixels) + synthetic.count * 3 * synthetic.size**2
-    if cache and (_wanted_in_a_file(cache, workers) or synthetic.count or needed > cache.budget):
-        store = _in_file(cache.folder, _fingerprint(files, smallest, scale, max_pixels, synthetic), loaded, generated, needed)
+    if cache and (_needs_file(cache, workers) or synthetic.count or needed > cache.budget):
+        store = _read_or_write(cache.folder, _cache_key(files, smallest, scale, max_pixels, synthetic), loaded, generated, needed)
     else:
-        store = _in_memory(loaded, generated)
+        store = _load_into_memory(loaded, generated)
     for finding in store.findings:
         logger.warning("%s", finding)
     if not store.hashes:
-        raise ValueError(f"none of {len(paths)} images can be used; expected one of at least {smallest}x{smallest}, or a smaller patch")
+        raise ValueError(
+            f"none of {len(paths)} images can be used; expected one of at least {smallest}x{smallest}: add larger images, or lower patch"
+        )
     return store
 
 
-def in_order(function: Callable[[Any], Any], arguments: Sequence[Any], workers: int) -> Iterator[Any]:
-    """What `function` returns for every argument in turn, computed by `workers` processes beside this one, or by this one."""
+def map_in_order(function: Callable[[Any], Any], arguments: Sequence[Any], workers: int) -> Iterator[Any]:
+    """Apply `function` to every argument in `workers` processes, or in this one without workers; results keep the arguments' order."""
     yield from DataLoader(
-        _Results(function, arguments),
+        _MappedDataset(function, arguments),
         batch_size=None,
-        collate_fn=_as_it_is,
+        collate_fn=_identity,
         num_workers=min(workers, len(arguments)),
-        generator=torch.Generator(),  # its own, so that PyTorch's stays where it is
+        generator=torch.Generator(),  # of its own, so that the state of PyTorch's is not changed
     )
 
 
 @dataclass
-class _Results(Dataset):
+class _MappedDataset(Dataset):
     function: Callable[[Any], Any]
     arguments: Sequence[Any]
 
@@ -165,7 +167,7 @@ class _Results(Dataset):
         return self.function(self.arguments[index])
 
 
-def _as_it_is(value: Any) -> Any:
+def _identity(value: Any) -> Any:
     return value
 
 
@@ -173,55 +175,50 @@ def _generate(number: int, size: int, seed: int) -> TrainingImage:
     return TrainingImage(f"synthetic {seed}-{number}", draw(np.random.default_rng([seed, number]), size), synthetic=True)
 
 
-def _in_memory(loaded: Iterable[LoadedImage], generated: Iterable[TrainingImage]) -> ImageStore:
-    notes = Notes()
+def _load_into_memory(loaded: Iterable[LoadedImage], generated: Iterable[TrainingImage]) -> ImageStore:
+    notes = ImageCollector()
     images = [*notes.usable(loaded), *generated]
     return ImageStore(images, tuple(notes.findings), notes.hashes)
 
 
-def _wanted_in_a_file(cache: Cache, workers: int) -> bool:
-    """Workers that are not forked would each be sent a copy of all images."""
+def _needs_file(cache: Cache, workers: int) -> bool:
+    """Whether images must be in a file: workers that are not forked would each be sent a copy of all images."""
     method = multiprocessing.get_start_method(allow_none=True) or multiprocessing.get_all_start_methods()[0]
     return cache.shared or (workers > 0 and method != "fork")
 
 
 def _bytes_needed(paths: Iterable[Path], max_pixels: int) -> int:
-    """From the beginnings of the files alone."""
-    total = 0
-    for path in paths:
-        with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(path) as image:
-            pixels = image.width * image.height
-            total += 3 * min(pixels, max_pixels or pixels)
-    return total
+    """Bytes of pixels in image files, from their headers."""
+    return sum(3 * min(pixels, max_pixels or pixels) for pixels in (math.prod(image_size(path)) for path in paths))
 
 
 # --- the file ------------------------------------------------------------------------------------
 
 
-def _fingerprint(files: list[Path], smallest: int, scale: int, max_pixels: int, synthetic: Synthetic) -> str:
-    """Another one for every change of the files or of what is made of them."""
+def _cache_key(files: list[Path], smallest: int, scale: int, max_pixels: int, synthetic: Synthetic) -> str:
+    """A key that changes with the files and the settings."""
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     everything = [VERSION, stats, smallest, scale, max_pixels, dataclasses.astuple(synthetic)]
     return hashlib.sha256(json.dumps(everything).encode()).hexdigest()[:16]
 
 
-def _in_file(folder: Path, key: str, loaded: Iterable[LoadedImage], generated: Iterable[TrainingImage], needed: int) -> ImageStore:
-    """The store that was kept in `folder` under this key; where there is none, or a damaged one, it is made anew."""
+def _read_or_write(folder: Path, key: str, loaded: Iterable[LoadedImage], generated: Iterable[TrainingImage], needed: int) -> ImageStore:
+    """Read the store of this key from `folder`; if there is none or it is damaged, rebuild it."""
     index = folder / INDEX
-    if store := _kept(index, key):
-        logger.info("%d images are in %s already", len(store), folder)
+    if store := _read_cached(index, key):
+        logger.info("%d images are already in %s", len(store), folder)
         return store
     folder.mkdir(parents=True, exist_ok=True)
     data = folder / f"images-{key}.rgb"
     _remove(set(folder.glob("images-*.rgb")))
     if (free := shutil.disk_usage(folder).free) < needed:
         raise ValueError(
-            f"{folder}: {free / 1e9:.1f} GB are free; expected {needed / 1e9:.1f} for the images: free some, or set max_pixels"
+            f"{folder}: {free / 1e9:.1f} GB are free; expected {needed / 1e9:.1f} GB for the images: free some space, or set max_pixels"
         )
     logger.info("reading images into %s", folder)
-    notes, entries = Notes(), []
+    notes, entries = ImageCollector(), []
     with write_aside(data) as aside, aside.open("wb") as file:
-        pixels = _Pixels(file)
+        pixels = _PixelWriter(file)
         for source in (notes.usable(loaded), generated):
             entries += [pixels.append(image) for image in source]
     if not notes.hashes:
@@ -238,17 +235,17 @@ def _in_file(folder: Path, key: str, loaded: Iterable[LoadedImage], generated: I
     }
     with write_aside(index) as aside:
         aside.write_text(json.dumps(content), encoding="utf-8")
-    logger.info("%d images, %.1f GB, are kept in %s", len(entries), pixels.end / 1e9, folder)
+    logger.info("cached %d images (%.1f GB) in %s", len(entries), pixels.end / 1e9, folder)
     return _open_index(index, content)
 
 
 def _remove(files: Iterable[Path]) -> None:
     for file in files:
-        with suppress(OSError):  # on Windows, where another process still has it open
+        with suppress(OSError):  # on Windows, if another process still has it open
             file.unlink()
 
 
-class _Pixels:
+class _PixelWriter:
     """Writes images one after another and remembers where each one is."""
 
     def __init__(self, file: BinaryIO):
@@ -266,15 +263,15 @@ class _Pixels:
         return [start, *rgb.shape[:2]]
 
 
-def _kept(index: Path, key: str) -> ImageStore | None:
-    """The store of an index, if it is of this key and whole."""
+def _read_cached(index: Path, key: str) -> ImageStore | None:
+    """Read the store of an index; None unless it has this key and is undamaged."""
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
         if content["key"] != key:
             return None
         data = index.with_name(content["data"])
         if data.stat().st_size != content["bytes"] or _crc(data) != content["crc32"]:
-            logger.warning("%s is damaged; it is made anew", data)
+            logger.warning("%s is damaged and will be rebuilt", data)
             return None
         return _open_index(index, content)
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Stills of videos: an image through a block codec, as one intra frame of H.264, by PyAV (`pip install av`)."""
+"""Video stills: encode and decode an image as one H.264 intra frame with PyAV (`pip install av`)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from PIL import Image
 
 INSTALL = 'pip install "transformersr[video]"'
 CRF = (18, 34)
-"""x264's constant rate factor: from hardly visible damage to that of a bad stream."""
+"""x264's constant rate factor: from barely visible artifacts to a bad stream."""
 X264 = {"preset": "fast", "tune": "animation", "threads": "1"}
-"""One thread, so that a frame is the same on every call."""
+"""One thread, so that every call gives the same frame."""
 
 YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
-"""RGB to brightness and colour differences, as in JPEG (ITU-R BT.601, full range)."""
+"""RGB to luma and chroma, as in JPEG (ITU-R BT.601, full range)."""
 
 
 def require_codec() -> None:
-    """Raise ValueError where PyAV, or H.264 in it, is missing."""
+    """Raise ValueError if PyAV or its H.264 codec is missing."""
     try:
         video_still(Image.new("RGB", (17, 18)), 0.5)
     except (ImportError, OSError, ValueError) as error:
@@ -28,9 +28,9 @@ def require_codec() -> None:
 
 
 def video_still(image: Image.Image, strength: float) -> Image.Image:
-    """An RGB image as H.264 gives it back; the strength is from 0 to 1.
+    """Compress an RGB image with H.264 and decode it; `strength` is from 0 to 1.
 
-    Raises ImportError without PyAV, OSError or ValueError where its FFmpeg lacks the codec.
+    Raises ImportError without PyAV, and OSError or ValueError if its FFmpeg lacks the codec.
     """
     import av
 
@@ -45,8 +45,8 @@ def video_still(image: Image.Image, strength: float) -> Image.Image:
     return _from_planes(frames[0].to_ndarray(), image)
 
 
-def saved(image: Image.Image, format: str, **options: int) -> Image.Image:
-    """An image as it comes back from a file."""
+def compress_roundtrip(image: Image.Image, format: str, **options: int) -> Image.Image:
+    """Encode an image in a file format and decode it as RGB."""
     file = io.BytesIO()
     image.save(file, format, **options)
     with Image.open(file) as decoded:
@@ -58,20 +58,20 @@ def _crf(strength: float) -> float:
 
 
 def _to_planes(image: Image.Image) -> np.ndarray:
-    """Brightness and, at half size, the two colour differences, one after another in rows of the image's width.
+    """Convert to YCbCr planes: luma, then the two chroma planes at half size, in rows of the image's width.
 
-    The last row and column are there twice where a side is odd. The sums are our own, since those of FFmpeg and of Pillow round down, which
-    makes images darker by a level.
+    The last row and column are repeated if a side is odd. We convert ourselves because FFmpeg and Pillow round down, which darkens images
+    by a level.
     """
     even = np.pad(np.asarray(image), ((0, image.height % 2), (0, image.width % 2), (0, 0)), mode="edge")
     ycc = even @ YCC.T
-    colors = 128 + ycc[..., 1:].reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2, 2).mean(axis=(1, 3))
-    planes = np.concatenate([ycc[..., 0].flatten(), colors[..., 0].flatten(), colors[..., 1].flatten()])
+    chroma = 128 + ycc[..., 1:].reshape(even.shape[0] // 2, 2, even.shape[1] // 2, 2, 2).mean(axis=(1, 3))
+    planes = np.concatenate([ycc[..., 0].flatten(), chroma[..., 0].flatten(), chroma[..., 1].flatten()])
     return np.clip(np.rint(planes), 0, 255).astype(np.uint8).reshape(-1, even.shape[1])
 
 
 def _from_planes(planes: np.ndarray, image: Image.Image) -> Image.Image:
-    """The way back, to the size of `image`."""
+    """Convert planes back to RGB at the size of `image`."""
     width, height = planes.shape[1], planes.shape[0] * 2 // 3
     small = planes[height:].reshape(2, height // 2, width // 2)
     cb, cr = (np.asarray(Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR)) - 128.0 for plane in small)

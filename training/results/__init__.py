@@ -1,1 +1,1 @@
-"""What comes of a run: figures, strips, a report, and weights for others."""
+"""Results of a run: metrics, strips, the report, and exported weights."""

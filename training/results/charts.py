@@ -1,7 +1,7 @@
-"""Line charts as SVG text, for the report of a run.
+"""Line charts as SVG text for the report of a run.
 
-Colours come from the page's style sheet by class (`line-0`, `line-1`, `reference`, `grid`, `marker`), so one drawing serves dark, light
-and print. Each chart carries its points for the pointer in `data-hover`, which the page's script reads.
+Colours come from the page's style sheet by class (`line-0`, `line-1`, `reference`, `grid`, `marker`), so the same SVG works in dark and
+light mode and in print. `data-hover` holds each chart's points and labels for the page's script.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Point = tuple[float, float]
 
 WIDTH, HEIGHT = 560, 220
 LEFT, RIGHT, TOP, BOTTOM = 58, 536, 22, 194
-MOST_POINTS = 300
+MAX_POINTS = 300
 STYLE = """
 text{font:11px sans-serif;fill:#555}
 .name{font-size:13px}
@@ -26,26 +26,26 @@ text{font:11px sans-serif;fill:#555}
 .line-0 path{stroke:#1f6feb;stroke-width:1.5;fill:none}
 .line-0 circle{fill:#1f6feb}
 """
-"""Of a file of its own."""
+"""Style of a standalone file."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """What is drawn: lines of (step, value), by name."""
+    """Named lines of (step, value) points."""
 
     title: str
     lines: Mapping[str, Sequence[Point]]
     reference: Mapping[str, float] = field(default_factory=dict)
-    """Values to compare with, by name, as dashed lines across."""
+    """Values to compare with, by name, drawn as dashed horizontal lines."""
     markers: Mapping[str, float] = field(default_factory=dict)
-    """Steps at which something happens, by what it is."""
+    """Labelled steps, drawn as vertical lines."""
     spikes: bool = True
-    """Whether the highest values are to be seen; without, one in fifty may lie above the chart."""
+    """Whether to show the highest values; if not, the highest 2 % may be cut off at the top."""
 
 
 def draw(chart: Chart) -> str:
-    """The chart as a `<figure>`, or nothing where no line has a point."""
-    lines = {name: _thinned(points) for name, points in chart.lines.items() if points}
+    """Draw a chart as a `<figure>`; empty if no line has a point."""
+    lines = {name: _thin(points) for name, points in chart.lines.items() if points}
     if not lines:
         return ""
     steps = [step for points in lines.values() for step, _ in points]
@@ -59,7 +59,7 @@ def draw(chart: Chart) -> str:
 
 
 def as_svg(charts: Sequence[Chart]) -> str:
-    """Charts one below the other as an SVG file of its own, in fixed colours."""
+    """Draw charts below each other as a standalone SVG file with fixed colours."""
     rows = []
     for index, chart in enumerate(charts):
         title = f'<text class="name" x="8" y="16">{escape(chart.title)}</text>'
@@ -72,7 +72,7 @@ def as_svg(charts: Sequence[Chart]) -> str:
 
 
 def number(value: float) -> str:
-    """A figure for people: 12,000, 30.29, 0.0031, 5e-07."""
+    """Format a number: 12,000, 30.29, 0.0031, 5e-07."""
     if value == 0 or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4g}" if abs(value) >= 0.001 else f"{value:.1e}"
@@ -83,7 +83,7 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True)
 class _Area:
-    """From steps and values to places in the drawing."""
+    """Maps steps and values to coordinates in the drawing."""
 
     first: float
     last: float
@@ -97,9 +97,9 @@ class _Area:
         return round(min(max(BOTTOM - (BOTTOM - TOP) * (value - self.low) / (self.high - self.low), TOP), BOTTOM), 1)
 
 
-def _thinned(points: Sequence[Point]) -> list[Point]:
-    """At most `MOST_POINTS` points, each the mean of its neighbours."""
-    size = -(-len(points) // MOST_POINTS)
+def _thin(points: Sequence[Point]) -> list[Point]:
+    """Reduce to at most `MAX_POINTS` points by averaging neighbours."""
+    size = -(-len(points) // MAX_POINTS)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(fmean(step for step, _ in group), fmean(value for _, value in group)) for group in groups]
 
@@ -113,7 +113,7 @@ def _value_range(chart: Chart, lines: Mapping[str, Sequence[Point]]) -> tuple[fl
 
 
 def _ticks(low: float, high: float, count: int) -> Iterator[float]:
-    """Round values between two others, about `count`."""
+    """Yield about `count` round values between two numbers."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     distance = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
@@ -145,14 +145,14 @@ def _markers(area: _Area, chart: Chart) -> Iterator[str]:
 
 
 def _line(area: _Area, points: Sequence[Point], name: str) -> str:
-    places = [(area.x(step), area.y(value)) for step, value in points]
-    path = "M" + "L".join(f"{x} {y}" for x, y in places)
-    dots = "".join(f'<circle cx="{x}" cy="{y}" r="2.5"/>' for x, y in places) if len(places) <= 40 else ""
+    positions = [(area.x(step), area.y(value)) for step, value in points]
+    path = "M" + "L".join(f"{x} {y}" for x, y in positions)
+    dots = "".join(f'<circle cx="{x}" cy="{y}" r="2.5"/>' for x, y in positions) if len(positions) <= 40 else ""
     return f'<g class="{name}"><path d="{path}"/>{dots}</g>'
 
 
 def _hover(area: _Area, lines: Mapping[str, Sequence[Point]]) -> list[tuple[float, str]]:
-    """Where the pointer may be and what it shows there: all values of a step."""
+    """X coordinate and label of every step, with all values of that step."""
     texts: dict[float, list[str]] = {}
     for name, points in lines.items():
         for step, value in points:

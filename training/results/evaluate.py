@@ -1,4 +1,4 @@
-"""The figures behind `transformersr evaluate`."""
+"""Evaluate weights on a folder of images (`transformersr evaluate`)."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ COLUMNS = {
 def evaluate_weights(
     weights: str, folder: Path, files: tuple[str, ...], methods: tuple[str, ...], device: str
 ) -> dict[tuple[str, str], Scores]:
-    """Mean scores by way of downscaling and way of upscaling, at the scale of the weights; a folder of pairs is measured on its pairs.
+    """Mean scores by downscaling method and upscaler, at the scale of the weights; paired folders are measured on their pairs.
 
-    Images that cannot be used are named in the log. Raises ValueError where nothing can be measured.
+    Images that cannot be used are logged and skipped. Raises ValueError if nothing can be measured.
     """
     upscaler = Upscaler.from_pretrained(weights, device, "fp32")
     scale = upscaler.scale
@@ -42,10 +42,10 @@ def evaluate_weights(
     everything = find_images(folder)
     partners = find_partners(folder, everything, scale)
     sharp = [path for path in everything if path not in set(partners.values())]
-    paths = [path for path in sharp if not files or any(fnmatch(path.relative_to(folder).as_posix(), one) for one in files)]
+    paths = [path for path in sharp if not files or any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in files)]
     if not paths:
-        raise ValueError(f"{folder}: no images match {', '.join(files)}")
-    ways = {
+        raise ValueError(f"{folder}: no image matches {', '.join(files)}")
+    upscalers = {
         "bicubic": resize_with("bicubic", scale),
         "lanczos": resize_with("lanczos", scale),
         Path(weights).stem: lambda lq: upscale(upscaler.model, lq),
@@ -61,17 +61,17 @@ def evaluate_weights(
                 except ValueError as error:
                     logger.warning("%s", error)
                     break
-                for name, way in ways.items():
-                    scores.setdefault((method, name), []).append(score_pair(pair, way(pair.lq), scale))
+                for name, upscale_with in upscalers.items():
+                    scores.setdefault((method, name), []).append(score_pair(pair, upscale_with(pair.lq), scale))
     if not scores:
-        raise ValueError(f"{folder}: none of {len(paths)} images can be measured")
-    for name in ways:
-        scores["all", name] = [one for method in methods for one in scores[method, name]]
-    return {key: mean_scores(ones) for key, ones in scores.items()}
+        raise ValueError(f"{folder}: none of {len(paths)} images can be used; expected at least one")
+    for name in upscalers:
+        scores["all", name] = [image_scores for method in methods for image_scores in scores[method, name]]
+    return {key: mean_scores(group) for key, group in scores.items()}
 
 
 def format_table(scores: dict[tuple[str, str], Scores]) -> str:
-    """The scores as a Markdown table."""
+    """Format scores as a Markdown table."""
     rows = [["downscaled with", "upscaled with", *COLUMNS], ["---"] * (2 + len(COLUMNS))]
-    rows += [[method, name, *(text.format(one) for text in COLUMNS.values())] for (method, name), one in scores.items()]
+    rows += [[method, name, *(text.format(means) for text in COLUMNS.values())] for (method, name), means in scores.items()]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -1,4 +1,4 @@
-"""A run's weights as one file for others: `.safetensors`, in a host's folder, or ONNX."""
+"""Export a run's weights: as one `.safetensors` file or into a host's models folder."""
 
 from __future__ import annotations
 
@@ -18,50 +18,48 @@ from ...arch.checkpoint import convert_file, read_checkpoint, read_tensors
 from ...upscale.models import SUFFIXES
 from ...upscale.upscaler import DTYPES, find_model
 from ..config import without_paths
-from .advice import resume, train_longer
+from .advice import resume_command, train_longer_command
 from .verdict import weights_name
 
-MOST_ERROR = 1 / 64
-"""The largest change of the result by rounding the weights that is not a fault; fp16 makes about a hundredth of it."""
-MODEL_FOLDERS = ("upscale_models", "transformersr")
-"""Names of folders of models, wherever they are; a host may be told to look there."""
+MAX_ERROR = 1 / 64
+"""Largest acceptable change of the result from rounding the weights; fp16 causes about a hundredth of it."""
+MODEL_FOLDER_NAMES = ("upscale_models", "transformersr")
+"""Names of model folders outside a host, which may be configured to look there."""
 HOST_FOLDERS = ("ComfyUI", "webui", "ComfyUI_windows_portable/ComfyUI")
-"""Where a host is in what is unpacked or chosen as its place."""
+"""Where a host is inside its unpacked archive or install folder."""
 
 # --- what is exported ----------------------------------------------------------------------------
 
 
 def find_weights(run: str | Path, last: bool = False) -> Path:
-    """The best or last weights of a run's folder; a file, or a model that comes with the package, is itself.
+    """Find the best or last weights in a run's folder; the path of a file, or the name of a shipped model, stands for itself.
 
-    Raises OSError, and ValueError for the best weights of a run that are still those that it began with.
+    Raises OSError, and ValueError if the best weights of a run are still its initial ones.
     """
     path = Path(run)
     if not path.is_dir():
         if last:
-            raise ValueError(f"{run}: --last takes the last weights of a run's folder, and this is none")
+            raise ValueError(f"{run}: not a folder; --last expects the folder of a run")
         return find_model(run)
     found = path / ("last.safetensors" if last else "best.safetensors")
     if not found.is_file():
-        raise FileNotFoundError(f"{found}: no such file; expected the folder of a run that has saved weights, or a file of weights")
+        raise FileNotFoundError(f"{found}: no such file; expected the folder of a run that has saved weights, or a weights file")
     record = training_record(found)
     if not last and record.get("step") == 0:
-        raise ValueError(_still_the_start(path, record.get("settings")))
+        raise ValueError(_no_improvement_text(path, record.get("settings")))
     return found.resolve()
 
 
-def _still_the_start(run: Path, settings: Any) -> str:
+def _no_improvement_text(run: Path, settings: Any) -> str:
     settings = settings if isinstance(settings, dict) else {}
     init = str(settings.get("init", "none"))
-    name = "the random weights that it began with" if init == "none" else f"{weights_name(init)}, which it began with"
-    longer = train_longer(run, settings) or resume(run)
-    return (
-        f"{run}: no weights of this run are better on your images than {name}; train longer ({longer}), or take the last ones with --last"
-    )
+    name = "the random weights it started from" if init == "none" else f"{weights_name(init)}, which it started from"
+    longer = train_longer_command(run, settings) or resume_command(run)
+    return f"{run}: this run is not better on your images than {name}; train longer ({longer}), or export the last weights with --last"
 
 
 def model_name(source: Path) -> str:
-    """A name without ending for weights, from their file or their run's folder, that says the scale: `x4-anime`."""
+    """Name weights after their file or their run's folder, including the scale and without a suffix: `x4-anime`."""
     stem = source.resolve().parent.name if source.stem in ("best", "last") else source.stem
     stem = re.sub(r"[^\w.+-]+", "-", stem).strip("-.") or "transformersr"
     scale = f"x{read_checkpoint(source).config.scale}"
@@ -73,17 +71,17 @@ def model_name(source: Path) -> str:
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written, loaded again and found good."""
+    """A file that was written and verified by loading it."""
 
     path: Path
     error: float
-    """Largest difference between its result and the original's on a small random image, both in [0, 1]."""
+    """Largest difference from the original's result on a small random image, both in [0, 1]."""
 
 
 def export_weights(source: Path, target: Path, dtype: str = "fp16") -> Exported:
-    """Write weights, with all that is known of them, to a new `.safetensors`.
+    """Write weights and their metadata to a new `.safetensors` file.
 
-    Raises FileExistsError where the target exists, ValueError where the weights do not fit the number format.
+    Raises FileExistsError if the target exists, and ValueError if the weights do not fit the number format.
     """
     if target.suffix != ".safetensors":
         raise ValueError(f"{target}: expected a name ending in .safetensors")
@@ -91,17 +89,17 @@ def export_weights(source: Path, target: Path, dtype: str = "fp16") -> Exported:
         raise FileExistsError(f"{target} exists; choose another name")
     original, largest = load_model(source), torch.finfo(DTYPES[dtype]).max
     if any(parameter.abs().max() > largest for parameter in original.parameters()):
-        raise ValueError(f"{source}: a weight is larger than {largest:g}, where {dtype} ends; export it with --dtype fp32")
+        raise ValueError(f"{source}: a weight is larger than {largest:g}, the maximum of {dtype}; export it with --dtype fp32")
     with write_aside(target) as aside:
-        convert_file(source, aside, DTYPES[dtype], metadata=record_of(source))
-        error = largest_difference(original, load_model(aside))
-        if not error <= MOST_ERROR:
-            raise ValueError(f"{source}: in {dtype} its result differs by {error:.2g}; export it with --dtype fp32")
+        convert_file(source, aside, DTYPES[dtype], metadata=training_metadata(source))
+        error = max_difference(original, load_model(aside))
+        if not error <= MAX_ERROR:
+            raise ValueError(f"{source}: its result in {dtype} differs by {error:.2g}; export it with --dtype fp32")
     return Exported(target, error)
 
 
 def training_record(weights: Path) -> dict[str, Any]:
-    """How weights came to be, as their file has it; empty where it does not say."""
+    """Read the training record from a weights file's metadata; empty if there is none."""
     try:
         record = json.loads(read_checkpoint(weights).metadata.get("training", ""))
     except ValueError:
@@ -109,8 +107,8 @@ def training_record(weights: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def record_of(source: Path) -> dict[str, str]:
-    """How weights came to be, as metadata of a file for others: as in the file, or from the run beside it, with paths cut to names."""
+def training_metadata(source: Path) -> dict[str, str]:
+    """Training record as metadata of a file to share: from the file itself or its run's folder, with paths reduced to names."""
     record, settings_file = training_record(source), source.with_name("config.json")
     if not record and source.stem in ("best", "last") and settings_file.is_file():
         record = {"settings": json.loads(settings_file.read_text(encoding="utf-8"))}
@@ -123,22 +121,22 @@ def record_of(source: Path) -> dict[str, str]:
 
 
 @torch.inference_mode()
-def largest_difference(one: TransformerSR, other: TransformerSR) -> float:
-    """How far the results of two networks lie apart on the same small random image."""
-    image = torch.rand(1, one.config.channels, 33, 25, generator=torch.Generator().manual_seed(0))
-    return float((one(image) - other(image)).abs().max())
+def max_difference(first: TransformerSR, second: TransformerSR) -> float:
+    """Largest difference between the results of two networks on the same small random image."""
+    image = torch.rand(1, first.config.channels, 33, 25, generator=torch.Generator().manual_seed(0))
+    return float((first(image) - second(image)).abs().max())
 
 
 # --- hosts ---------------------------------------------------------------------------------------
 
 
 def install_weights(source: Path, folder: Path, name: str, dtype: str = "fp16") -> Exported:
-    """Write weights into a folder under a name, numbered where that is another file's; a file that holds just them already is left."""
+    """Write weights into a folder under a name, numbered if the name is taken; a file with the same content is kept."""
     with TemporaryDirectory() as scratch:
         exported = export_weights(source, Path(scratch, f"{name}.safetensors"), dtype)
         names = (name, *(f"{name}-{number}" for number in range(2, 10_000)))
-        places = (folder / f"{one}.safetensors" for one in names)
-        target = next(place for place in places if not place.exists() or same_content(place, exported.path))
+        paths = (folder / f"{candidate}.safetensors" for candidate in names)
+        target = next(path for path in paths if not path.exists() or same_content(path, exported.path))
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             with write_aside(target) as aside:
@@ -146,40 +144,40 @@ def install_weights(source: Path, folder: Path, name: str, dtype: str = "fp16") 
     return Exported(target, exported.error)
 
 
-def same_content(one: Path, other: Path) -> bool:
-    """Whether two files of weights hold the same tensors and metadata, in whatever order."""
+def same_content(first: Path, second: Path) -> bool:
+    """Whether two weights files hold the same tensors and metadata, in any order."""
     try:
-        (tensors, metadata), (others, their_metadata) = read_tensors(one), read_tensors(other)
+        (tensors, metadata), (others, other_metadata) = read_tensors(first), read_tensors(second)
     except (CheckpointError, OSError):
         return False
-    same_names = tensors.keys() == others.keys() and metadata == their_metadata
+    same_names = tensors.keys() == others.keys() and metadata == other_metadata
     return same_names and all(tensor.dtype == others[name].dtype and torch.equal(tensor, others[name]) for name, tensor in tensors.items())
 
 
 def model_folder(folder: Path) -> Path:
-    """The folder of models of the host that a folder belongs to: the host's own, one around it, or one inside it.
+    """Find the models folder of the host that a folder is, contains, or is part of.
 
-    Raises ValueError where neither ComfyUI nor a WebUI is recognised.
+    Raises ValueError if neither ComfyUI nor a WebUI is recognised.
     """
     folder = folder.resolve()
     for root in (folder, *(folder / name for name in HOST_FOLDERS), *folder.parents[:3]):
         inside = folder == root or folder in root.parents or root / "models" in (folder, *folder.parents)
-        if inside and (home := models_of_host(root)):
+        if inside and (home := host_model_folder(root)):
             return folder if home in (folder, *folder.parents) else home
-    if folder.is_dir() and (folder.name.lower() in MODEL_FOLDERS or any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())):
+    if folder.is_dir() and (folder.name.lower() in MODEL_FOLDER_NAMES or any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())):
         return folder
     raise ValueError(
         f"{folder}: expected the folder of ComfyUI (with models and custom_nodes in it), of a WebUI (with webui.py and modules), "
-        "or one of models"
+        "or a models folder"
     )
 
 
-def models_of_host(root: Path) -> Path | None:
-    """Where a host looks for our models, by what its folder holds."""
+def host_model_folder(root: Path) -> Path | None:
+    """Where a host looks for our models; None if the folder is not a host."""
     models = root / "models"
     if (root / "webui.py").is_file() and (root / "modules").is_dir():
         return models / "TransformerSR"
-    code_or_nodes = (root / "comfy").is_dir() or (root / "custom_nodes").is_dir()  # the Desktop app keeps its code elsewhere
-    if models.is_dir() and (code_or_nodes or (models / "upscale_models").is_dir()):
+    is_comfyui = (root / "comfy").is_dir() or (root / "custom_nodes").is_dir()  # the Desktop app keeps its code elsewhere
+    if models.is_dir() and (is_comfyui or (models / "upscale_models").is_dir()):
         return models / "upscale_models"
     return None

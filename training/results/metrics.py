@@ -1,4 +1,4 @@
-"""How close an image is to the true one. Images are `(b, 3, h, w)`, RGB in [0, 1], without borders that should not count."""
+"""Image quality metrics. Images are `(b, 3, h, w)`, RGB in [0, 1]; borders that should not count are cut off before."""
 
 from __future__ import annotations
 
@@ -9,14 +9,19 @@ from torch import Tensor
 from ..losses import sobel_magnitude
 
 
+def quantize(image: Tensor) -> Tensor:
+    """Clamp to [0, 1] and round to 256 levels, in float32."""
+    return (image.float().clamp(0, 1) * 255).round() / 255
+
+
 def luma(image: Tensor) -> Tensor:
-    """BT.601 luma in [16, 235] / 255 `(b, 1, h, w)`, the Y on which super-resolution papers measure."""
+    """BT.601 luma in [16, 235] / 255 `(b, 1, h, w)`, the Y channel of super-resolution papers."""
     weights = torch.tensor([65.481, 128.553, 24.966], device=image.device, dtype=image.dtype) / 255
     return (image * weights[:, None, None]).sum(1, keepdim=True) + 16 / 255
 
 
 def psnr(sr: Tensor, gt: Tensor, mask: Tensor | None = None) -> float:
-    """Peak signal-to-noise ratio in dB, peak 1; over the pixels of a boolean mask where one is given (NaN if it is empty)."""
+    """Peak signal-to-noise ratio in dB, peak 1; only over the pixels of a boolean mask if one is given (NaN if it is empty)."""
     error = (sr - gt).square()
     error = error.mean() if mask is None else error[mask.expand_as(error)].mean()
     return float(-10 * error.clamp_min(1e-12).log10())
@@ -46,35 +51,34 @@ def gaussian_blur(image: Tensor, sigma: float, radius: int) -> Tensor:
 
 
 def edge_mask(gt: Tensor) -> Tensor:
-    """Where the true luma has an edge: Sobel magnitude above 0.1."""
+    """Mask of edges in the true luma: Sobel magnitude above 0.1."""
     return sobel_magnitude(gt) > 0.1
 
 
 def flat_mask(gt: Tensor) -> Tensor:
-    """Where the true luma is flat: Sobel magnitude below 0.02."""
+    """Mask of flat areas in the true luma: Sobel magnitude below 0.02."""
     return sobel_magnitude(gt) < 0.02
 
 
 def sharpness(sr: Tensor, gt: Tensor) -> float:
-    """Root mean square of the Sobel magnitude over the true image's: below 1 is softer, above 1 harder (NaN for a flat truth).
+    """RMS of the Sobel magnitude divided by the true image's: below 1 is softer, above 1 is sharper (NaN if the true image is flat).
 
-    (Squares, because the plain mean of an edge's slope is its height, however wide it is.)
+    RMS because the plain mean of an edge's slope is its height, however wide the edge is.
     """
     truth = sobel_magnitude(gt).square().mean()
     return float((sobel_magnitude(sr).square().mean() / truth).sqrt()) if truth > 0 else float("nan")
 
 
 def color_shift(sr: Tensor, gt: Tensor, side: int = 16) -> float:
-    """Mean absolute difference of the colours of `side` x `side` squares, in levels of 255: what detail cannot explain."""
+    """Mean absolute difference of the mean colours of `side` x `side` squares, in levels of 255; differences in detail do not count."""
     return float(255 * (F.avg_pool2d(sr, side) - F.avg_pool2d(gt, side)).abs().mean())
 
 
 def shift(sr: Tensor, gt: Tensor, scale: int) -> tuple[float, float]:
-    """How far `sr` lies below and right of `gt` (y, x) in pixels, good for shifts of up to a few.
+    """Shift of `sr` against `gt` (y, x) in pixels, positive to the bottom right; accurate for shifts of up to a few pixels.
 
-    Least squares on the luma's gradient (Lucas and Kanade 1981), `sr` being moved back by the estimate and measured again. Both are blurred
-    first, so that detail that only one of them has cannot pull the estimate. Of large images the middle is taken. NaN for images too
-    small or without gradient.
+    Iterated least squares on the luma's gradient (Lucas and Kanade 1981). Both images are blurred first, so that detail in only one of them
+    does not bias the estimate. Only the centre of large images is used. NaN for images that are too small or without gradient.
     """
     radius = 3 * scale
     top, left = (max(0, (side - 512) // 2) for side in gt.shape[2:])

@@ -1,4 +1,4 @@
-"""A network as ONNX, for programs that run no PyTorch."""
+"""Export a network to ONNX, for programs without PyTorch."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ...arch.atomic import write_aside
 
 OPSET = 18
 INSTALL = 'pip install "transformersr[onnx]"'
-LONGEST_SIDE = 2**15
+MAX_SIDE = 2**15
 
 
 class WholeImage(nn.Module):
-    """The network on one image of any size.
+    """The network applied to one image of any size.
 
-    It pads as the network would, in terms that torch.export can reason about: the padded sides are seen to be whole windows.
+    It pads as the network does, but in terms that let torch.export prove that the padded sides are multiples of the window.
     """
 
     def __init__(self, model: TransformerSR):
@@ -38,7 +38,7 @@ class WholeImage(nn.Module):
 
 
 def require_onnx(target: Path) -> None:
-    """Raise one sentence where ONNX cannot be written: to a file of another kind or one that exists (OSError), or for want of packages."""
+    """Check that ONNX can be written. Raises ValueError for a wrong suffix or missing packages, and OSError if the file exists."""
     if target.suffix != ".onnx":
         raise ValueError(f"{target}: expected a name ending in .onnx")
     if target.exists():
@@ -48,16 +48,16 @@ def require_onnx(target: Path) -> None:
 
 
 def export_onnx(model: TransformerSR, target: Path, metadata: Mapping[str, str]) -> list[str]:
-    """Write a network in float32 with free height and width, from `image` to `upscaled`; returns lines that say how exact it is.
+    """Write a network in float32 with dynamic height and width, from `image` to `upscaled`; returns lines on its accuracy.
 
-    The image is worked on whole, so memory grows with its size. The file appears only once onnxruntime, where installed, agrees with
-    PyTorch on three sizes. Raises as `require_onnx`, and ValueError where they do not agree.
+    The whole image is processed at once, so memory grows with its size. The file is only written if onnxruntime, where installed, agrees
+    with PyTorch at three sizes. Raises as `require_onnx`, and ValueError if they do not agree.
     """
     require_onnx(target)
     example = torch.rand(1, model.config.channels, model.config.multiple + 5, 2 * model.config.multiple + 3)
-    sides = {2: torch.export.Dim("height", min=1, max=LONGEST_SIDE), 3: torch.export.Dim("width", min=1, max=LONGEST_SIDE)}
+    sides = {2: torch.export.Dim("height", min=1, max=MAX_SIDE), 3: torch.export.Dim("width", min=1, max=MAX_SIDE)}
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about the exporter's own use of PyTorch
+        warnings.simplefilter("ignore")  # about PyTorch calls inside the exporter
         program = torch.onnx.export(
             WholeImage(model),
             (example,),
@@ -72,12 +72,12 @@ def export_onnx(model: TransformerSR, target: Path, metadata: Mapping[str, str])
     program.model.metadata_props.update({"config": model.config.to_json(), **metadata})
     with write_aside(target) as aside:
         program.save(aside, external_data=False)
-        checks = list(_compared(model, aside)) if find_spec("onnxruntime") else [f"not checked, for want of onnxruntime: {INSTALL}"]
+        checks = list(_compare(model, aside)) if find_spec("onnxruntime") else [f"not checked, as onnxruntime is not installed: {INSTALL}"]
     return checks
 
 
 @torch.inference_mode()
-def _compared(model: TransformerSR, path: Path) -> Iterator[str]:
+def _compare(model: TransformerSR, path: Path) -> Iterator[str]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
@@ -88,5 +88,5 @@ def _compared(model: TransformerSR, path: Path) -> Iterator[str]:
         expected = model(image)
         error = float((torch.from_numpy(result) - expected).abs().max()) if result.shape == tuple(expected.shape) else float("inf")
         if not error < 1e-3:
-            raise ValueError(f"onnxruntime {onnxruntime.__version__} makes another image of {width}x{height} (it differs by {error:.2g})")
+            raise ValueError(f"onnxruntime {onnxruntime.__version__} differs from PyTorch by {error:.2g} on an image of {width}x{height}")
         yield f"{width}x{height}: differs from PyTorch by at most {error:.1e}"

@@ -1,4 +1,4 @@
-"""What came of a run, as one HTML page that needs nothing else: `transformersr report RUN`."""
+"""The report of a run as one self-contained HTML page: `transformersr report RUN`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import logging
-import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -18,10 +17,10 @@ from typing import Any
 from PIL import Image, features
 
 from ...arch.atomic import write_aside
-from .advice import resume, shell, train_longer
+from .advice import command_line, resume_command, train_longer_command
 from .charts import Chart, Point, draw
 from .pace import duration
-from .verdict import Baseline, answers, find_baseline, summary
+from .verdict import Baseline, answers, find_baseline, is_number, summary
 
 logger = logging.getLogger(__name__)
 
@@ -35,33 +34,33 @@ SCORES = {
     "flat_psnr": ("PSNR on flats (dB)", "{:.2f}"),
     "shift_y": ("shift down (pixels)", "{:+.3f}"),
     "shift_x": ("shift right (pixels)", "{:+.3f}"),
-    "sharpness": ("sharpness (1: as the true one)", "{:.3f}"),
+    "sharpness": ("sharpness (1: as sharp as the original)", "{:.3f}"),
     "color_shift": ("colour shift (levels)", "{:.2f}"),
 }
-"""Titles and formats of the figures of a validation."""
+"""Titles and formats of validation metrics."""
 GAINS = {"psnr_y": "all pixels", "edge_psnr": "lines", "flat_psnr": "flat areas"}
-"""Drawn as a gain in dB, which would not be seen on the scale of the figure itself."""
-DRAWN = ("ssim_y", "sharpness", "color_shift")
+"""Charted as gains in dB, which would not be visible on the scale of the metric itself."""
+CHARTED = ("ssim_y", "sharpness", "color_shift")
 TRAINING = {
     "loss": "pixel loss",
     "loss_frequency": "frequency loss, weighted",
     "loss_filters": "random-filter loss, weighted",
     "loss_features": "feature loss, weighted",
     "loss_gan": "adversarial loss, weighted",
-    "loss_d": "loss of the discriminator",
-    "d_right": "share that the discriminator gets right",
-    "gradient_norm": "length of the gradient, before clipping",
+    "loss_d": "discriminator loss",
+    "d_accuracy": "discriminator accuracy",
+    "gradient_norm": "gradient norm before clipping",
     "learning_rate": "learning rate",
 }
-"""Titles of the figures of a log line; others are drawn under their own name."""
-NOT_DRAWN = ("step", "seconds", "skipped", "rolled_back", "d_real", "d_fake")
-MOST_ROWS = 40
+"""Titles of training metrics; others are charted under their own name."""
+NOT_CHARTED = ("step", "seconds", "skipped", "rolled_back", "d_real", "d_fake")
+MAX_ROWS = 40
 
 
 def write_report(folder: str | Path) -> Path:
-    """Write `report.html` into the folder of a run and return its path; what the run did not leave is left out.
+    """Write `report.html` into the folder of a run and return its path; parts for which the run has no data are omitted.
 
-    Raises ValueError where there is no run.
+    Raises ValueError if there is no run.
     """
     run = read_run(folder)
     path = run.folder / "report.html"
@@ -75,112 +74,109 @@ def write_report(folder: str | Path) -> Path:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run has written down; every part may be empty."""
+    """The files of a run; every part may be empty."""
 
     folder: Path
     settings: Record = field(default_factory=dict)
     about: Record = field(default_factory=dict)
-    """`run.json`: images, device, versions, bicubic's figures, what was left out."""
+    """`run.json`: images, device, versions, bicubic's metrics, warnings."""
     validations: list[Record] = field(default_factory=list)
     log: list[Record] = field(default_factory=list)
     strips: dict[int, Path] = field(default_factory=dict)
 
     @property
     def bicubic(self) -> dict[str, float]:
-        """Figures of bicubic upscaling, where known."""
-        return {name: value for name, value in _object(self.about.get("bicubic")).items() if _is_number(value)}
+        """Metrics of bicubic upscaling, as far as known."""
+        return {name: value for name, value in _as_object(self.about.get("bicubic")).items() if is_number(value)}
 
     @property
     def baseline(self) -> Baseline:
-        """What the run is compared with: the weights that it began with, or bicubic."""
+        """The baseline of the run: the weights it started from, or bicubic."""
         start = self.validations[0] if self.validations and self.validations[0]["step"] == 0 else {}
         return find_baseline(str(self.settings.get("init", "none")), start, self.bicubic)
 
     @property
     def best(self) -> Record | None:
-        """The validation with the highest PSNR-Y; of an adversarial run the newest, as `best.safetensors` is."""
-        measured = [one for one in self.validations if _is_number(one.get("psnr_y"))]
+        """The validation with the highest PSNR-Y; for an adversarial run the newest one, as in `best.safetensors`."""
+        records = [record for record in self.validations if is_number(record.get("psnr_y"))]
         if self.settings.get("gan_weight"):
-            return measured[-1] if measured else None
-        return max(measured, key=lambda one: one["psnr_y"], default=None)
+            return records[-1] if records else None
+        return max(records, key=lambda record: record["psnr_y"], default=None)
 
     @property
-    def is_still_the_start(self) -> bool:
-        """Whether the best weights are those that the run began with."""
+    def best_is_initial(self) -> bool:
+        """Whether the best weights are the ones the run started from."""
         return self.best is not None and self.best["step"] == 0 and self.baseline.name != "bicubic"
 
     @property
     def last(self) -> Record:
-        """The latest record, of whichever kind."""
-        return max([{}, *self.log[-1:], *self.validations[-1:]], key=lambda one: one.get("step", -1))
+        """The latest record of the log or the validations."""
+        return max([{}, *self.log[-1:], *self.validations[-1:]], key=lambda record: record.get("step", -1))
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read what a run left, damaged and missing parts left out. Raises ValueError for a folder without any."""
+    """Read the files of a run without damaged and missing parts. Raises ValueError if the folder has none of them."""
     folder = Path(folder).resolve()
     if not folder.is_dir():
-        raise ValueError(f"{folder}: expected the folder of a run, and there is no such folder")
-    about, settings = (_read_object(folder / name) for name in ("run.json", "config.json"))
+        raise ValueError(f"{folder}: no such folder; expected the folder of a run")
+    about, settings = (read_object(folder / name) for name in ("run.json", "config.json"))
     strips = {int(path.stem): path for path in sorted((folder / "strips").glob("*.png")) if re.fullmatch("[0-9]+", path.stem)}
     run = Run(folder, settings, about, read_records(folder / "validation.jsonl"), read_records(folder / "train.jsonl"), strips)
     if not (run.settings or run.about or run.validations or run.log or run.strips):
-        raise ValueError(f"{folder}: expected the folder of a run, with config.json or validation.jsonl; there is neither")
+        raise ValueError(f"{folder}: not the folder of a run; expected config.json or validation.jsonl in it")
     return run
 
 
 def read_records(path: Path) -> list[Record]:
-    """Records of a file of JSON lines, by step. Torn lines are left out, and so is what a resumed run has done again."""
+    """Read a JSON lines file as records by step. Broken lines are skipped, and steps that a resumed run repeated count once."""
     records: list[Record] = []
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     for line in lines:
-        record = _parsed(line)
-        if isinstance(record, dict) and _is_number(record.get("step")):
+        record = _parse_json(line)
+        if isinstance(record, dict) and is_number(record.get("step")):
             while records and records[-1]["step"] >= record["step"]:
                 records.pop()
             records.append(record)
     return records
 
 
-def _read_object(path: Path) -> Record:
+def read_object(path: Path) -> Record:
+    """Read a JSON object from a file; empty if it is missing or damaged."""
     try:
-        return _object(_parsed(path.read_text(encoding="utf-8", errors="replace")))
+        return _as_object(_parse_json(path.read_text(encoding="utf-8", errors="replace")))
     except OSError:
         return {}
 
 
-def _parsed(text: str) -> Any:
+def _parse_json(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
         return None
 
 
-def _object(value: Any) -> Record:
+def _as_object(value: Any) -> Record:
     return value if isinstance(value, dict) else {}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 # --- the page ------------------------------------------------------------------------------------
 
 
 def page(run: Run) -> str:
-    """The whole page: what an artist asks first, the figures behind a fold."""
+    """The whole page: first what an artist wants to know, then curves and settings in a collapsed section."""
     title = f"{run.folder.name}: TransformerSR training"
-    parts = {"": verdict(run), "Images": images(run), "Warnings": warnings(run), "What to do next": uses(run)}
-    figures = {
-        "Measured on the images kept aside": validation_charts(run),
+    parts = {"": verdict(run), "Images": images(run), "Warnings": warnings(run), "What to do next": next_commands(run)}
+    details = {
+        "Validation": validation_charts(run),
         "Training": training_charts(run),
-        "All measurements": validation_table(run),
-        "The run": facts(run),
-        "Settings": table([[escape(name), f"<code>{escape(_plain(value))}</code>"] for name, value in run.settings.items()]),
+        "All validations": validation_table(run),
+        "Run": run_facts(run),
+        "Settings": table([[escape(name), f"<code>{escape(_setting_text(value))}</code>"] for name, value in run.settings.items()]),
     }
-    folded = f"<details><summary>Figures, curves and settings</summary>\n{_sections(figures)}\n</details>"
+    folded = f"<details><summary>Metrics, curves and settings</summary>\n{_sections(details)}\n</details>"
     written = time.strftime("%Y-%m-%d %H:%M")
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -195,35 +191,35 @@ def _sections(parts: Mapping[str, str]) -> str:
 
 
 def verdict(run: Run) -> str:
-    """How good the weights are: a sentence, and the answers to an artist's questions."""
+    """How good the weights are: one sentence, and answers to an artist's questions."""
     best, baseline = run.best, run.baseline
     if best is None:
-        return '<p class="verdict">Nothing has been measured yet.</p>'
+        return '<p class="verdict">There is no validation yet.</p>'
     text, shown = escape(summary(best, baseline, run.bicubic, bool(run.settings.get("gan_weight")))), best
-    text = f"The best weights (step {best['step']:,}) are <strong>{text}</strong>."
-    if run.is_still_the_start:
+    text = f"Best weights (step {best['step']:,}): <strong>{text}</strong>."
+    if run.best_is_initial:
         shown = run.validations[-1]
-        text += f" <code>best.safetensors</code> is still {escape(baseline.name)} itself; below is what the last weights are like."
-    rows = [[escape(one.question), f"<strong>{escape(one.answer)}</strong>", escape(one.detail)] for one in answers(shown, baseline)]
-    measured = best.get("measured_on")
-    note = f"<p>Measured on {measured} of your images that were kept aside and never trained on.</p>" if isinstance(measured, int) else ""
+        text += f" <code>best.safetensors</code> is still the same as {escape(baseline.name)}; the table below is about the last weights."
+    rows = [[escape(item.question), f"<strong>{escape(item.answer)}</strong>", escape(item.detail)] for item in answers(shown, baseline)]
+    count = best.get("measured_on")
+    note = f"<p>Measured on {count} of your images, which were held out and never trained on.</p>" if isinstance(count, int) else ""
     return f'<p class="verdict">{text}</p>\n{table(rows, kind="answers")}\n{note}'
 
 
-def facts(run: Run) -> str:
-    """What was trained on what."""
+def run_facts(run: Run) -> str:
+    """Table of the network, the images and the machine of the run."""
     settings, about, last = run.settings, run.about, run.last
-    versions = _object(about.get("versions"))
-    counts = _object(about.get("images"))
+    versions = _as_object(about.get("versions"))
+    counts = _as_object(about.get("images"))
     rows = {
         "network": ", x".join(str(settings[name]) for name in ("size", "scale") if name in settings),
         "preset": settings.get("preset"),
         "started from": settings.get("init"),
         "images": ", ".join(
-            f"{counts[key]:,} to {word}" for key, word in (("train", "train on"), ("validation", "measure on")) if key in counts
+            f"{counts[key]:,} for {use}" for key, use in (("train", "training"), ("validation", "validation")) if key in counts
         ),
-        "steps": f"{last['step']:,}{_planned(settings)}" if "step" in last else None,
-        "time": duration(last["seconds"]) if _is_number(last.get("seconds")) else None,
+        "steps": f"{last['step']:,}{_planned_length(settings)}" if "step" in last else None,
+        "time": duration(last["seconds"]) if is_number(last.get("seconds")) else None,
         "machine": _machine(about),
         "versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
     }
@@ -231,30 +227,30 @@ def facts(run: Run) -> str:
 
 
 def warnings(run: Run) -> str:
-    """What did not go as it should."""
-    found = [str(text) for text in run.about.get("left_out") or []]
-    skipped = run.last.get("skipped") or next((one["skipped"] for one in reversed(run.log) if one.get("skipped")), 0)
+    """List of the problems of the run."""
+    found = [str(text) for text in run.about.get("warnings") or []]
+    skipped = run.last.get("skipped") or next((record["skipped"] for record in reversed(run.log) if record.get("skipped")), 0)
     if skipped:
-        found.append(f"{skipped} steps had no effect, because a gradient was not finite; see train.log.")
-    if any(one.get("rolled_back") for one in run.log):
-        found.append("The run went back to its last good state and on at half the learning rate.")
+        found.append(f"{skipped} steps were skipped because a gradient was not finite; see train.log.")
+    if any(record.get("rolled_back") for record in run.log):
+        found.append("The run returned to its last good state and continued at half the learning rate.")
     return f"<ul>{''.join(f'<li>{escape(text)}</li>' for text in found)}</ul>" if found else ""
 
 
 def images(run: Run) -> str:
-    """The strips of the best step and the last; the first where there is no other."""
+    """The strips of the best and the last step; the first strip if there is no other."""
     if not run.strips:
         return ""
     best = run.best
     chosen = {max(run.strips): "last"}
-    if best is not None and best["step"] in run.strips and not run.is_still_the_start:  # which is in every other strip
+    if best is not None and best["step"] in run.strips and not run.best_is_initial:  # the start is in every other strip
         chosen[best["step"]] = "best and last" if best["step"] in chosen else "best"
     shown = []
     for step, name in sorted(chosen.items()):
         try:
             source = _data_uri(run.strips[step])
         except OSError:
-            logger.warning("left out of the report: %s cannot be read", run.strips[step])
+            logger.warning("%s cannot be read and is not in the report", run.strips[step])
             continue
         caption = f"step {step:,} ({name})"
         shown.append(f'<figure class="strip"><figcaption>{caption}</figcaption><img src="{source}" alt="images at {caption}"></figure>')
@@ -262,7 +258,7 @@ def images(run: Run) -> str:
 
 
 def _data_uri(path: Path) -> str:
-    """An image for the page, as WebP where Pillow has it: a fifth of the size, and no difference to be seen."""
+    """Encode an image for the page, as WebP if Pillow supports it: a fifth of the size without a visible difference."""
     with Image.open(path) as image:
         kind, options = ("WEBP", {"quality": 88, "method": 4}) if features.check("webp") else ("PNG", {"optimize": True})
         file = io.BytesIO()
@@ -271,48 +267,48 @@ def _data_uri(path: Path) -> str:
 
 
 def validation_charts(run: Run) -> str:
-    """Curves of what was measured, as gains over the baseline or beside its value."""
+    """Charts of the validations, as gains over the baseline or with its value for reference."""
     best, baseline = run.best, run.baseline
     marker = {"best": best["step"]} if best and len(run.validations) > 1 else {}
-    records = [one for one in run.validations if one["step"] or baseline.name != "bicubic"]  # random weights are off every scale
+    records = [record for record in run.validations if record["step"] or baseline.name != "bicubic"]  # random weights are off the chart
     gains = [
         Chart(
-            f"gain over {baseline.name}, {where} (dB)",
-            {name: [(one["step"], gain) for one in records if (gain := baseline.gain(one, name)) is not None]},
+            f"gain over {baseline.name}, {region} (dB)",
+            {name: [(record["step"], gain) for record in records if (gain := baseline.gain(record, name)) is not None]},
             {baseline.name: 0.0},
             marker,
         )
-        for name, where in GAINS.items()
+        for name, region in GAINS.items()
     ]
     others = [
-        Chart(SCORES[name][0], {name: points(records, name)}, _reference({baseline.name: baseline.figures.get(name)}), marker)
-        for name in DRAWN
+        Chart(SCORES[name][0], {name: points(records, name)}, _numbers({baseline.name: baseline.metrics.get(name)}), marker)
+        for name in CHARTED
     ]
-    ways = {"down": "shift_y", "right": "shift_x"}
-    shifts = {way: points(records, name) for way, name in ways.items()}
-    compared = _reference({f"{baseline.name} {way}": baseline.figures.get(name) for way, name in ways.items()})
-    return _grid([*gains, *others, Chart("shift (pixels)", shifts, compared)])
+    directions = {"down": "shift_y", "right": "shift_x"}
+    shifts = {direction: points(records, name) for direction, name in directions.items()}
+    reference = _numbers({f"{baseline.name} {direction}": baseline.metrics.get(name) for direction, name in directions.items()})
+    return _grid([*gains, *others, Chart("shift (pixels)", shifts, reference)])
 
 
-def _reference(values: Mapping[str, Any]) -> dict[str, float]:
-    return {name: value for name, value in values.items() if _is_number(value)}
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if is_number(value)}
 
 
 def training_charts(run: Run) -> str:
-    """Curves of the log lines."""
-    names = dict.fromkeys([*TRAINING, *(name for record in run.log for name in record if name not in NOT_DRAWN)])
-    change = edges_from(run)
+    """Charts of the training metrics."""
+    names = dict.fromkeys([*TRAINING, *(name for record in run.log for name in record if name not in NOT_CHARTED)])
+    marker = edge_loss_marker(run)
     charts = [
         Chart(
             TRAINING.get(name, name),
             {name: points(run.log, name)},
-            markers=change if name == "loss" else {},
+            markers=marker if name == "loss" else {},
             spikes=name == "learning_rate",
         )
         for name in names
     ]
-    found = {name: points(run.log, name) for name in ("d_real", "d_fake")}
-    return _grid([*charts, Chart("discriminator's answers", found, spikes=False)])
+    logits = {name: points(run.log, name) for name in ("d_real", "d_fake")}
+    return _grid([*charts, Chart("discriminator logits", logits, spikes=False)])
 
 
 def _grid(charts: Sequence[Chart]) -> str:
@@ -320,58 +316,59 @@ def _grid(charts: Sequence[Chart]) -> str:
     return f'<div class="charts">{drawn}</div>' if drawn else ""
 
 
-def edges_from(run: Run) -> dict[str, float]:
-    """The step from which the pixel loss favours edges, as a marker: the curve jumps there without anything being wrong."""
+def edge_loss_marker(run: Run) -> dict[str, float]:
+    """Mark the step from which the pixel loss is weighted by edges: the curve jumps there, which is not a problem."""
     start, minutes = run.settings.get("edge_start", 0), run.settings.get("minutes")
     key, end = ("seconds", 60 * minutes) if minutes else ("step", run.settings.get("steps", 0))
     after = [record["step"] for record in run.log if record.get(key, 0) >= start * end]
-    return {"edges weigh more": after[0]} if 0 < start < 1 and end and after and run.settings.get("flat_weight", 1) < 1 else {}
+    return {"edge weighting starts": after[0]} if 0 < start < 1 and end and after and run.settings.get("flat_weight", 1) < 1 else {}
 
 
 def points(records: Sequence[Record], name: str) -> list[Point]:
-    """Step and value wherever a record has one."""
-    return [(record["step"], record[name]) for record in records if _is_number(record.get(name))]
+    """Step and value of every record that has the value."""
+    return [(record["step"], record[name]) for record in records if is_number(record.get(name))]
 
 
 def validation_table(run: Run) -> str:
-    """All figures, bicubic's first; of very many validations a part."""
+    """All validation metrics, bicubic's first; with very many validations only some of them."""
     records, best = run.validations, run.best
     if not records:
         return ""
-    every = -(-len(records) // MOST_ROWS)
-    kept = [one for index, one in enumerate(records) if index % every == 0 or one is best or one is records[-1]]
-    names = [name for name in SCORES if any(name in one for one in records)]
+    every = -(-len(records) // MAX_ROWS)
+    kept = [record for index, record in enumerate(records) if index % every == 0 or record is best or record is records[-1]]
+    names = [name for name in SCORES if any(name in record for record in records)]
     head = ["step", "time", *(SCORES[name][0] for name in names), "gain (dB)"]
     rows = [[escape(text) for text in head]]
     if run.bicubic:
-        rows.append(["bicubic", "", *(_score(run.bicubic, name) for name in names), ""])
-    for one in kept:
-        gain = f"{one['psnr_y'] - run.bicubic['psnr_y']:+.2f}" if "psnr_y" in run.bicubic and _is_number(one.get("psnr_y")) else ""
-        spent = duration(one["seconds"]) if _is_number(one.get("seconds")) else ""
-        cells = [f"{one['step']:,}", spent, *(_score(one, name) for name in names), gain]
-        rows.append([f"<strong>{cell}</strong>" for cell in cells] if one is best else cells)
-    note = f"<p>Of {len(records)} validations every {every}th, the best and the last.</p>" if every > 1 else ""
+        rows.append(["bicubic", "", *(_format_score(run.bicubic, name) for name in names), ""])
+    bicubic = Baseline("bicubic", run.bicubic)
+    for record in kept:
+        gain = "" if (value := bicubic.gain(record)) is None else f"{value:+.2f}"
+        spent = duration(record["seconds"]) if is_number(record.get("seconds")) else ""
+        cells = [f"{record['step']:,}", spent, *(_format_score(record, name) for name in names), gain]
+        rows.append([f"<strong>{cell}</strong>" for cell in cells] if record is best else cells)
+    note = f"<p>Every {every}th of {len(records)} validations, the best and the last.</p>" if every > 1 else ""
     return note + table(rows, head=True)
 
 
-def uses(run: Run) -> str:
-    """The commands that go on with the weights, where there are any."""
+def next_commands(run: Run) -> str:
+    """The next commands for the weights, if there are any."""
     weights = run.folder / "best.safetensors"
     if not weights.is_file():
         return ""
-    last = ["--last"] if run.is_still_the_start and run.last.get("step") else []
-    longer = train_longer(run.folder, run.settings)
+    last = ["--last"] if run.best_is_initial and run.last.get("step") else []
+    longer = train_longer_command(run.folder, run.settings)
     commands = {
-        "upscale images": shell("upscale", "IMAGES", "-m", run.folder / "last.safetensors" if last else weights),
-        "give it to ComfyUI or a WebUI": shell("export", run.folder, *last, "--install", "FOLDER"),
-        "go on where it stopped": resume(run.folder),
+        "upscale images": command_line("upscale", "IMAGES", "-m", run.folder / "last.safetensors" if last else weights),
+        "install into ComfyUI or a WebUI": command_line("export", run.folder, *last, "--install", "FOLDER"),
+        "resume where it stopped": resume_command(run.folder),
         **({"train longer": longer} if longer else {}),
     }
     return table([[name, f"<code>{escape(command)}</code>"] for name, command in commands.items()])
 
 
-def table(rows: Sequence[Sequence[str]], head: bool = False, kind: str = "facts") -> str:
-    """Rows of ready HTML as a table; with `head` the first of them are headings."""
+def table(rows: Sequence[Sequence[str]], head: bool = False, kind: str = "run_facts") -> str:
+    """Make an HTML table of rows of HTML; with `head`, the first row holds the headings."""
     if not rows:
         return ""
     lines = []
@@ -381,18 +378,18 @@ def table(rows: Sequence[Sequence[str]], head: bool = False, kind: str = "facts"
     return f'<div class="scroll"><table class="{"figures" if head else kind}">{"".join(lines)}</table></div>'
 
 
-# --- words ---------------------------------------------------------------------------------------
+# --- formatting ----------------------------------------------------------------------------------
 
 
-def _score(record: Mapping[str, Any], name: str) -> str:
+def _format_score(record: Mapping[str, Any], name: str) -> str:
     value = record.get(name)
-    return SCORES[name][1].format(value) if _is_number(value) else ""
+    return SCORES[name][1].format(value) if is_number(value) else ""
 
 
-def _planned(settings: Record) -> str:
+def _planned_length(settings: Record) -> str:
     if settings.get("minutes"):
         return f" (planned: {settings['minutes']:g} minutes)"
-    return f" of {settings['steps']:,}" if _is_number(settings.get("steps")) else ""
+    return f" of {settings['steps']:,}" if is_number(settings.get("steps")) else ""
 
 
 def _machine(about: Record) -> str:
@@ -402,7 +399,7 @@ def _machine(about: Record) -> str:
     return ", ".join(str(part) for part in parts if part)
 
 
-def _plain(value: Any) -> str:
+def _setting_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -442,7 +439,7 @@ td, th { padding: 3px 14px 3px 0; text-align: left; vertical-align: top; border-
 .figures td { white-space: nowrap }
 .answers { font-size: 1.05em; margin: 0 0 .6em } .answers td:last-child { color: var(--soft) }
 summary { cursor: pointer; margin: 2.5em 0 1em; font-size: 1.2em }
-.facts td:first-child { color: var(--soft); white-space: nowrap }
+.run_facts td:first-child { color: var(--soft); white-space: nowrap }
 code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere }
 footer { margin-top: 3em; color: var(--soft) }
 @media print {

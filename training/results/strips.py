@@ -1,4 +1,4 @@
-"""Images side by side, to be looked at."""
+"""Sheets of images side by side for visual comparison."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ...arch.atomic import write_aside
-from .metrics import edge_mask, luma, psnr
+from .metrics import edge_mask, luma, psnr, quantize
 from .validate import Pair
 
 LABEL_HEIGHT, GAP = 16, 4
 CELL = 384
-"""Side of an image in a validation strip; a number with many divisors, so that pixels of it are whole pixels of the sheet."""
+"""Side of an image in a validation strip; it has many divisors, so each image pixel covers whole pixels of the sheet."""
 
 
 # --- sheets --------------------------------------------------------------------------------------
@@ -26,9 +26,9 @@ CELL = 384
 def contact_sheet(
     rows: Sequence[Sequence[Image.Image]], labels: Sequence[str], cell: int, captions: Sequence[Sequence[str]] = (), title: str = ""
 ) -> Image.Image:
-    """A grid of images, each scaled to `cell` pixels (whole pixels where it is smaller), with a label over every column.
+    """A grid of images, each scaled to `cell` pixels (by nearest neighbour if it is smaller), with a label above each column.
 
-    `captions`, one a cell, stand below the images; `title` stands above it all.
+    `captions`, one per cell, are below the images; `title` is at the top.
     """
     head = LABEL_HEIGHT * (2 if title else 1)
     below = LABEL_HEIGHT if captions else 0
@@ -50,7 +50,7 @@ def contact_sheet(
 
 
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font at a size that is easily read; before 10.1 it had one size."""
+    """Pillow's own font at a readable size; before Pillow 10.1 it has only one size."""
     try:
         return ImageFont.load_default(12)
     except TypeError:
@@ -58,12 +58,12 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def to_image(tensor: Tensor) -> Image.Image:
-    """The first of `(b, 3, h, w)` in [0, 1] as an RGB image."""
+    """Convert the first image of `(b, 3, h, w)` in [0, 1] to RGB."""
     return Image.fromarray((tensor[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy().astype(np.uint8))
 
 
 def save_image(image: Image.Image, path: Path) -> None:
-    """Write an image as PNG, its folder too where need be; the file appears whole or not at all."""
+    """Write an image atomically as PNG, creating its folder if necessary."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with write_aside(path) as aside:
         image.save(aside, format="PNG")
@@ -73,36 +73,32 @@ def save_image(image: Image.Image, path: Path) -> None:
 
 
 def draw_strip(pairs: Sequence[Pair], columns: Mapping[str, Sequence[Tensor]], scale: int) -> Image.Image:
-    """A row for every pair: the place with the most edges as each of `columns` has made it, and as it truly is.
+    """Draw a row per pair: its area with the most edges in the result of each column, and in the original.
 
-    `columns` are results `(1, 3, h, w)` of all pairs by name. Below each stands the PSNR-Y of what is shown, and its gain over the column
-    before it.
+    `columns` are the results `(1, 3, h, w)` for all pairs by name. The caption is the PSNR-Y of the area shown and its gain over the
+    previous column.
     """
     rows, captions = [], []
     for index, pair in enumerate(pairs):
-        place = busiest_place(pair.gt, strip_side(pair.gt), scale)
-        truth = pair.gt[place]
-        shown = [_rounded(results[index])[place] for results in columns.values()]
+        area = busiest_area(pair.gt, strip_side(pair.gt), scale)
+        truth = pair.gt[area]
+        shown = [quantize(results[index])[area] for results in columns.values()]
         rows.append([to_image(image) for image in (*shown, truth)])
         values = [psnr(luma(image), luma(truth)) for image in shown]
         gains = ["", *(f" ({after - before:+.2f})" for before, after in pairwise(values))]
-        name = pair.name.encode("ascii", "replace").decode()  # the font knows no other letters
+        name = pair.name.encode("ascii", "replace").decode()  # the font has only ASCII letters
         captions.append([*(f"PSNR-Y {value:.2f} dB{gain}" for value, gain in zip(values, gains, strict=True)), name])
     return contact_sheet(rows, [*columns, "your image"], CELL, captions)
 
 
 def strip_side(gt: Tensor) -> int:
-    """Side of the square of `(1, 3, h, w)` that a strip shows: at most half of `CELL`, and a divisor of it that fits the image."""
+    """Side of the square of `(1, 3, h, w)` to show: the largest divisor of `CELL` that fits the image and is at most half of it."""
     shortest = min(gt.shape[2:])
     return max(side for side in range(1, CELL // 2 + 1) if CELL % side == 0 and side <= shortest)
 
 
-def busiest_place(gt: Tensor, side: int, step: int) -> tuple[slice, ...]:
-    """The square of `side` in `(1, 3, h, w)` with most edge pixels, as an index; its corner is at multiples of `step`."""
+def busiest_area(gt: Tensor, side: int, step: int) -> tuple[slice, ...]:
+    """Find the square of `side` in `(1, 3, h, w)` with the most edge pixels, as an index; its corner is at multiples of `step`."""
     counts = F.avg_pool2d(edge_mask(luma(gt)).float(), side, stride=step)
     y, x = divmod(int(counts.flatten().argmax()), counts.shape[3])
     return (..., slice(y * step, y * step + side), slice(x * step, x * step + side))  # type: ignore[return-value]
-
-
-def _rounded(image: Tensor) -> Tensor:
-    return (image.float().clamp(0, 1) * 255).round() / 255

@@ -1,4 +1,4 @@
-"""Figures for a network beside those of plain resizing, on images it was not trained on."""
+"""Measure a network and plain resizing on validation images."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.degradation import downscale
-from ..data.image_cache import in_order
+from ..data.image_cache import map_in_order
 from ..data.images import NO_PARTNERS, LoadedImage, TrainingImage, load_validation_image
-from .metrics import color_shift, edge_mask, flat_mask, luma, psnr, sharpness, shift, ssim
+from .metrics import color_shift, edge_mask, flat_mask, luma, psnr, quantize, sharpness, shift, ssim
 
 logger = logging.getLogger(__name__)
 
 METHODS = ("bicubic", "bilinear", "area")
 Upscale = Callable[[Tensor], Tensor]
-"""From `(1, 3, h, w)` in [0, 1] to `(1, 3, h * scale, w * scale)`."""
+"""Upscales `(1, 3, h, w)` in [0, 1] to `(1, 3, h * scale, w * scale)`."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A true image and its small version: `(1, 3, h * scale, w * scale)` and `(1, 3, h, w)`, both in [0, 1] of 256 levels."""
+    """A true image `gt (1, 3, h * scale, w * scale)` and its small version `lq (1, 3, h, w)`, both in [0, 1] with 256 levels."""
 
     name: str
     lq: Tensor
@@ -40,9 +40,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures of one image or many; `shift` is how far the result lies below and right of the true image, in its pixels.
+    """Metrics of one image or means over many, named as in `metrics`.
 
-    The others are those of `metrics` by their names.
+    `shift_y` and `shift_x` are the result's shift against the true image in its pixels, positive to the bottom right.
     """
 
     psnr_y: float
@@ -63,17 +63,17 @@ class Scores:
 
 
 def make_pair(path: Path, scale: int, method: str, crop: int = 0, partners: Mapping[Path, Path | None] = NO_PARTNERS) -> Pair:
-    """Cut an image to a multiple of the scale (with `crop`: to its centre of that side) and downscale it, or take its small version.
+    """Crop an image to a multiple of the scale (with `crop`: to a centre square of that side), and downscale it or take its small version.
 
     Raises ValueError for an image that cannot be used.
     """
     loaded = load_validation_image(path, scale, partners)
     if loaded.image is None:
         raise ValueError(str(loaded.findings[0]))
-    return _pair(loaded, loaded.image, scale, method, crop)
+    return _crop_pair(loaded, loaded.image, scale, method, crop)
 
 
-def _pair(loaded: LoadedImage, image: TrainingImage, scale: int, method: str, crop: int) -> Pair:
+def _crop_pair(loaded: LoadedImage, image: TrainingImage, scale: int, method: str, crop: int) -> Pair:
     gt = Image.fromarray(image.gt)
     width, height = (min(side, crop or side) // scale * scale for side in gt.size)
     step = 1 if image.lq is None else scale
@@ -94,24 +94,26 @@ def validation_pairs(
     max_pixels: int = 0,
     workers: int = 0,
 ) -> list[Pair]:
-    """One pair an image, the ways of downscaling taken in turn. What there is to say is in the log; what cannot be used is left out."""
+    """Make one pair per image, cycling through the downscaling methods. Findings are logged; images that cannot be used are skipped.
+
+    Raises ValueError if none can be used.
+    """
     read = functools.partial(load_validation_image, scale=scale, partners=partners, max_pixels=max_pixels)
     pairs = []
-    for index, loaded in enumerate(in_order(read, paths, workers)):
+    for index, loaded in enumerate(map_in_order(read, paths, workers)):
         for finding in loaded.findings:
-            logger.warning("for validation, %s", finding)
+            logger.warning("validation image %s", finding)
         if loaded.image:
-            pairs.append(_pair(loaded, loaded.image, scale, METHODS[index % len(METHODS)], crop))
+            pairs.append(_crop_pair(loaded, loaded.image, scale, METHODS[index % len(METHODS)], crop))
     if not pairs:
         raise ValueError(f"none of {len(paths)} validation images can be used; expected at least one, such as {paths[0]}")
     return pairs
 
 
 def score_pair(pair: Pair, sr: Tensor, scale: int) -> Scores:
-    """Figures of one result, rounded to 256 levels first and `scale` pixels of border left out."""
+    """Score one result, rounded to 256 levels and without a border of `scale` pixels."""
     inner = (..., slice(scale, -scale), slice(scale, -scale))
-    sr = ((sr.float().clamp(0, 1) * 255).round() / 255)[inner]
-    gt = pair.gt[inner]
+    sr, gt = quantize(sr)[inner], pair.gt[inner]
     sr_y, gt_y = luma(sr), luma(gt)
     return Scores(
         psnr(sr_y, gt_y),
@@ -126,17 +128,17 @@ def score_pair(pair: Pair, sr: Tensor, scale: int) -> Scores:
 
 
 def mean_scores(scores: list[Scores]) -> Scores:
-    """Mean over images, of shifts the median; a figure that an image does not have (no flat pixels) is left out of it."""
+    """Average over images: the median of shifts, the mean of other metrics. NaN values (as for images without flat areas) are ignored."""
 
     def average(name: str) -> float:
-        values = [value for one in scores if (value := getattr(one, name)) == value]
+        values = [value for image_scores in scores if (value := getattr(image_scores, name)) == value]
         return float("nan") if not values else median(values) if name.startswith("shift") else fmean(values)
 
     return Scores(*(average(field.name) for field in fields(Scores)))
 
 
 def resize_with(method: str, scale: int) -> Upscale:
-    """Plain resizing with a Pillow filter, as something to compare with."""
+    """Make an upscaler that resizes with a Pillow filter, for comparison."""
     resample = Image.Resampling[method.upper()]
 
     def upscale(lq: Tensor) -> Tensor:
@@ -147,57 +149,57 @@ def resize_with(method: str, scale: int) -> Upscale:
 
 
 def to_tensor(image: Image.Image) -> Tensor:
-    """An RGB image as `(1, 3, h, w)` in [0, 1]."""
+    """Convert an RGB image to `(1, 3, h, w)` in [0, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
 
-# --- of a run ------------------------------------------------------------------------------------
+# --- validation of a run -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A way of upscaling, measured on all pairs."""
+class Measurement:
+    """The scores of an upscaler on all pairs."""
 
     each: list[Scores]
     mean: Scores
-    watched: list[Tensor]
-    """Its results of the watched pairs."""
+    examples: list[Tensor]
+    """Its results for the example pairs."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What a run is measured on."""
+    """The validation pairs of a run and the scores of bicubic on them."""
 
     pairs: list[Pair]
     scale: int
-    bicubic: Measured
-    places: tuple[int, ...]
-    """Of the watched pairs, which are drawn: those on which bicubic is worst, middling and best."""
+    bicubic: Measurement
+    example_indices: tuple[int, ...]
+    """The pairs to show in strips: those on which bicubic is worst, median and best."""
 
     @classmethod
-    def of(cls, pairs: list[Pair], scale: int) -> Validation:
-        """Measure bicubic on pairs, and choose which are watched."""
+    def prepare(cls, pairs: list[Pair], scale: int) -> Validation:
+        """Measure bicubic on the pairs and choose the examples."""
         bicubic = measure(pairs, resize_with("bicubic", scale), scale, range(len(pairs)))
         order = sorted(range(len(pairs)), key=lambda index: bicubic.each[index].psnr_y)
-        places = tuple(dict.fromkeys((order[0], order[len(order) // 2], order[-1])))
-        return cls(pairs, scale, replace(bicubic, watched=[bicubic.watched[place] for place in places]), places)
+        chosen = tuple(dict.fromkeys((order[0], order[len(order) // 2], order[-1])))
+        return cls(pairs, scale, replace(bicubic, examples=[bicubic.examples[index] for index in chosen]), chosen)
 
     @property
-    def watched(self) -> list[Pair]:
-        """The pairs that are drawn."""
-        return [self.pairs[place] for place in self.places]
+    def examples(self) -> list[Pair]:
+        """The pairs to show in strips."""
+        return [self.pairs[index] for index in self.example_indices]
 
-    def measure(self, upscale: Upscale) -> Measured:
-        """A way of upscaling, measured on these pairs."""
-        return measure(self.pairs, upscale, self.scale, self.places)
+    def measure(self, upscale: Upscale) -> Measurement:
+        """Measure an upscaler on these pairs."""
+        return measure(self.pairs, upscale, self.scale, self.example_indices)
 
 
-def measure(pairs: list[Pair], upscale: Upscale, scale: int, places: Sequence[int]) -> Measured:
-    """Scores on all pairs, `scale` pixels of border left out; the results at `places` are kept."""
+def measure(pairs: list[Pair], upscale: Upscale, scale: int, example_indices: Sequence[int]) -> Measurement:
+    """Score an upscaler on all pairs, and keep its results at `example_indices`."""
     each, kept = [], {}
     for index, pair in enumerate(pairs):
         result = upscale(pair.lq)
         each.append(score_pair(pair, result, scale))
-        if index in places:
+        if index in example_indices:
             kept[index] = result
-    return Measured(each, mean_scores(each), [kept[place] for place in places])
+    return Measurement(each, mean_scores(each), [kept[index] for index in example_indices])

@@ -1,11 +1,11 @@
-"""Anime-like images drawn from random numbers: an unlimited source of clean, sharp ground truth.
+"""Procedurally generated anime-style images: an unlimited source of clean, sharp ground truth.
 
-Shapes are polygons, and a pixel's coverage by a polygon is computed exactly: the limit of supersampling followed by an area filter. That
-filter is one pixel wide and never negative, so an edge is done within one pixel and nothing rings, as the brushes of painting programs
-draw; Lanczos would ring beside every line. It needs no large canvas either, and thin tapered lines keep their width to the last bit.
+Shapes are polygons whose pixel coverage is computed exactly: the limit of supersampling followed by an area filter. That filter is one
+pixel wide and never negative, so edges are one pixel wide without ringing, like the brushes of painting programs; Lanczos would ring at
+every line. It does not need a large canvas either, and thin tapered lines keep their exact width.
 
-Reading order: `colors`, `shapes`, `paints`, the `sheet` that is drawn on, `motifs` (hair, eyes, heads, clothes, ...), `scenes`, `draw`.
-Points are `(x, y)` in pixels of the scene, y down. A scene is at least as large as the image, which shows a part of it.
+Reading order: `colors`, `shapes`, `paints`, `sheet` (the canvas), `motifs` (hair, eyes, heads, clothes, ...), `scenes`.
+Points are `(x, y)` in pixels of the scene, with y down. A scene is at least as large as the image, which shows a part of it.
 """
 
 from .scenes import SCENES, draw, draw_scene

@@ -1,4 +1,4 @@
-"""Colours: tones in OKLCH, and the palettes that images are drawn with."""
+"""Colours in OKLCH, and the palettes of the images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Tone:
-    """A colour in OKLCH: lightness 0 to 1, chroma 0 to about 0.3, hue in degrees. As a paint it is flat."""
+    """A colour in OKLCH: lightness 0 to 1, chroma 0 to about 0.3, hue in degrees. Can be used as a flat paint."""
 
     lightness: float
     chroma: float = 0.0
@@ -22,16 +22,16 @@ class Tone:
 
     @property
     def rgb(self) -> np.ndarray:
-        """`(3,)` whole numbers from 0 to 255, so that flat areas are exactly flat."""
+        """`(3,)` float32 with integer values from 0 to 255, so that flat areas are exactly flat."""
         return _rgb(self.lightness, self.chroma, self.hue)
 
     def shade(self, amount: float = 0.14) -> Tone:
-        """Darker, and turned towards violet as cel shades are."""
+        """A darker tone with its hue shifted towards violet, as in cel shading."""
         turn = (290 - self.hue + 180) % 360 - 180
         return replace(self, lightness=self.lightness * (1 - amount), chroma=self.chroma * 1.1, hue=self.hue + 0.12 * turn)
 
     def light(self, amount: float = 0.4) -> Tone:
-        """Part of the way to white."""
+        """A tone part of the way to white."""
         return replace(self, lightness=self.lightness + (1 - self.lightness) * amount, chroma=self.chroma * (1 - amount / 2))
 
 
@@ -68,10 +68,10 @@ class Palette:
     sky: Tone
     ink: Tone
     colored_ink: bool
-    """Outlines take a dark tone of what they surround."""
+    """Whether outlines are a dark tone of the shape's colour."""
 
 
-def _natural(rng: np.random.Generator, chroma: tuple[float, float], lightness: tuple[float, float]) -> Palette:
+def _natural_palette(rng: np.random.Generator, chroma: tuple[float, float], lightness: tuple[float, float]) -> Palette:
     def tone() -> Tone:
         return Tone(rng.uniform(*lightness), rng.uniform(*chroma), rng.uniform(0, 360))
 
@@ -90,28 +90,28 @@ def _natural(rng: np.random.Generator, chroma: tuple[float, float], lightness: t
     )
 
 
-def _recolored(palette: Palette, change: Callable[[Tone], Tone]) -> Palette:
+def _recolor(palette: Palette, change: Callable[[Tone], Tone]) -> Palette:
     tones = {name: change(value) for name, value in vars(palette).items() if isinstance(value, Tone)}
     return replace(palette, **tones)  # type: ignore[arg-type]
 
 
-def _dark(rng: np.random.Generator) -> Palette:
+def _night_palette(rng: np.random.Generator) -> Palette:
     depth, hue = rng.uniform(0.45, 0.7), rng.uniform(230, 310)
-    night = _recolored(_natural(rng, (0.05, 0.15), (0.4, 0.8)), lambda t: Tone(t.lightness * depth, t.chroma * 0.7 + 0.02, hue))
+    night = _recolor(_natural_palette(rng, (0.05, 0.15), (0.4, 0.8)), lambda t: Tone(t.lightness * depth, t.chroma * 0.7 + 0.02, hue))
     return replace(night, ink=Tone(0.08, 0.02, hue), iris=Tone(0.7, 0.15, rng.uniform(0, 360)), accent=Tone(0.8, 0.15, rng.uniform(0, 360)))
 
 
 def grey_palette(rng: np.random.Generator) -> Palette:
-    grey = _recolored(_natural(rng, (0, 0), (0.2, 1.0)), lambda t: Tone(t.lightness))
+    grey = _recolor(_natural_palette(rng, (0, 0), (0.2, 1.0)), lambda t: Tone(t.lightness))
     hair, cloth = (Tone(float(rng.choice([0.1, 0.55, 0.75, 0.98]))) for _ in range(2))
     return replace(grey, skin=WHITE, hair=hair, cloth=cloth, ink=BLACK, sky=Tone(rng.uniform(0.5, 1)), colored_ink=False)
 
 
 PALETTES: tuple[tuple[float, Callable[[np.random.Generator], Palette]], ...] = (
-    (0.40, lambda rng: _natural(rng, (0.05, 0.14), (0.45, 0.85))),
-    (0.22, lambda rng: _natural(rng, (0.03, 0.08), (0.78, 0.95))),
-    (0.20, lambda rng: _natural(rng, (0.14, 0.26), (0.5, 0.85))),
-    (0.12, _dark),
+    (0.40, lambda rng: _natural_palette(rng, (0.05, 0.14), (0.45, 0.85))),
+    (0.22, lambda rng: _natural_palette(rng, (0.03, 0.08), (0.78, 0.95))),
+    (0.20, lambda rng: _natural_palette(rng, (0.14, 0.26), (0.5, 0.85))),
+    (0.12, _night_palette),
     (0.06, grey_palette),
 )
 """Natural, pastel, saturated, night and grey, with their weights."""

@@ -1,4 +1,4 @@
-"""Motifs, the things that scenes are made of: hair, eyes, heads, clothes, clouds, leaves, writing."""
+"""Motifs that scenes are composed of: hair, eyes, heads, clothes, clouds, leaves, writing."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ import PIL
 from PIL import Image, ImageDraw, ImageFont
 
 from .colors import WHITE, Tone
-from .paints import Gradient, Paint, glow, veil
-from .shapes import Frame, both_sides, box, curve, ellipse, path, pointed, points, ribbon, taper, unit
+from .paints import Gradient, Paint, glow, translucent
+from .shapes import Frame, both_sides, box, curve, ellipse, path, pointed_widths, points, ribbon, taper, unit
 from .sheet import Sheet
 
 
-def shaded(sheet: Sheet, points: np.ndarray, tone: Tone, size: float, width: float = 1.0) -> None:
-    """A cel: flat tone, one or two hard-edged shades on one side, perhaps a light, outline."""
+def draw_shaded(sheet: Sheet, points: np.ndarray, tone: Tone, size: float, width: float = 1.0) -> None:
+    """Draw a cel-shaded shape: flat tone, one or two hard-edged shades on one side, sometimes a highlight, and an outline."""
     sheet.fill(points, tone)
     side = size * sheet.uniform(0.15, 0.5) * np.array([np.cos(a := sheet.uniform(-0.6, 2.2)), np.sin(a)])
     with sheet.clip(points):
         for step in range(sheet.integer(1, 2)):
-            _outside(sheet, points - side * (1 - 0.45 * step), points, tone.shade(0.14 * (step + 1)))
+            _fill_outside(sheet, points - side * (1 - 0.45 * step), points, tone.shade(0.14 * (step + 1)))
         if sheet.chance(0.3):
             sheet.line(points[: len(points) // 4] + side * 0.4, 2.0, tone.light(0.7))
     sheet.outline(points, width, sheet.ink(tone))
 
 
-def _outside(sheet: Sheet, hole: np.ndarray, points: np.ndarray, paint: Paint) -> None:
-    """Paint what of a shape lies outside another, inside the present clip."""
+def _fill_outside(sheet: Sheet, hole: np.ndarray, points: np.ndarray, paint: Paint) -> None:
+    """Paint the part of a shape that is outside another, within the current clip."""
     frame = box(*(points.min(axis=0) - 9), *(points.max(axis=0) + 9))[[0, 1, 2, 3, 0]]
     turns = (hole * np.roll(hole[:, ::-1] * [1, -1], -1, axis=0)).sum() > 0
     sheet.fill(np.concatenate([hole, hole[:1], frame[::-1] if turns else frame]), paint)
 
 
 def lock(sheet: Sheet, spine: np.ndarray, width: float, tone: Tone, root: float = 0.6) -> None:
-    """A lock of hair along a curve, to a point: shade on one side, strands, a light across, outlines that taper."""
+    """Draw a pointed lock of hair along a curve, with a shade on one side, strands, and tapered outlines."""
     count = len(spine)
-    widths = width * pointed(count, root)
+    widths = width * pointed_widths(count, root)
     sheet.fill(ribbon(spine, widths), tone)
     side = 1 if sheet.chance(0.5) else -1
     low, high = sorted((0.5 * side, side * sheet.uniform(0.05, 0.3)))
@@ -54,7 +54,7 @@ def lock(sheet: Sheet, spine: np.ndarray, width: float, tone: Tone, root: float 
 
 
 def eye(sheet: Sheet, frame: Frame, outward: float, open_: float, iris: Tone) -> None:
-    """An anime eye, two units wide; `outward` is 1 where the outer corner is on the right, else -1."""
+    """Draw an anime eye, two units wide; `outward` is 1 if the outer corner is on the right, else -1."""
     ink, tilt = sheet.palette.ink, sheet.uniform(-0.15, 0.2)
     side, inner, outer = (outward, 1), (-0.95, 0.15 + tilt), (1.0, 0.05 - tilt)
     above = np.array([inner, (-0.6, -0.62 * open_), (0.05, -0.95 * open_), (0.65, -0.7 * open_), outer])
@@ -70,7 +70,7 @@ def eye(sheet: Sheet, frame: Frame, outward: float, open_: float, iris: Tone) ->
     with sheet.clip(white):
         _iris(sheet, frame, look, wide, tall, iris)
         lid = np.concatenate([upper, upper[::-1] + frame.scale * np.array([0, 0.26 * open_])])
-        sheet.fill(lid, iris.shade(0.55), veil(0.55))
+        sheet.fill(lid, iris.shade(0.55), translucent(0.55))
         sheet.wire(frame(ring)[[*range(64), 0]], 0.9, iris.shade(0.6))
     for x, y, radius in ((-0.22 + look, -0.42 * tall, 0.2), (0.25 + look, 0.45 * tall, 0.1))[: sheet.integer(1, 2)]:
         sheet.fill(frame(ellipse(x, y, radius, radius * sheet.uniform(1, 1.5))), WHITE)
@@ -79,7 +79,7 @@ def eye(sheet: Sheet, frame: Frame, outward: float, open_: float, iris: Tone) ->
     for at in range(len(upper) - 4, len(upper) - 4 - 4 * sheet.integer(1, 4), -4):
         tip = upper[at] + frame.scale * np.array([outward * sheet.uniform(0.15, 0.4), -sheet.uniform(0.05, 0.3)])
         bent = curve([upper[at - 1], (upper[at] + tip) / 2 + (0, frame.scale * 0.04), tip], 4)
-        lashes.append(ribbon(bent, frame.scale * 0.14 * pointed(len(bent), 1.0, 0.1)))
+        lashes.append(ribbon(bent, frame.scale * 0.14 * pointed_widths(len(bent), 1.0, 0.1)))
     sheet.fill(lashes, ink)
     sheet.line(lower[2:34], 1.1, sheet.ink(sheet.palette.skin))
     if sheet.chance(0.7):
@@ -99,7 +99,7 @@ def _iris(sheet: Sheet, frame: Frame, look: float, wide: float, tall: float, iri
 
 
 def features(sheet: Sheet, frame: Frame, turn: float) -> None:
-    """Eyes, brows, nose and mouth of a face."""
+    """Draw eyes, brows, nose and mouth of a face."""
     ink = sheet.ink(sheet.palette.skin)
     open_, size = (0.1 if sheet.chance(0.08) else sheet.uniform(0.75, 1.25)), sheet.uniform(0.2, 0.26)
     shift, mood, odd = 0.3 * turn, sheet.uniform(-0.1, 0.1), sheet.chance(0.06)
@@ -114,7 +114,7 @@ def features(sheet: Sheet, frame: Frame, turn: float) -> None:
 
 
 def blush(sheet: Sheet, frame: Frame, turn: float) -> None:
-    """Cheeks as a soft glow or as hatching."""
+    """Draw blushing cheeks as a soft glow or as hatching."""
     skin, size = sheet.palette.skin, 0.2 * frame.scale
     tone, soft = replace(skin, lightness=skin.lightness * 0.9, chroma=0.1 if skin.chroma else 0, hue=25), sheet.chance(0.5)
     hatch = np.linspace(-0.09, 0.09, 4)[:, None, None] * (1, 0) + ((0.03, -0.05), (-0.03, 0.05))
@@ -141,7 +141,7 @@ def _mouth(sheet: Sheet, frame: Frame, ink: Tone) -> None:
 
 
 def head(sheet: Sheet, frame: Frame) -> None:
-    """A head from the front or a little turned, with hair; its chin lies at `(0, 1)`, the crown of the hair near `(0, -1.2)`."""
+    """Draw a head from the front or slightly turned, with hair; the chin is at `(0, 1)`, the crown of the hair near `(0, -1.2)`."""
     turn, tone, skin = sheet.uniform(-0.7, 0.7), sheet.palette.hair, sheet.palette.skin
     reach = sheet.uniform(0.5, 2.6)
     _back_hair(sheet, frame, reach, tone)
@@ -154,7 +154,7 @@ def head(sheet: Sheet, frame: Frame) -> None:
     face = curve(frame(face), closed=True)
     sheet.fill(face, skin)
     with sheet.clip(face):
-        _outside(sheet, face + frame.scale * np.array([0.12 * np.sign(turn), -0.1]), face, skin.shade(0.1))
+        _fill_outside(sheet, face + frame.scale * np.array([0.12 * np.sign(turn), -0.1]), face, skin.shade(0.1))
         fringe = [(x, 0.02 + 0.12 * (i % 2)) for i, x in enumerate(np.linspace(-0.9, 0.9, sheet.integer(7, 11)))]
         sheet.fill(frame([(-1, -1), *fringe, (1, -1)]), skin.shade(0.12))
         if sheet.chance(0.5):
@@ -182,7 +182,7 @@ def _back_hair(sheet: Sheet, frame: Frame, reach: float, tone: Tone) -> None:
 
 
 def _front_hair(sheet: Sheet, frame: Frame, turn: float, tone: Tone) -> None:
-    """The cap over the skull, the locks of the fringe, and the band of light across them."""
+    """Draw the cap over the skull, the locks of the fringe, and the band of light across them."""
     part, ink = 0.35 * turn + sheet.uniform(-0.15, 0.15), sheet.ink(tone)
     half = path("0,-0.5 0.6,-0.42 0.92,0.05 0.95,-0.45 0.62,-1.05 0,-1.24")
     cap = curve(frame(both_sides(half)[:-1]), closed=True)
@@ -225,14 +225,14 @@ def bow(sheet: Sheet, frame: Frame) -> None:
         sheet.fill(tail, tone.shade())
         sheet.wire(tail[[0, 1, 2, 3, 4, 0]], 0.8, sheet.ink(tone))
         wing = curve(frame(path("0.1,-0.1 0.9,-0.65 1.2,-0.1 0.95,0.5 0.1,0.15") * (side, 1)), closed=True)
-        shaded(sheet, wing, tone, frame.scale * 0.5, 0.9)
+        draw_shaded(sheet, wing, tone, frame.scale * 0.5, 0.9)
         folds = np.stack([path("0.2,0 0.5,-0.15 0.8,-0.25"), path("0.2,0.05 0.5,0.1 0.7,0.2")])
         sheet.line(curve(frame(folds * (side, 1))), 0.8, sheet.ink(tone))
     sheet.cel(curve(frame(path("-0.2,-0.2 0.2,-0.2 0.22,0.22 -0.22,0.22")), closed=True), tone)
 
 
 def torso(sheet: Sheet, frame: Frame) -> None:
-    """Neck and dressed shoulders below a head."""
+    """Draw the neck and clothed shoulders below a head."""
     skin, cloth = sheet.palette.skin, sheet.palette.cloth
     neck = frame(path("-0.24,0.7 -0.26,1.3 -0.7,1.55 0,2.1 0.7,1.55 0.26,1.3 0.24,0.7"))
     sheet.fill(neck, skin)
@@ -240,7 +240,7 @@ def torso(sheet: Sheet, frame: Frame) -> None:
     sheet.line(np.stack([frame([(side * 0.24, 0.8), (side * 0.25, 1.1), (side * 0.3, 1.35)]) for side in (-1, 1)]), 1.0, sheet.ink(skin))
     half = path("0.32,1.3 0.75,1.5 1.15,1.75 1.35,2.4 1.5,4")
     body = curve(frame(np.concatenate([half[::-1], [[0, 1.55 + 0.3 * sheet.uniform(0, 1)]], half * (-1, 1)])))
-    shaded(sheet, body, cloth, frame.scale * 0.6)
+    draw_shaded(sheet, body, cloth, frame.scale * 0.6)
     with sheet.clip(body):
         if sheet.chance(0.4):
             sheet.fill(body, cloth.shade(0.25) if sheet.chance(0.5) else sheet.palette.accent, sheet.motif())
@@ -268,7 +268,7 @@ def _necklace(sheet: Sheet, frame: Frame) -> None:
 
 
 def lace(sheet: Sheet, hem: np.ndarray, size: float, tone: Tone) -> None:
-    """Scallops with holes along a path `(n, 2)`."""
+    """Draw scallops with holes along a path `(n, 2)`."""
     length = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(hem, axis=0).T))])
     at = np.arange(size, length[-1], size * 1.7)
     centre = points(np.interp(at, length, hem[:, 0]), np.interp(at, length, hem[:, 1]))[:, None]
@@ -281,7 +281,7 @@ def lace(sheet: Sheet, hem: np.ndarray, size: float, tone: Tone) -> None:
 
 
 def clouds(sheet: Sheet, horizon: float) -> None:
-    """Cumulus with hard-edged shades."""
+    """Draw cumulus clouds with hard-edged shades."""
     for _ in range(sheet.integer(1, 4)):
         x, y, size = sheet.uniform(0, sheet.extent), sheet.uniform(0.1, 0.9) * horizon, sheet.extent * sheet.uniform(0.05, 0.16)
         puffs = sheet.rng.normal(0, 1, (14, 2)) * (size * 1.3, size * 0.3) + (x, y)
@@ -293,7 +293,7 @@ def clouds(sheet: Sheet, horizon: float) -> None:
 
 
 def leaves(sheet: Sheet, x: float, y: float, size: float, tone: Tone, count: int = 260) -> None:
-    """Foliage: a mass of small pointed leaves in three tones."""
+    """Draw foliage: many small pointed leaves in three tones."""
     for step in range(3):
         n = count // (step + 1)
         centre = sheet.rng.normal(0, 0.42, (n, 1, 2)) * size + (x - 0.1 * step * size, y - 0.12 * step * size)
@@ -304,7 +304,7 @@ def leaves(sheet: Sheet, x: float, y: float, size: float, tone: Tone, count: int
 
 
 def glyphs(sheet: Sheet, x: float, y: float, size: float, rows: int, columns: int, tone: Tone) -> None:
-    """Writing that nobody can read: dense little signs on a grid."""
+    """Draw illegible writing: small dense glyphs on a grid."""
     grid = points(*np.meshgrid(np.arange(columns), np.arange(rows))).reshape(-1, 1, 1, 2) * size * 1.15 + (x, y)
     strokes = sheet.rng.integers(0, 4, (len(grid), 6, 2, 2)) / 3
     level = sheet.rng.random((len(grid), 6)) < 0.75
@@ -318,7 +318,7 @@ def glyphs(sheet: Sheet, x: float, y: float, size: float, rows: int, columns: in
 
 
 def text(sheet: Sheet, x: float, y: float, size: float, tone: Tone, edge: Tone | None = None, angle: float = 0.0) -> None:
-    """A word around `x, y`, turned by `angle` degrees, with an edge where a tone for it is given. Nothing without a scalable font."""
+    """Draw a word centred at `x, y`, rotated by `angle` degrees, with an edge if its tone is given; nothing without a scalable font."""
     fonts = sheet.fonts or ("",)
     name, finer = fonts[sheet.integer(0, len(fonts) - 1)], 1 if not angle else 4 if size < 40 else 2
     letters = _alphabets(name)[sheet.integer(0, 2)]
@@ -337,12 +337,12 @@ def text(sheet: Sheet, x: float, y: float, size: float, tone: Tone, edge: Tone |
 
 @lru_cache(maxsize=128)
 def load_font(name: str, size: int) -> ImageFont.FreeTypeFont | None:
-    """A font file, or for an empty name Pillow's own font where this Pillow has a scalable one."""
+    """Load a font file or, for an empty name, Pillow's own font; None if this Pillow has no scalable one."""
     if name:
         try:
             return ImageFont.truetype(name, size, layout_engine=ImageFont.Layout.BASIC)
         except OSError as error:
-            raise ValueError(f"{name}: expected a font file (.ttf, .otf, .ttc) that can be read: {error}") from error
+            raise ValueError(f"{name}: cannot be read as a font ({error}); expected a .ttf, .otf or .ttc file") from error
     if tuple(int(part) for part in PIL.__version__.split(".")[:2]) < (10, 1):
         return None
     font = ImageFont.load_default(size)
@@ -351,7 +351,7 @@ def load_font(name: str, size: int) -> ImageFont.FreeTypeFont | None:
 
 @lru_cache(maxsize=32)
 def _alphabets(name: str) -> tuple[str, str, str]:
-    """Small and capital letters, and kana with common signs where the font has them."""
+    """Lower-case letters, upper-case letters, and kana with common kanji if the font has them."""
     small, capital = "aabcdeeefghiiklmnnooprsttuvwy", "ABCDEFGHIKLMNOPRSTUVWXYZ!?&0123456789"
     kana = "あいうえおかきくしすたてとなにのはまもよりるんアイウオカコサシスタテドナバラン大小月日人山"
     font = load_font(name, 24)

@@ -1,6 +1,6 @@
-"""What shapes are filled with.
+"""Paints and patterns to fill shapes with.
 
-A paint goes from pixel centres `x (1, w)`, `y (h, 1)` to colours `(h, w, 3)` or `(3,)`, a pattern from the same to coverage `(h, w)`.
+A paint maps pixel centres `x (1, w)`, `y (h, 1)` to colours `(h, w, 3)` or `(3,)`; a pattern maps them to coverage `(h, w)`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .colors import Tone
-from .shapes import turned
+from .shapes import rotate
 
 Paint = Callable[[np.ndarray, np.ndarray], np.ndarray]
 Pattern = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -19,7 +19,7 @@ Pattern = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Gradient:
-    """From one tone at `start` to another at `end`: along a line, or outwards in circles."""
+    """A gradient from the first tone at `start` to the last at `end`, linear or radial."""
 
     tones: tuple[Tone, ...]
     start: tuple[float, float]
@@ -40,7 +40,7 @@ def _cell(value: np.ndarray, pitch: float) -> np.ndarray:
 
 def dots(pitch: float, angle: float, radius: float | np.ndarray) -> Pattern:
     def pattern(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        u, v = (_cell(value, pitch) for value in turned(x, y, angle))
+        u, v = (_cell(value, pitch) for value in rotate(x, y, angle))
         return np.clip(radius + 0.5 - np.sqrt(u * u + v * v), 0, 1)
 
     return pattern
@@ -48,30 +48,30 @@ def dots(pitch: float, angle: float, radius: float | np.ndarray) -> Pattern:
 
 def lines(pitch: float, angle: float, width: float | np.ndarray) -> Pattern:
     def pattern(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.clip(width / 2 + 0.5 - np.abs(_cell(turned(x, y, angle)[0], pitch)), 0, np.minimum(1, width))
+        return np.clip(width / 2 + 0.5 - np.abs(_cell(rotate(x, y, angle)[0], pitch)), 0, np.minimum(1, width))
 
     return pattern
 
 
-def crossed(pitch: float, angle: float, width: float) -> Pattern:
+def crosshatch(pitch: float, angle: float, width: float) -> Pattern:
     first, second = lines(pitch, angle, width), lines(pitch, angle + np.pi / 2, width)
     return lambda x, y: np.maximum(first(x, y), second(x, y))
 
 
 def checks(pitch: float, angle: float, _: float = 0) -> Pattern:
-    """A chessboard."""
+    """A checkerboard."""
     first, second = lines(2 * pitch, angle, pitch), lines(2 * pitch, angle + np.pi / 2, pitch)
     return lambda x, y: np.abs(first(x, y) - second(x, y))
 
 
 def glow(x: float, y: float, radius: float, squash: float = 1.0) -> Pattern:
-    """Fades outwards from a centre."""
+    """Coverage that fades out from a centre."""
     return lambda u, v: np.clip(1 - np.hypot(u - x, squash * (v - y)) / radius, 0, 1) ** 1.5
 
 
-def veil(share: float) -> Pattern:
-    """The same everywhere: a translucent paint."""
+def translucent(share: float) -> Pattern:
+    """Constant coverage, for a translucent paint."""
     return lambda x, y: np.asarray(share)
 
 
-PATTERNS = (dots, lines, crossed, checks)
+PATTERNS = (dots, lines, crosshatch, checks)

@@ -1,4 +1,4 @@
-"""Scenes: whole images composed of motifs, and the draw among them."""
+"""Scenes, which are whole images composed of motifs, and the random choice among them."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 
 from .colors import BLACK, WHITE, Tone, grey_palette
-from .motifs import bow, clouds, features, glyphs, head, lace, leaves, load_font, lock, shaded, text
-from .paints import Gradient, crossed, glow, veil
-from .shapes import Frame, box, curve, ellipse, path, pointed, points, ribbon, taper, unit
+from .motifs import bow, clouds, draw_shaded, features, glyphs, head, lace, leaves, load_font, lock, text
+from .paints import Gradient, crosshatch, glow, translucent
+from .shapes import Frame, box, curve, ellipse, path, pointed_widths, points, ribbon, taper, unit
 from .sheet import Sheet
 
 
 def portrait(sheet: Sheet) -> None:
-    """One to three figures before a background."""
+    """One to three figures in front of a background."""
     extent = sheet.extent
     backdrop(sheet)
-    for i in range(count := sheet.weighted((0, 6, 1, 1))):
+    for i in range(count := sheet.choose((0, 6, 1, 1))):
         at = extent * (i + sheet.uniform(0.4, 0.6)) / count
         size = extent * sheet.uniform(0.2, 0.36) / (1, 1, 1.4, 1.8)[count]
         head(sheet, Frame(at, extent * sheet.uniform(0.38, 0.5), size, sheet.uniform(-0.22, 0.22)))
@@ -29,7 +29,7 @@ def portrait(sheet: Sheet) -> None:
 
 
 def close_eyes(sheet: Sheet) -> None:
-    """Eyes that fill the image, with fringe."""
+    """Eyes that fill the image, with a fringe."""
     extent, skin = sheet.extent, sheet.palette.skin
     sheet.background(skin)
     frame = Frame(extent / 2, extent * sheet.uniform(0.4, 0.6), extent * sheet.uniform(0.7, 1.1), sheet.uniform(-0.3, 0.3))
@@ -41,7 +41,7 @@ def close_eyes(sheet: Sheet) -> None:
 
 
 def flowing_hair(sheet: Sheet) -> None:
-    """Long bundles in one current."""
+    """Long strands flowing in one direction."""
     extent, tone = sheet.extent, sheet.palette.hair
     sheet.background(tone.shade(0.3) if sheet.chance(0.6) else sheet.palette.sky)
     frame = Frame(extent / 2, extent / 2, extent, sheet.uniform(0, 2 * np.pi))
@@ -72,7 +72,7 @@ def garment(sheet: Sheet) -> None:
         if motif:
             sheet.fill(pleat, detail, motif)
         fold = frame([top[i], (top[i] + top[i + 1]) / 2, bottom[i] * 0.55 + bottom[i + 1] * 0.45, bottom[i]])
-        sheet.fill(fold, (detail if motif else cloth).shade(0.2), veil(0.45) if motif else None)
+        sheet.fill(fold, (detail if motif else cloth).shade(0.2), translucent(0.45) if motif else None)
         sheet.line(frame(np.stack([top[i], (top[i] + bottom[i]) / 2, bottom[i]])), 1.2, sheet.ink(cloth), 0.6)
     if sheet.chance(0.7):
         lace(sheet, frame(bottom), extent * sheet.uniform(0.015, 0.04), WHITE if cloth.lightness < 0.9 else sheet.palette.accent)
@@ -84,7 +84,7 @@ def garment(sheet: Sheet) -> None:
 
 
 def sky(sheet: Sheet) -> None:
-    """A flat or smooth sky, with clouds, a sun, or stars."""
+    """A flat or graduated sky with clouds, a sun, or stars."""
     extent, tone = sheet.extent, sheet.palette.sky
     smooth = Gradient((tone.shade(), tone, tone.light(0.6)), (0, 0), (sheet.uniform(-0.2, 0.2) * extent, extent))
     sheet.background(tone if sheet.chance(0.2) else smooth)
@@ -104,7 +104,7 @@ def sky(sheet: Sheet) -> None:
 
 
 def landscape(sheet: Sheet) -> None:
-    """Hills, trees, grass, and sometimes rain or petals."""
+    """Hills, trees and grass, sometimes with rain or petals."""
     sky(sheet)
     extent = sheet.extent
     ground = Tone(sheet.palette.sky.lightness * 0.8, 0.11 if sheet.palette.sky.chroma else 0, sheet.uniform(110, 170))
@@ -125,7 +125,7 @@ def landscape(sheet: Sheet) -> None:
     rise = points(sheet.rng.normal(0, 0.03, n), -sheet.rng.uniform(0.05, 0.14, n)) * extent
     blades = curve(np.stack([root, root + rise * (0.3, 0.6), root + rise], axis=1), 4)
     for part, tone in enumerate((ground.shade(0.3), ground.shade(0.1), ground.light(0.2))):
-        sheet.fill(ribbon(blades[part::3], extent * 0.011 * pointed(blades.shape[1], 0.7)), tone)
+        sheet.fill(ribbon(blades[part::3], extent * 0.011 * pointed_widths(blades.shape[1], 0.7)), tone)
     if sheet.chance(0.35):
         rain(sheet)
 
@@ -145,14 +145,14 @@ def rain(sheet: Sheet) -> None:
 
 
 def quad(corners: np.ndarray, x0: np.ndarray, y0: np.ndarray, x1: np.ndarray, y1: np.ndarray) -> np.ndarray:
-    """Boxes in [0, 1]² laid into a quadrilateral `(4, 2)`: top left, top right, bottom right, bottom left."""
+    """Map boxes in [0, 1]² into a quadrilateral `(4, 2)`: top left, top right, bottom right, bottom left."""
     unit = box(x0, y0, x1, y1)
     x, y = unit[..., :1], unit[..., 1:]
     return (corners[0] * (1 - x) + corners[1] * x) * (1 - y) + (corners[3] * (1 - x) + corners[2] * x) * y
 
 
 def wall(sheet: Sheet, corners: np.ndarray, tone: Tone, floors: int, bays: int) -> None:
-    """A facade with rows of windows, some of them lit."""
+    """A facade with rows of windows, some of which are lit."""
     sheet.fill(corners, tone)
     row, column = (grid.ravel() for grid in np.meshgrid(np.arange(floors), np.arange(bays), indexing="ij"))
     gap, dark = sheet.uniform(0.12, 0.3), sheet.palette.sky.lightness < 0.5
@@ -172,7 +172,7 @@ def wall(sheet: Sheet, corners: np.ndarray, tone: Tone, floors: int, bays: int) 
 
 
 def city(sheet: Sheet) -> None:
-    """Buildings in two-point perspective, wires, a fence."""
+    """Buildings in two-point perspective, with wires and sometimes a fence."""
     sky(sheet)
     extent = sheet.extent
     horizon = extent * sheet.uniform(0.6, 0.85)
@@ -204,7 +204,7 @@ def fence(sheet: Sheet) -> None:
     extent, tone = sheet.extent, sheet.palette.ink if sheet.chance(0.5) else sheet.palette.cloth.light(0.5)
     top, pitch = extent * sheet.uniform(0.5, 0.75), sheet.uniform(6, 22)
     if sheet.chance(0.5):
-        sheet.fill(box(0, top, extent, extent), tone, crossed(pitch, np.pi / 4, sheet.uniform(0.8, 2)))
+        sheet.fill(box(0, top, extent, extent), tone, crosshatch(pitch, np.pi / 4, sheet.uniform(0.8, 2)))
     else:
         x = np.arange(0, extent, pitch)
         sheet.fill(box(x, top, x + pitch * sheet.uniform(0.15, 0.4), extent), tone)
@@ -213,7 +213,7 @@ def fence(sheet: Sheet) -> None:
 
 
 def room(sheet: Sheet) -> None:
-    """A shelf of books, a window with curtains, boards in perspective."""
+    """A bookshelf, a window with curtains, and floorboards in perspective."""
     extent, wall_tone = sheet.extent, sheet.palette.sky.light(0.4)
     sheet.background(wall_tone)
     if sheet.chance(0.5):
@@ -260,12 +260,12 @@ def _window(sheet: Sheet, frame: np.ndarray) -> None:
 
 
 def shapes(sheet: Sheet) -> None:
-    """Cels of many forms, flat, patterned or with gradients, and loose pen strokes."""
+    """Cel-shaded shapes, flat, patterned or with gradients, and loose pen strokes."""
     plain(sheet)
     for _ in range(sheet.integer(5, 14)):
         x, y, r = *sheet.rng.uniform(0, sheet.extent, 2), sheet.extent * float(np.exp(sheet.uniform(np.log(0.05), np.log(0.35))))
         form, tone = _form(sheet, Frame(x, y, r, sheet.uniform(0, 2 * np.pi))), sheet.tone()
-        shaded(sheet, form, tone, r)
+        draw_shaded(sheet, form, tone, r)
         with sheet.clip(form):
             if sheet.chance(0.4):
                 sheet.fill(form, tone.light(0.6) if sheet.chance(0.5) else sheet.tone(), sheet.motif())
@@ -279,25 +279,25 @@ def shapes(sheet: Sheet) -> None:
 
 def _form(sheet: Sheet, frame: Frame) -> np.ndarray:
     """A blob, a star, a heart, a box or a gem."""
-    spokes, kind = ellipse(0, 0, 1, 1, 10), sheet.weighted((4, 2, 1, 2, 1))
+    spokes, kind = ellipse(0, 0, 1, 1, 10), sheet.choose((4, 2, 1, 2, 1))
     if kind == 0:
         return curve(frame(spokes * sheet.rng.uniform(0.55, 1.3, (10, 1))), closed=True)
     if kind == 1:
-        return _dense(frame(spokes * np.where(np.arange(10) % 2, sheet.uniform(0.35, 0.6), 1.0)[:, None]))
+        return _subdivide(frame(spokes * np.where(np.arange(10) % 2, sheet.uniform(0.35, 0.6), 1.0)[:, None]))
     if kind == 2:
         t = np.linspace(0, 2 * np.pi, 64, endpoint=False)
         return frame(np.stack([np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t)) / 16], axis=-1))
-    return _dense(frame(box(-1, -sheet.uniform(0.1, 1), 1, sheet.uniform(0.1, 1)) if kind == 3 else spokes[::2]))
+    return _subdivide(frame(box(-1, -sheet.uniform(0.1, 1), 1, sheet.uniform(0.1, 1)) if kind == 3 else spokes[::2]))
 
 
-def _dense(corners: np.ndarray, count: int = 12) -> np.ndarray:
-    """The same polygon with more points along its sides."""
+def _subdivide(corners: np.ndarray, count: int = 12) -> np.ndarray:
+    """Add points along the sides of a polygon."""
     t = np.arange(count)[:, None] / count
     return np.concatenate([a * (1 - t) + b * t for a, b in zip(corners, np.roll(corners, -1, axis=0), strict=True)])
 
 
 def lettering(sheet: Sheet) -> None:
-    """Words in many sizes before a pattern or a gradient."""
+    """Words of many sizes in front of a background."""
     backdrop(sheet)
     for _ in range(sheet.integer(6, 20)):
         x, y = sheet.rng.uniform(0.1, 0.9, 2) * sheet.extent
@@ -309,7 +309,7 @@ def lettering(sheet: Sheet) -> None:
 
 
 def burst(sheet: Sheet) -> None:
-    """Focus lines towards a point, or speed lines."""
+    """Focus lines towards a point or speed lines."""
     extent, n = sheet.extent, sheet.integer(60, 220)
     width = sheet.rng.uniform(0.5, 2.5, (n, 1)) * max(1.2, extent / 250)
     if sheet.chance(0.6):
@@ -323,31 +323,31 @@ def burst(sheet: Sheet) -> None:
 
 
 def plain(sheet: Sheet) -> None:
-    """A flat tone or a gradient, perhaps with a pattern."""
+    """A flat tone or a gradient, sometimes with a pattern."""
     tone, extent = sheet.palette.sky if sheet.chance(0.6) else sheet.tone(), sheet.extent
     middle, radial = (extent * sheet.uniform(0.2, 0.8), extent * sheet.uniform(0.2, 0.8)), sheet.chance(0.5)
     other = tone.shade(sheet.uniform(0.05, 0.4)) if sheet.chance(0.7) else sheet.tone()
     paints = (WHITE, tone, Gradient((tone, other), middle, (extent, extent), radial))
-    sheet.background(paints[sheet.weighted((15, 35, 50))])
+    sheet.background(paints[sheet.choose((15, 35, 50))])
     if sheet.chance(0.35):
         sheet.background(tone.light(0.35), sheet.motif())
 
 
 def backdrop(sheet: Sheet) -> None:
-    """Something behind figures or words."""
-    (plain, sky, landscape, city)[sheet.weighted((9, 2, 2, 2))](sheet)
+    """A background for figures or words."""
+    (plain, sky, landscape, city)[sheet.choose((9, 2, 2, 2))](sheet)
     if sheet.chance(0.15):
         burst(sheet)
 
 
 def bubble(sheet: Sheet, x: float, y: float, rx: float, ry: float) -> None:
-    """A speech bubble, round or spiked, with writing."""
+    """A round or spiky speech bubble with writing."""
     shape = ellipse(x, y, rx, ry, 48)
     if sheet.chance(0.3):
-        forms = [_dense((x, y) + (shape - (x, y)) * np.where(np.arange(48) % 2, 1.0, sheet.rng.uniform(0.7, 0.85, 48))[:, None], 4)]
+        forms = [_subdivide((x, y) + (shape - (x, y)) * np.where(np.arange(48) % 2, 1.0, sheet.rng.uniform(0.7, 0.85, 48))[:, None], 4)]
     else:
         tip = x + rx * sheet.uniform(-0.8, 0.8)
-        forms = [shape, _dense(np.array([(x - rx * 0.2, y + ry * 0.8), (tip, y + ry * 1.5), (x + rx * 0.15, y + ry * 0.8)]))]
+        forms = [shape, _subdivide(np.array([(x - rx * 0.2, y + ry * 0.8), (tip, y + ry * 1.5), (x + rx * 0.15, y + ry * 0.8)]))]
     for form in forms:
         sheet.outline(form, 2.0, BLACK)
     sheet.fill(forms, WHITE)
@@ -408,13 +408,13 @@ SCENES: dict[str, tuple[float, Callable[[Sheet], None]]] = {
     "shapes": (0.06, shapes),
     "lettering": (0.05, lettering),
 }
-"""What is drawn, with weights."""
+"""All scenes, with their weights in the random choice."""
 
 
 def draw(rng: np.random.Generator, size: int = 512, fonts: Sequence[str | Path] = ()) -> np.ndarray:
-    """An image `(size, size, 3)` uint8; the same generator state gives the same image with the same Pillow and numpy.
+    """Draw a random scene as `(size, size, 3)` uint8; with the same Pillow and numpy, the same generator state gives the same image.
 
-    `fonts` are font files for what is written; without any, Pillow's own font is used. Raises ValueError for a file that is no font.
+    `fonts` are font files for lettering; by default, Pillow's own font is used. Raises ValueError for a file that is not a font.
     """
     for font in fonts:
         load_font(str(font), 24)
@@ -423,7 +423,7 @@ def draw(rng: np.random.Generator, size: int = 512, fonts: Sequence[str | Path] 
 
 
 def draw_scene(name: str, rng: np.random.Generator, size: int = 512, fonts: Sequence[str | Path] = ()) -> np.ndarray:
-    """As `draw`, for one of `SCENES`."""
+    """Draw one of `SCENES`, like `draw`."""
     sheet = Sheet(rng, size, fonts)
     SCENES[name][1](sheet)
     return np.asarray(sheet.image).copy()

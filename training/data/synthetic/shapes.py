@@ -1,6 +1,6 @@
-"""Shapes, as arrays of points, and their coverage of pixels.
+"""Shapes as arrays of points, and their pixel coverage.
 
-Polygons are `(k, 2)`, equal ones stacked as `(m, k, 2)`, others in lists.
+A polygon is `(k, 2)`, polygons with the same number of points are stacked as `(m, k, 2)`, and others are in lists.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ def _spline(count: int, steps: int, closed: bool) -> np.ndarray:
 
 
 def curve(points: Sequence | np.ndarray, steps: int = 10, closed: bool = False) -> np.ndarray:
-    """A smooth curve through the points `(..., count, 2)`."""
+    """Sample a smooth curve through the points `(..., count, 2)`."""
     points = np.asarray(points, dtype=np.float64)
     return _spline(points.shape[-2], steps, closed) @ points
 
 
 def ribbon(spine: np.ndarray, width: np.ndarray | float, low: float = -0.5, high: float = 0.5, closed: bool = False) -> np.ndarray:
-    """Polygons along curves `(..., n, 2)`, from `low` to `high` of the width `(..., n)` across; all of it by default."""
+    """Polygons along curves `(..., n, 2)` that span `low` to `high` of the width `(..., n)` across the curve; by default all of it."""
     if closed:
         step = np.roll(spine, -1, axis=-2) - np.roll(spine, 1, axis=-2)
         spine, step = (np.concatenate([a, a[..., :1, :]], axis=-2) for a in (spine, step))
@@ -51,23 +51,23 @@ def ribbon(spine: np.ndarray, width: np.ndarray | float, low: float = -0.5, high
 
 
 def taper(count: int, lean: float = 1.0, power: float = 0.7) -> np.ndarray:
-    """Widths of a pen stroke: thin, thick, thin; `lean` above 1 moves the thick part to the end."""
+    """Widths of a pen stroke, thin at both ends; `lean` above 1 moves the thick part towards the end."""
     return np.sin(np.pi * np.linspace(0, 1, count) ** lean).clip(0) ** power
 
 
-def pointed(count: int, root: float = 0.6, belly: float = 0.35) -> np.ndarray:
-    """Widths of a lock of hair or a blade: `root` at the start, 1 at `belly`, a point at the end."""
+def pointed_widths(count: int, root: float = 0.6, belly: float = 0.35) -> np.ndarray:
+    """Widths of a lock of hair or a blade of grass: `root` at the start, 1 at `belly`, 0 at the end."""
     t = np.linspace(0, 1, count)
     return np.where(t < belly, root + (1 - root) * np.sin(np.pi / 2 * t / belly), np.cos(np.pi / 2 * ((t - belly) / (1 - belly)).clip(0)))
 
 
 def path(points: str) -> np.ndarray:
-    """Points written as `x,y x,y ...`."""
+    """Parse points written as `x,y x,y ...`."""
     return np.array([point.split(",") for point in points.split()], dtype=np.float64)
 
 
 def both_sides(half: np.ndarray) -> np.ndarray:
-    """A symmetric outline from its right half."""
+    """Make a symmetric outline from its right half."""
     return np.concatenate([half, half[::-1] * (-1, 1)])
 
 
@@ -75,9 +75,9 @@ def points(x: np.ndarray | float, y: np.ndarray | float) -> np.ndarray:
     return np.stack(np.broadcast_arrays(x, y), axis=-1)
 
 
-def unit(turn: np.ndarray) -> np.ndarray:
-    """Points on the circle around 0 with radius 1."""
-    return points(np.cos(turn), np.sin(turn))
+def unit(angle: np.ndarray) -> np.ndarray:
+    """Points on the unit circle."""
+    return points(np.cos(angle), np.sin(angle))
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, count: int = 64) -> np.ndarray:
@@ -89,14 +89,14 @@ def box(x0: float | np.ndarray, y0: float | np.ndarray, x1: float | np.ndarray, 
     return np.stack([points(x0, y0), points(x1, y0), points(x1, y1), points(x0, y1)], axis=-2).astype(np.float64)
 
 
-def turned(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
+def rotate(x: np.ndarray, y: np.ndarray, angle: float) -> tuple[np.ndarray, np.ndarray]:
     cos, sin = math.cos(angle), math.sin(angle)
     return x * cos + y * sin, y * cos - x * sin
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Where an object's own coordinates lie in the scene."""
+    """Maps an object's local coordinates to the scene."""
 
     x: float
     y: float
@@ -105,7 +105,7 @@ class Frame:
 
     def __call__(self, points: Sequence | np.ndarray) -> np.ndarray:
         points = np.asarray(points, dtype=np.float64) * self.scale
-        u, v = turned(points[..., 0], points[..., 1], -self.angle)
+        u, v = rotate(points[..., 0], points[..., 1], -self.angle)
         return np.stack([u + self.x, v + self.y], axis=-1)
 
     def inside(self, x: float, y: float, scale: float = 1.0) -> Frame:
@@ -114,7 +114,7 @@ class Frame:
 
 
 def edges(shapes: Shapes) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and ends `(e, 2)` of all edges; all polygons turn the same way, so that overlaps add up and nothing cancels."""
+    """Starts and ends `(e, 2)` of all edges. All polygons get the same orientation, so that overlaps add up instead of cancelling out."""
     if isinstance(shapes, np.ndarray) and shapes.ndim == 2:
         shapes = shapes[None]
     groups = [shapes] if isinstance(shapes, np.ndarray) else [shape.reshape(-1, *shape.shape[-2:]) for shape in shapes]
@@ -127,18 +127,18 @@ def edges(shapes: Shapes) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(starts), np.concatenate(ends)
 
 
-def _spread(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the ranges `low..high` repeated for each of their members, and the members."""
+def _expand_ranges(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For every member of the ranges `low..high`, the index of its range, and the member."""
     counts = high - low
     index = np.repeat(np.arange(len(low)), counts)
     return index, np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts - low, counts)
 
 
 def coverage(start: np.ndarray, end: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The share `(height, width)`, 0 to 1, of each pixel that lies within closed polygons, given their edges `(e, 2)`.
+    """Coverage `(height, width)` of each pixel by closed polygons, 0 to 1, given their edges `(e, 2)`.
 
-    Every edge is cut at rows and columns. A piece adds its height to all pixels right of it, and to its own pixel the part of that
-    which lies right of the piece; a running sum along the rows does the former.
+    Every edge is cut at rows and columns. A piece adds its height to all pixels on its right, and to its own pixel the part that is right
+    of the piece; a cumulative sum along the rows does the former.
     """
     falls = end[:, 1] > start[:, 1]
     top, bottom = np.where(falls[:, None], start, end), np.where(falls[:, None], end, start)
@@ -147,7 +147,7 @@ def coverage(start: np.ndarray, end: np.ndarray, height: int, width: int) -> np.
     slope = (bottom[:, 0] - top[:, 0]) / (bottom[:, 1] - top[:, 1])
 
     first, last = np.clip(top[:, 1], 0, height), np.clip(bottom[:, 1], 0, height)
-    edge, row = _spread(np.floor(first).astype(int), np.ceil(last).astype(int))
+    edge, row = _expand_ranges(np.floor(first).astype(int), np.ceil(last).astype(int))
     above, below = np.maximum(first[edge], row), np.minimum(last[edge], row + 1)
     x0, x1 = (top[edge, 0] + (y - top[edge, 1]) * slope[edge] for y in (above, below))
     left, rise = np.minimum(x0, x1), (below - above) * sign[edge]
@@ -156,7 +156,7 @@ def coverage(start: np.ndarray, end: np.ndarray, height: int, width: int) -> np.
     # column -1 is everything left of the image
     begin = np.maximum(np.floor(left), -1).astype(int)
     stop = np.clip(np.maximum(np.ceil(right), begin + 1), None, width).astype(int)
-    piece, column = _spread(np.minimum(begin, stop), stop)
+    piece, column = _expand_ranges(np.minimum(begin, stop), stop)
     left, right = left[piece], right[piece]
     near, far = np.where(column < 0, left, np.maximum(left, column)), np.minimum(right, column + 1)
     part = rise[piece] * np.where(right > left, (far - near) / np.maximum(right - left, 1e-6), 1)
