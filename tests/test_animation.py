@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from PIL import Image, features
 
 from transformersr.arch import save_model
-from transformersr.upscale.cli import main
 
+from command_line import run
 from random_models import V2, random_model
 
 COLORS = [(220, 40, 40), (40, 200, 60), (50, 60, 210)]
@@ -57,7 +56,7 @@ def read_frames(path):
 
 
 def upscale(model, *arguments):
-    return CliRunner().invoke(main, ["upscale", *map(str, arguments), "-m", model, "--device", "cpu"], catch_exceptions=False)
+    return run("upscale", *arguments, "-m", model, "--device", "cpu")
 
 
 SOURCES = ["gif", "png", "webp", *(["avif"] if features.check("avif") else [])]
@@ -138,6 +137,6 @@ def test_truncated_animation_is_named_and_writes_nothing(tmp_path, model, caplog
 def test_animation_works_through_standard_streams(tmp_path, model):
     path = save_animation(tmp_path / "a.gif", loop=0)
     with path.open("rb") as file:
-        result = CliRunner().invoke(main, ["upscale", "-", "-m", model, "--format", "gif"], input=file)
+        result = run("upscale", "-", "-m", model, "--format", "gif", input=file)
     (tmp_path / "b.gif").write_bytes(result.stdout_bytes)
     assert read_frames(tmp_path / "b.gif")[0] == DURATIONS

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
-from transformersr.upscale.cli import main, upscale
+from transformersr.upscale.cli import upscale
 
+from command_line import run
 from synthetic_images import synthetic_image
 
 PAGE = (Path(__file__).parent.parent / "docs" / "api.md").read_text(encoding="utf-8")
@@ -62,7 +62,7 @@ def test_commands_run(workspace, command):
         from video_files import make_video
 
         make_video(workspace / videos[0])
-    result = CliRunner().invoke(main, words[1:], catch_exceptions=False)
+    result = run(*words[1:])
     assert result.exit_code == 0, result.output
     if comment := re.search(r"# (\w+\.\w+) beside it", command):
         assert (workspace / comment[1]).exists()

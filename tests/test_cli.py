@@ -227,24 +227,8 @@ def test_current_folder_and_repeated_inputs_work(folder, model, monkeypatch):
 def test_resumed_training_uses_its_saved_settings(tmp_path):
     for index in range(3):
         Image.effect_noise((100, 100), 80).convert("RGB").save(tmp_path / f"{index}.png")
-    options = [
-        "--size",
-        "tiny",
-        "--init",
-        "none",
-        "--scale",
-        "2",
-        "--patch",
-        "8",
-        "--batch",
-        "1",
-        "--steps",
-        "2",
-        "--validation",
-        "0.png",
-        "--validation-crop",
-        "64",
-    ]
+    options = ["--size", "tiny", "--init", "none", "--scale", "2", "--patch", "8", "--batch", "1", "--steps", "2"]
+    options += ["--validation", "0.png", "--validation-crop", "64"]
     assert run("train", tmp_path, "--out", tmp_path / "run", *options).exit_code == 0
     assert run("train", "--resume", tmp_path / "run", "--steps", "3").exit_code == 0
     assert (tmp_path / "run" / "strips" / "0000003.png").exists()

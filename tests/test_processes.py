@@ -12,16 +12,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 from transformersr.arch import save_model
 from transformersr.training.config import from_values
 from transformersr.training.train import start_accelerator
 from transformersr.upscale.batch import Job, largest_first
-from transformersr.upscale.cli import main
 from transformersr.upscale.processes import Processes, SharingProcesses, check_cpu_processes, find_processes
 
+from command_line import run
 from random_models import V2, random_model
 
 needs_cpu_processes = pytest.mark.skipif(not hasattr(torch.cpu, "set_device"), reason="accelerate's CPU processes need PyTorch above 2.1")
@@ -56,7 +55,7 @@ def test_two_processes_give_the_same_files_and_output_as_one(folder):
     assert done.returncode == 1
     assert done.stdout == "6 of 7 images done\n"
     assert done.stderr.count("broken.png: not an image") == 1
-    assert CliRunner().invoke(main, arguments(folder, "one")).stdout == done.stdout
+    assert run(*arguments(folder, "one")).stdout == done.stdout
     assert read_files(folder.parent / "two") == read_files(folder.parent / "one")
 
 
@@ -67,7 +66,7 @@ def test_killed_process_does_not_hang_the_other_and_can_be_resumed(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    run = [
+    processes = [
         subprocess.Popen(
             [sys.executable, str(KILLED_PROCESS), *arguments(folder, "out")],
             env={**os.environ, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
@@ -76,14 +75,14 @@ def test_killed_process_does_not_hang_the_other_and_can_be_resumed(folder):
         )
         for rank in "01"
     ]
-    errors = [process.communicate(timeout=300)[1] for process in run]
-    assert [process.returncode for process in run] == [1, -signal.SIGKILL]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, -signal.SIGKILL]
     assert "another process ended" in errors[0]
     assert "Traceback" not in errors[0]
     before = read_files(folder.parent / "out")
     assert len(before) == 4  # three from one process and the first of the other, all complete
-    assert CliRunner().invoke(main, [*arguments(folder, "out"), "--resume"]).exit_code == 0
-    assert CliRunner().invoke(main, arguments(folder, "one")).exit_code == 0
+    assert run(*arguments(folder, "out"), "--resume").exit_code == 0
+    assert run(*arguments(folder, "one")).exit_code == 0
     assert read_files(folder.parent / "out") == read_files(folder.parent / "one")
 
 

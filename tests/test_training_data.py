@@ -11,11 +11,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from transformersr.training.cli import check
 from transformersr.training.data import image_cache
 from transformersr.training.data.check import check_images, near_duplicates
 from transformersr.training.data.degradation import Degradation, downscale
@@ -25,6 +23,7 @@ from transformersr.training.data.images import TrainingImage, dhash
 from transformersr.training.data.synthetic import draw
 from transformersr.training.results.validate import validation_pairs
 
+from command_line import run
 from synthetic_images import synthetic_image
 from training_crops import make_crops
 
@@ -297,7 +296,7 @@ def test_same_names_with_different_content_are_not_pairs(tmp_path):
 def test_check_prints_sizes_the_plan_and_the_next_command(tmp_path):
     for index in range(2):
         synthetic_image(index, 160 + 32 * index).save(tmp_path / f"{index}.png")
-    result = CliRunner().invoke(check, [str(tmp_path), "--device", "cpu", "--minutes", "20"], catch_exceptions=False)
+    result = run("check", tmp_path, "--device", "cpu", "--minutes", "20")
     for text in (
         "2 images can be used: 1 for training, 1 held out",
         "sizes: 160x160 to 192x192",

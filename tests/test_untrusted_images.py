@@ -22,6 +22,7 @@ from transformersr.upscale.messages import one_line
 from transformersr.upscale.metadata import Carried
 from transformersr.upscale.upscaler import Upscaler
 
+from image_files import SIGNATURE, chunk
 from random_models import V2, random_model
 from synthetic_images import synthetic_image
 from untrusted_files import FEW, assert_rejected, read_or_reject
@@ -77,11 +78,7 @@ def test_postscript_is_rejected_and_not_run(tmp_path, monkeypatch):
 
 def png(width: int, height: int, data: bytes = b"") -> bytes:
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", data or zlib.compress(b"")), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)
-
-
-def png_chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    return SIGNATURE + b"".join(chunk(*parts) for parts in chunks)
 
 
 BOMBS = {
@@ -139,8 +136,8 @@ def many_scans(scans: int) -> bytes:
 
 def long_text(letters: int) -> bytes:
     """Encode a PNG with a compressed text of equal letters."""
-    chunk = png_chunk(b"zTXt", b"a\0\0" + zlib.compress(b"a" * letters, 9))
-    return png(4, 4).replace(b"\0\0\0\x08IDAT", chunk + b"\0\0\0\x08IDAT")
+    text = chunk(b"zTXt", b"a\0\0" + zlib.compress(b"a" * letters, 9))
+    return png(4, 4).replace(b"\0\0\0\x08IDAT", text + b"\0\0\0\x08IDAT")
 
 
 EXPANDING = {

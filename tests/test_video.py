@@ -6,13 +6,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
 from transformersr import Upscaler
-from transformersr.arch import save_model
 from transformersr.upscale import image_io, video, video_read
-from transformersr.upscale.cli import main
 
+from command_line import run
 from random_models import V2, random_model
 from synthetic_images import synthetic_image
 from video_files import make_video
@@ -97,14 +95,12 @@ def test_rotated_video_is_written_upright(tmp_path, upscaler):
     assert np.abs(large[0, ::-1, ::-1].astype(int) - expected).mean() > 12
 
 
-def test_command_takes_videos_and_images_and_reports_broken_files(tmp_path):
-    save_model(random_model(V2), tmp_path / "model.safetensors")
+def test_command_takes_videos_and_images_and_reports_broken_files(tmp_path, model):
     make_clip(tmp_path / "video.mkv")
     synthetic_image(0, 16).save(tmp_path / "still.png")
     (tmp_path / "broken.mp4").write_bytes(b"no clip")
-    names = [str(tmp_path / name) for name in ("video.mkv", "still.png", "broken.mp4")]
-    command = ["upscale", *names, "-m", str(tmp_path / "model.safetensors"), "--device", "cpu"]
-    result = CliRunner().invoke(main, command, catch_exceptions=False)
+    names = [tmp_path / name for name in ("video.mkv", "still.png", "broken.mp4")]
+    result = run("upscale", *names, "-m", model, "--device", "cpu")
     assert result.exit_code == 1
     assert "2 of 3 images done" in result.stdout
     assert {"video_x2.mkv", "still_x2.png"} <= {path.name for path in tmp_path.iterdir()}
