@@ -184,8 +184,12 @@ class TransformerSR(nn.Module):
     def to_pixels(self, padded: Tensor) -> Tensor:
         """The input of `conv_first`: centred, squares of `unshuffle` pixels as channels, in the memory layout that suits the device."""
         pixels = F.pixel_unshuffle(padded - 0.5, self.config.unshuffle)
-        channels_last = pixels.device.type in ("cpu", "cuda")  # elsewhere convolutions of this layout are slow or wrong
-        return pixels.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        return pixels.contiguous(memory_format=self.memory_format(pixels.device))
+
+    @staticmethod
+    def memory_format(device: torch.device) -> torch.memory_format:
+        """The layout of features on a device: channels-last, except where convolutions of this layout are slow or wrong."""
+        return torch.channels_last if device.type in ("cpu", "cuda") else torch.contiguous_format
 
     def to_image(self, x: Tensor, padded: Tensor, start: int = 0) -> Tensor:
         """From rows of `upsample` to rows of the result `(b, c, h * scale, w * scale)`; `start` is the first row in the result."""

@@ -49,21 +49,15 @@ def stream(
     if out is None:
         out = image.new_empty(*image.shape[:2], height, width)
 
-    pixels = model.to_pixels(padded)
-    waiting = RowQueue()
-    waiting.append(pixels)
-    whole = "C" in model.config.blocks  # all rows wait at each channel block
-    trunk = _empty_features(model, pixels, offload_device) if whole else None
-    skip = None
-    if model.conv_after_body is not None:
-        skip = RowBuffer(_empty_features(model, pixels, offload_device)) if whole else RowQueue()
-    del pixels  # freed once its rows are taken
+    waiting: RowQueue | RowBuffer = RowQueue()
+    waiting.append(model.to_pixels(padded))
+    trunk = _empty_features(model, padded, offload_device)
+    skip = None if model.conv_after_body is None else RowBuffer(torch.empty_like(trunk))
     stages: list[Stage] = [FirstConvolution(model.conv_first, skip)]
     for block in model.body:
         if not isinstance(block, ChannelBlock):
             stages.append(stage_of(block))
             continue
-        assert trunk is not None
         gram, mixed = None, RowBuffer(trunk)
         while waiting:
             rows = next_rows(stages, waiting, band_rows)
@@ -117,7 +111,7 @@ def stage_of(block: nn.Module) -> Stage:
     return Windows(block)
 
 
-def next_rows(stages: list[Stage], waiting: RowQueue, band_rows: int) -> Tensor | None:
+def next_rows(stages: list[Stage], waiting: RowQueue | RowBuffer, band_rows: int) -> Tensor | None:
     """Pass the next band through stages, for as long as rows come out."""
     rows: Tensor | None = waiting.take(band_rows)
     last = not waiting
@@ -131,7 +125,7 @@ def next_rows(stages: list[Stage], waiting: RowQueue, band_rows: int) -> Tensor 
 class Convolution(Stage):
     """A 3x3 convolution, and the addition of waiting rows where there are some."""
 
-    def __init__(self, conv: nn.Conv2d, addend: RowQueue | None = None):
+    def __init__(self, conv: nn.Conv2d, addend: RowQueue | RowBuffer | None = None):
         self.conv, self.addend = conv, addend
         self.held: Tensor | None = None
         self.top = True
@@ -157,7 +151,7 @@ class Convolution(Stage):
 class FirstConvolution(Convolution):
     """`conv_first`; its result is also stored for the addition after the body."""
 
-    def __init__(self, conv: nn.Conv2d, skip: RowQueue | None):
+    def __init__(self, conv: nn.Conv2d, skip: RowBuffer | None):
         super().__init__(conv)
         self.skip = skip
 
@@ -248,7 +242,7 @@ class RowQueue:
         return taken[0] if len(taken) == 1 else torch.cat(taken, dim=2)
 
 
-class RowBuffer(RowQueue):
+class RowBuffer:
     """A queue for all rows of an image in memory that was allocated for them, on any device.
 
     If every band had memory of its own, the C library could not reuse the gaps between them, and a process would grow by up to twice as
@@ -256,10 +250,12 @@ class RowBuffer(RowQueue):
     """
 
     def __init__(self, memory: Tensor):
-        super().__init__()
         self._memory = memory
         self._device = memory.device
-        self._start = 0
+        self._start = self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
 
     def append(self, rows: Tensor) -> None:
         """Copy rows to the end."""
@@ -276,12 +272,11 @@ class RowBuffer(RowQueue):
         return self._memory[:, :, start : start + count].to(self._device)
 
 
-def _empty_features(model: TransformerSR, pixels: Tensor, device: torch.device | None) -> Tensor:
-    """Memory for the features of all `pixels`, in the layout that these have."""
-    channels_last = pixels.is_contiguous(memory_format=torch.channels_last)
+def _empty_features(model: TransformerSR, padded: Tensor, device: torch.device | None) -> Tensor:
+    """Memory for the features of a padded image, in the layout of `TransformerSR.to_pixels`, on the image's device unless given."""
+    config = model.config
+    height, width = (side // config.unshuffle for side in padded.shape[2:])
+    layout = model.memory_format(padded.device)
     return torch.empty(
-        (len(pixels), model.config.embed_dim, *pixels.shape[2:]),
-        dtype=pixels.dtype,
-        device=device or pixels.device,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+        (len(padded), config.embed_dim, height, width), dtype=padded.dtype, device=device or padded.device, memory_format=layout
     )
