@@ -17,6 +17,8 @@ from command_line import run
 from synthetic_images import synthetic_image
 
 PAGE = (Path(__file__).parent.parent / "docs" / "api.md").read_text(encoding="utf-8")
+RESULT = re.compile(r"# (\w+\.\w+) next to it")
+"""The comment on a command that names the file it writes."""
 
 
 def blocks(language):
@@ -64,8 +66,12 @@ def test_commands_run(workspace, command):
         make_video(workspace / videos[0])
     result = run(*words[1:])
     assert result.exit_code == 0, result.output
-    if comment := re.search(r"# (\w+\.\w+) beside it", command):
-        assert (workspace / comment[1]).exists()
+    if written := RESULT.search(command):
+        assert (workspace / written[1]).exists()
+
+
+def test_results_are_named_in_comments():
+    assert any(map(RESULT.search, commands()))
 
 
 def test_every_upscale_option_is_documented():
