@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 import shlex
@@ -208,6 +209,33 @@ def test_named_files_exist(path):
     folders = "|".join(folder.name for folder in ROOT.iterdir() if folder.is_dir() and folder.name not in ("build", "dist", "out", "runs"))
     for name in re.findall(rf"`((?:{folders})/[\w./-]*)`", without_blocks(path)):
         assert (ROOT / name).exists(), name
+
+
+# --- messages ------------------------------------------------------------------------------------
+
+
+def messages() -> list[str]:
+    """Return all strings of our code, with an ellipsis for each value that is filled in."""
+    nodes = chain.from_iterable(
+        ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        for folder in ("arch", "training", "upscale")
+        for path in (ROOT / folder).rglob("*.py")
+    )
+    return [re.sub(r"%[.\d]*[a-z]", "…", text).replace("{s}", "s") for node in nodes if (text := string_of(node))]
+
+
+def string_of(node: ast.AST) -> str:
+    if isinstance(node, ast.JoinedStr):
+        return "".join(string_of(part) or "…" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def test_troubleshooting_quotes_messages_that_exist():
+    first_cells = re.findall(r"^\| (.+?) \|", (ROOT / "docs" / "trouble.md").read_text(encoding="utf-8"), re.MULTILINE)
+    quotes = re.findall(r"\*([^*]+)\*", "\n".join(first_cells))
+    text = "\n".join(messages())
+    assert len(quotes) > 30
+    assert [quote for quote in quotes if not re.search(".*".join(map(re.escape, quote.split("…"))), text)] == []
 
 
 # --- figures -------------------------------------------------------------------------------------
