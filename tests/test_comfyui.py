@@ -25,7 +25,7 @@ import pytest
 import torch
 from PIL import Image
 
-from transformersr.arch import load_model, save_model
+from transformersr.upscale.checkpoint import load_model, save_model
 from transformersr.upscale.engine import upscale
 
 from comfyui_pack import EXAMPLES, INPUTS, LOADER, ROOT, UPSCALE, VIDEO, WIDGETS

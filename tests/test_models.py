@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from transformersr.arch import CheckpointError, load_model, save_model
 from transformersr.upscale import models
+from transformersr.upscale.checkpoint import CheckpointError, load_model, save_model
 from transformersr.upscale.models import as_safetensors, find_in_list, is_transformersr, list_models
 from transformersr.upscale.upscaler import available_models
 

@@ -84,7 +84,9 @@ def upscale(model: TransformerSR, image: Tensor, *, memory: int | None = None, o
         part = slice(start, start + frames)
         report = _Rows(on_progress, start * rows, count * rows, min(frames, count - start))
         try:
-            _upscale_frames(model, image[part], out[part], memory, report)
+            reason = _stream_within_memory(model, image[part], out[part], memory, report)
+            if reason is not None:
+                _redo_in_float32(model, image[part], out[part], memory, report, reason)
         except MemoryBudgetError:
             if frames == 1:
                 raise
@@ -113,34 +115,13 @@ def upscale_ensemble(
     return total.div_(8)
 
 
-def _upscale_frames(model: TransformerSR, image: Tensor, out: Tensor, memory: int | None, report: _Rows) -> None:
-    """Run in the network's precision, and in float32 where that does not do."""
-    device, dtype = model.device, model.dtype
-    trouble = "gave values that are not finite"
-    try:
-        _stream_within_memory(model, image.to(device, dtype), out, memory, report)
-        again = dtype != torch.float32 and not out.isfinite().all()
-    except RuntimeError as error:
-        if dtype == torch.float32 or "not implemented for" not in str(error):
-            raise
-        again, trouble = True, f"cannot be computed on {device} by PyTorch {torch.__version__}"  # fp16 on a CPU by 2.1
-    if again:
-        logger.warning("%s %s; the image is done in float32", dtype, trouble)
-        try:
-            _stream_within_memory(model.float(), image.to(device, torch.float32), out, memory, report)
-        except MemoryBudgetError as error:
-            raise MemoryBudgetError(f"{dtype} {trouble}, and in float32 {error}") from error
-        finally:
-            model.to(dtype)
-    if not out.isfinite().all():
-        raise FloatingPointError(
-            "the network gave values that are not finite; its weights are damaged or do not fit this precision: load them in fp32"
-        )
+def _stream_within_memory(model: TransformerSR, image: Tensor, out: Tensor, memory: int | None, report: _Rows) -> str | None:
+    """Run with the bands that the memory allows, and with smaller ones for as long as the device says that it is full.
 
-
-def _stream_within_memory(model: TransformerSR, image: Tensor, out: Tensor, memory: int | None, report: _Rows) -> None:
-    """Run with the band that the memory allows, and with less for as long as the device says that it is full."""
+    Returns None, or why the result has to be computed again in a higher precision.
+    """
     device, host, on_cpu = model.device, torch.device("cpu"), model.device.type == "cpu"
+    image = image.to(device, model.dtype)
     count, _, height, width = image.shape
     work = Workload(model.config, height, width * count, model.dtype.itemsize)
     if on_cpu:
@@ -153,8 +134,10 @@ def _stream_within_memory(model: TransformerSR, image: Tensor, out: Tensor, memo
         try:
             report.done = 0
             stream(model, image, plan.band_rows, on_rows=report, out=out, offload_device=host if plan.offload else None)
-            return
+            return None if out.isfinite().all() else "gave values that are not finite"
         except (RuntimeError, MemoryError) as error:
+            if model.dtype != torch.float32 and "not implemented for" in str(error):  # fp16 on a CPU by 2.1
+                return f"cannot be computed on {device} by PyTorch {torch.__version__}"
             if not is_out_of_memory(error):
                 raise
             smaller = plan.smaller(work.step, can_offload=not on_cpu)
@@ -169,6 +152,24 @@ def _stream_within_memory(model: TransformerSR, image: Tensor, out: Tensor, memo
         if not warned:
             logger.warning("%s is out of memory; going on with bands of %d rows", device, plan.band_rows)
             warned = True
+
+
+def _redo_in_float32(model: TransformerSR, image: Tensor, out: Tensor, memory: int | None, report: _Rows, reason: str) -> None:
+    """Run again in float32 after the network's own precision failed for a `reason`."""
+    dtype = model.dtype
+    if dtype != torch.float32:
+        logger.warning("%s %s; the image is done in float32", dtype, reason)
+        try:
+            reason_again = _stream_within_memory(model.float(), image, out, memory, report)
+        except MemoryBudgetError as error:
+            raise MemoryBudgetError(f"{dtype} {reason}, and in float32 {error}") from error
+        finally:
+            model.to(dtype)
+        if reason_again is None:
+            return
+    raise FloatingPointError(
+        "the network gave values that are not finite; its weights are damaged or do not fit this precision: load them in fp32"
+    )
 
 
 # --- around the network --------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..arch import TransformerSRConfig
-from ..arch.checkpoint import convert_file, shown
+from ..arch.state_dict import SIGNATURES, shown
+from .checkpoint import convert_file, find_other_content
 from .upscaler import available_models
 
 SUFFIXES = (".safetensors", ".sft", ".pt", ".pth", ".ckpt")
@@ -90,13 +91,6 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
 
 # --- recognising ---------------------------------------------------------------------------------
 
-NAMES = (
-    ("architecture", "conv_first.weight", "upsample.weight"),
-    ("in_conv.weight", "out_conv.0.weight", "blocks.0.0.window_attention.qkv.weight"),
-    ("layers.0.weight", "layers.1.0.window_attention.project_q.weight"),
-)
-"""Tensors that only our files, the author's older and the author's newer ones have."""
-
 
 def is_transformersr(path: Path) -> bool:
     """Whether the tensor names of a file are those of our networks or the original author's.
@@ -133,11 +127,11 @@ def _look_into(path: str, stamp: str) -> _Probe:
             try:
                 return _look_into_header(json.loads(b"{" + file.read(size - 1)))
             except ValueError:
-                return _Probe(not_weights="it is cut short or damaged; download it again" if size < INDEX_BYTES else None)
+                return _Probe(not_weights="the file is cut short or damaged; download it again" if size < INDEX_BYTES else None)
         if head[:2] != b"PK" and head[:1] != b"\x80":
-            return _Probe(not_weights=_what_it_is(head + file.read(512)))
+            return _Probe(not_weights=find_other_content(head + file.read(503)))
         index = file.read(INDEX_BYTES)  # PyTorch names the tensors at the beginning
-    return _Probe(any(all(name.encode() in index for name in names) for names in NAMES))
+    return _Probe(any(all(name.encode() in index for name in names) for names in SIGNATURES))
 
 
 def _look_into_header(header: dict) -> _Probe:
@@ -147,21 +141,7 @@ def _look_into_header(header: dict) -> _Probe:
     scale = None
     with suppress(ValueError, TypeError, AttributeError):
         scale = TransformerSRConfig.from_json(config).scale if config else None
-    return _Probe(any(header.keys() >= set(names) for names in NAMES), source if isinstance(source, str) else None, scale)
-
-
-def _what_it_is(start: bytes) -> str | None:
-    """Describe a file that is not weights, by its first bytes; None for an unknown kind, which may be weights."""
-    text = start.lstrip().lower()
-    if not text:
-        return "the file is empty; download it again"
-    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it is a web page, not weights; download the file itself (on its page, the link named download or raw)"
-    if text.startswith(b"version https://git-lfs"):
-        return "it is a Git LFS pointer, not weights; download the file itself, or run `git lfs pull`"
-    if all(byte in b"\t\n\r" or byte >= 32 for byte in text) and not text.startswith(b"\x80"):
-        return "it is a text file, not weights; download the file itself"
-    return None
+    return _Probe(any(header.keys() >= set(names) for names in SIGNATURES), source if isinstance(source, str) else None, scale)
 
 
 # --- converting ----------------------------------------------------------------------------------

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..arch import CheckpointError, TransformerSR, load_model
-from ..arch.context import plain_torch, survive_fork
+from ..arch import TransformerSR
+from .checkpoint import CheckpointError, load_model
+from .context import plain_torch, survive_fork
 from .engine import ProgressCallback, sanitize, upscale_to
 from .image_io import ImageData, from_pil, to_pil
 from .memory import saying_what_does_not_fit

@@ -1,31 +1,29 @@
-"""Weights on disk: our files, and both generations of the original author's.
+"""Recognise the weights of a network: a state dict of ours, or of either generation of the original author's.
 
-Our `.safetensors` files carry the configuration as JSON under the metadata key `config`, and again as integers in the tensor
-`architecture`, because some loaders see no metadata. The author's files hold bare tensors; window size and heads are only in
-their names (`transformerSR_b8_d256_w4_h16.pt`: pairs, dim, window, heads).
+Our state dicts carry the configuration as integers in the tensor `architecture`, and files of them also as JSON under the metadata key
+`config`. The author's hold bare tensors; window size and heads are only in the names of the files
+(`transformerSR_b8_d256_w4_h16.pt`: pairs, dim, window, heads).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
-from .atomic import write_aside
-from .context import plain_torch
 from .model import TransformerSR, TransformerSRConfig
-from .pickled import ArchiveError, DamagedError, RefusedError, StoredTensor, read_pickled
-from .wrappers import find_network, largest_group
 
 StateDict = dict[str, Tensor]
 
+SIGNATURES = (
+    ("architecture", "conv_first.weight", "upsample.weight"),
+    ("in_conv.weight", "out_conv.0.weight", "blocks.0.0.window_attention.qkv.weight"),
+    ("layers.0.weight", "layers.1.0.window_attention.project_q.weight"),
+)
+"""Tensors that only our state dicts, the author's older and the author's newer ones have."""
 ORIGINAL_WINDOW, ORIGINAL_HEADS = 4, 16
 CONFIG_NUMBERS = 300
 """Maximum length of the tensor `architecture`: eight numbers, and one per block."""
@@ -35,61 +33,15 @@ INDEX_NUMBERS = 2**27
 """Maximum size of all window position tables together; they are not in the file and grow with the fourth power of the window size."""
 
 
-OTHER_CONTENT = {
-    rb"version https://git-lfs": "this is a Git LFS pointer, which stands for the file; get that with `git lfs pull`, or download it again",
-    rb"7z\xbc\xaf|Rar!|\x1f\x8b|\xfd7zXZ|BZh|\x28\xb5\x2f\xfd": "this is a packed archive; unpack it, and give the file of weights in it",
-    rb".{257}ustar": "this is a packed archive (tar); unpack it, and give the file of weights in it",
-    rb"\s*\{": "this is a JSON file, not weights; give the .safetensors or .pth file that it belongs to",
-    rb"GGUF": "this is a GGUF file of another kind of network; expected a .safetensors, .pt, .pth or .ckpt file of weights",
-    rb"\x08[\x01-\x0f]\x12": "this is probably an ONNX file, which is not read here; give the file that it was made from",
-}
-"""First bytes of files that are mistaken for weights, and a message for each."""
-
-
-class CheckpointError(ValueError):
-    """A file without a network we can load; the message names the file and says what it is."""
-
-
 @dataclass
 class Checkpoint:
-    """The content of a weights file: configuration, weights under our keys, and metadata."""
+    """Recognised weights: configuration, weights under our keys, and metadata."""
 
     config: TransformerSRConfig
     weights: StateDict
     source: str
     """"ours", "original, older keys" or "original, newer keys"."""
     metadata: dict[str, str]
-
-
-# --- doors ---------------------------------------------------------------------------------------
-
-
-@plain_torch(inference=False)
-def load_model(path: str | Path, *, window_size: int | None = None, num_heads: int | None = None) -> TransformerSR:
-    """Load a network from a file, in float32 and eval mode.
-
-    Args:
-        path: `.safetensors`, or a pickled `.pt`, `.pth`, `.ckpt` (read weights-only: no code in it is ever run).
-        window_size, num_heads: for an author's file that was renamed; its name carries them, else 4 and 16 are taken.
-
-    Raises:
-        CheckpointError: with one sentence that names the file and what it is instead.
-        OSError: if the file cannot be read.
-    """
-    checkpoint = read_checkpoint(path, window_size=window_size, num_heads=num_heads)
-    model = TransformerSR(checkpoint.config)
-    model.load_state_dict(checkpoint.weights)
-    return model.eval()
-
-
-def read_checkpoint(path: str | Path, *, window_size: int | None = None, num_heads: int | None = None) -> Checkpoint:
-    """Read and recognise a file, checking every tensor against its configuration; arguments and errors as `load_model`."""
-    path = Path(path)
-    state, metadata = read_tensors(path)
-    try:
-        return recognise(state, metadata, path.name, window_size=window_size, num_heads=num_heads)
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
 
 
 def recognise(
@@ -107,99 +59,6 @@ def recognise(
         checkpoint = _read_original(name, state, metadata, window_size, num_heads)
     _check_tensors(checkpoint)
     return checkpoint
-
-
-def save_model(model: TransformerSR, path: str | Path, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None) -> None:
-    """Write a network as `.safetensors`; the file appears whole or not at all.
-
-    Floating-point tensors are stored as `dtype` (None: as they are); `metadata` is added to the configuration.
-    """
-    _save(model.state_dict(), model.config, path, dtype, metadata or {})
-
-
-def _save(weights: StateDict, config: TransformerSRConfig, path: str | Path, dtype: torch.dtype | None, metadata: dict[str, str]) -> None:
-    tensors = {
-        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous() for name, tensor in weights.items()
-    }
-    with write_aside(path) as aside:
-        aside.write_bytes(save(tensors, {"format": "pt", **metadata, "config": config.to_json()}))  # `save_file` has errors of its own kind
-
-
-def convert_file(
-    source: str | Path,
-    target: str | Path,
-    dtype: torch.dtype | None = None,
-    *,
-    window_size: int | None = None,
-    num_heads: int | None = None,
-    metadata: dict[str, str] | None = None,
-) -> None:
-    """Write any file that `load_model` reads as `.safetensors` of ours, in `dtype` (None: as in the file). The source is left as it is.
-
-    `metadata` is added to the source's.
-    """
-    checkpoint = read_checkpoint(source, window_size=window_size, num_heads=num_heads)
-    _save(checkpoint.weights, checkpoint.config, target, dtype, checkpoint.metadata | (metadata or {}))
-
-
-# --- reading -------------------------------------------------------------------------------------
-
-
-def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
-    """The tensors of the network in a file, wrappers and prefixes taken off, and its metadata. Raises CheckpointError, OSError."""
-    if path.exists() and not path.is_dir() and not path.is_file():
-        raise CheckpointError(f"{path}: a pipe or a device; expected a file")
-    with open(path, "rb") as file:
-        head = file.read(512)
-    if not head:
-        raise CheckpointError(f"{path}: the file is empty; download or copy it again")
-    if head[8:9] == b"{":
-        return _read_safetensors(path)
-    if what := next((what for start, what in OTHER_CONTENT.items() if re.match(start, head, re.DOTALL)), None):
-        raise CheckpointError(f"{path}: {what}")
-    if head.lstrip()[:1] == b"<":
-        raise CheckpointError(f"{path}: this is a web page, not weights; the download link probably needs a log-in or a different address")
-    if head[:2] == b"PK" or head[:1] == b"\x80":
-        return _read_pickle(path), {}
-    raise CheckpointError(
-        f"{path}: neither safetensors nor a PyTorch checkpoint; expected a .safetensors, .pt, .pth or .ckpt file of weights"
-    )
-
-
-def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = {name: name for name in list(file.keys())}
-            chosen = find_network(names, str) or names
-            return {name: file.get_tensor(stored) for name, stored in chosen.items()}, file.metadata() or {}
-    except (SafetensorError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the safetensors file is damaged or cut short ({error}); download or copy it again") from error
-
-
-def _read_pickle(path: Path) -> StateDict:
-    try:
-        return read_pickled(path, lambda content: _unwrap(path, content))
-    except RefusedError as error:
-        raise CheckpointError(
-            f"{path}: it contains Python objects or code in addition to tensors ({error}), so it was not opened; get a .safetensors file"
-        ) from error
-    except ArchiveError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    except DamagedError as error:
-        raise CheckpointError(f"{path}: the file is cut short or damaged ({error}); download or copy it again") from error
-
-
-def _unwrap(path: Path, content: object) -> dict[str, StoredTensor]:
-    network = find_network(content, StoredTensor)
-    if network is None:
-        network = largest_group(content, StoredTensor)
-    if not network:
-        kind = type(content).__name__
-        raise CheckpointError(f"{path}: expected a state dict of named tensors and found {kind} of something else; get the weights alone")
-    return network
-
-
-# --- recognising ---------------------------------------------------------------------------------
 
 
 def _own_config(state: StateDict, metadata: dict[str, str]) -> TransformerSRConfig:
@@ -369,18 +228,3 @@ def _deciding_shapes(config: TransformerSRConfig) -> dict[str, tuple[int, int]]:
         if config.design == "v2" and letter == "W":
             shapes[f"{block}.attention.position_bias"] = ((2 * config.window_size - 1) ** 2, config.num_heads)
     return shapes
-
-
-def describe(path: str | Path) -> dict[str, str]:
-    """Describe a weights file as names and values. Raises as `load_model`."""
-    checkpoint = read_checkpoint(path)
-    config = checkpoint.config
-    tensors = [tensor for name, tensor in checkpoint.weights.items() if name != "architecture"]
-    values = {
-        "file": f"{path} ({Path(path).stat().st_size / 2**20:.1f} MiB)",
-        "keys": checkpoint.source,
-        "parameters": f"{sum(tensor.numel() for tensor in tensors):,}",
-        "dtype": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})),
-    }
-    values |= {name: str(value) for name, value in dataclasses.asdict(config).items()}
-    return values | {shown(name): shown(text, 10_000) for name, text in checkpoint.metadata.items() if name not in ("format", "config")}
