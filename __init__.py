@@ -13,7 +13,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .arch import TransformerSR, TransformerSRConfig, load_model
+    from .arch import TransformerSR, TransformerSRConfig
+    from .upscale.checkpoint import load_model
     from .upscale.upscaler import Upscaler, available_models
 
 _MODULES = {
@@ -21,7 +22,7 @@ _MODULES = {
     "available_models": ".upscale.upscaler",
     "TransformerSR": ".arch",
     "TransformerSRConfig": ".arch",
-    "load_model": ".arch",
+    "load_model": ".upscale.checkpoint",
 }
 
 __all__ = ["TransformerSR", "TransformerSRConfig", "Upscaler", "available_models", "load_model"]

@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from comfy import model_management
 from torch import Tensor, nn
 
-from .arch import CheckpointError, TransformerSR
+from .arch import TransformerSR
+from .upscale.checkpoint import CheckpointError
 from .upscale.memory import is_out_of_memory
 from .upscale.models import as_safetensors, find_in_list, list_models, not_weights, scale_of, stamp
 from .upscale.planning import MemoryBudgetError, proportional_size, target_size

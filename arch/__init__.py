@@ -1,7 +1,7 @@
 """The network: tensors in, tensors out."""
 
-from .checkpoint import CheckpointError, load_model, save_model
 from .model import VARIANTS, TransformerSR, TransformerSRConfig
+from .state_dict import recognise
 from .streaming import stream
 
-__all__ = ["VARIANTS", "CheckpointError", "TransformerSR", "TransformerSRConfig", "load_model", "save_model", "stream"]
+__all__ = ["VARIANTS", "TransformerSR", "TransformerSRConfig", "recognise", "stream"]

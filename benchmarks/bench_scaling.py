@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from transformersr.arch.atomic import write_aside
 from transformersr.training.results.charts import Chart, as_svg
+from transformersr.upscale.atomic import write_aside
 
 from machine import command_line, describe_machine, read_status, write_report
 

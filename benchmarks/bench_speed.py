@@ -30,7 +30,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from transformersr.arch import VARIANTS, TransformerSR
-from transformersr.arch.checkpoint import recognise
+from transformersr.arch.state_dict import recognise
 from transformersr.upscale.engine import upscale
 from transformersr.upscale.upscaler import DTYPES
 

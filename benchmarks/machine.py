@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from transformersr.arch.atomic import write_aside
+from transformersr.upscale.atomic import write_aside
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = (

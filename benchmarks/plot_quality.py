@@ -13,7 +13,7 @@ from pathlib import Path
 
 import matplotlib
 
-from transformersr.arch.atomic import write_aside
+from transformersr.upscale.atomic import write_aside
 
 from reports import NAMES, Row, is_ours, read_report
 

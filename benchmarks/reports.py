@@ -12,7 +12,7 @@ import argparse
 import re
 from pathlib import Path
 
-from transformersr.arch.atomic import write_aside
+from transformersr.upscale.atomic import write_aside
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = (*sorted(ROOT.glob("README*.md")), ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "original.md")

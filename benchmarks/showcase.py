@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from transformersr.arch.atomic import write_aside
+from transformersr.upscale.atomic import write_aside
 from transformersr.upscale.upscaler import Upscaler
 
 HEIGHT = 720

@@ -47,7 +47,7 @@ def load_package() -> str:
 
 
 PACKAGE = load_package()
-arch = importlib.import_module(f"{PACKAGE}.arch")
+checkpoint = importlib.import_module(f"{PACKAGE}.upscale.checkpoint")
 engine = importlib.import_module(f"{PACKAGE}.upscale.engine")
 models = importlib.import_module(f"{PACKAGE}.upscale.models")
 planning = importlib.import_module(f"{PACKAGE}.upscale.planning")
@@ -196,7 +196,7 @@ def show_progress(label: str) -> Iterator[engine.ProgressCallback]:
 
 def report_error(message: str, reason: str, error: Exception) -> None:
     """Report an error on the console, with full paths, and on the page, if the error belongs to a page's request."""
-    is_expected = isinstance(error, (arch.CheckpointError, planning.MemoryBudgetError, OSError))
+    is_expected = isinstance(error, (checkpoint.CheckpointError, planning.MemoryBudgetError, OSError))
     if hasattr(errors, "report"):
         errors.report(f"{message}: {error}", exc_info=not is_expected)
     elif is_expected:  # SD.Next

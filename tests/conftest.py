@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from transformersr.arch import VARIANTS, save_model
+from transformersr.arch import VARIANTS
+from transformersr.upscale.checkpoint import save_model
 
 from random_models import V2, random_model
 from synthetic_images import synthetic_image

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from transformersr.arch import save_model
+from transformersr.upscale.checkpoint import save_model
 
 from command_line import run
 from random_models import V2, random_model

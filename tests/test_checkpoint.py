@@ -13,8 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from transformersr.arch import CheckpointError, load_model, save_model
-from transformersr.arch.checkpoint import convert_file, describe, read_checkpoint
+from transformersr.upscale.checkpoint import CheckpointError, convert_file, describe, load_model, read_checkpoint, save_model
 
 from plain_v1 import newer_keys, random_state
 from random_models import V1, V2, random_model
@@ -172,7 +171,8 @@ BAD = {
     "packed.safetensors": (lambda path: path.write_bytes(b"7z\xbc\xaf" + bytes(100)), "packed archive"),
     "script.pt": (lambda path: torch.jit.script(torch.nn.ReLU()).save(str(path)), "TorchScript"),
     "index.safetensors": (lambda path: path.write_text('{"weight_map": {}}'), "JSON"),
-    "text.safetensors": (lambda path: path.write_text("hello"), "neither"),
+    "text.safetensors": (lambda path: path.write_text("hello"), "text file"),
+    "noise.safetensors": (lambda path: path.write_bytes(bytes(range(9))), "neither"),
 }
 
 
@@ -203,7 +203,7 @@ def test_truncated_files_are_rejected_by_name(tmp_path, kind, kept):
     ("modify", "expected"),
     [
         (lambda state: state.pop("upsample.bias"), "missing"),
-        (lambda state: state.update(more=torch.zeros(1)), "do not belong"),
+        (lambda state: state.update(more=torch.zeros(1)), "are not part of the network"),
         (lambda state: state.update({"upsample.bias": torch.zeros(5)}), "shape"),
         (lambda state: state["upsample.bias"].fill_(float("nan")), "not finite"),
         (lambda state: state.update(architecture=torch.tensor([9, 2, 4])), "newer version"),
@@ -222,7 +222,7 @@ def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "model.safetensors"
     save_model(random_model(V2), path)
     before = path.read_bytes()
-    monkeypatch.setattr("transformersr.arch.checkpoint.save", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr("transformersr.upscale.checkpoint.save", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         save_model(random_model(V2, seed=1), path)
     assert path.read_bytes() == before

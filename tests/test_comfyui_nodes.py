@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from transformersr.arch import load_model, save_model
+from transformersr.upscale.checkpoint import load_model, save_model
 from transformersr.upscale.upscaler import Upscaler, available_models, load_blend
 
 import comfyui_standin
@@ -265,7 +265,7 @@ def test_mask_blends_network_pixels_into_a_bicubic_resize(nodes):
         ({"size_by": "width and height", "width": 0, "height": 0}, "both 0"),
         ({"size_by": "width and height", "width": -1, "height": 0}, "width is -1"),
         ({"size_by": "twice"}, "size by is 'twice'"),
-        ({"model_name": "page.safetensors"}, "page.safetensors: it is a web page, not weights"),
+        ({"model_name": "page.safetensors"}, "page.safetensors: this is a web page, not weights"),
     ],
 )
 def test_invalid_inputs_are_rejected_before_execution(nodes, tmp_path, inputs, words):
@@ -286,7 +286,7 @@ def test_file_that_is_not_a_model_is_reported_once(nodes, tmp_path, caplog):
     for second in range(2):
         assert "pointer.pth" not in nodes._available(second)
     (record,) = caplog.records
-    assert "pointer.pth is not listed as a model: it is a Git LFS pointer" in record.getMessage()
+    assert "pointer.pth is not listed as a model: this is a Git LFS pointer" in record.getMessage()
 
 
 def test_errors_are_raised_as_builtin_exceptions(nodes, tmp_path):

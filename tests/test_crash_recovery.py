@@ -18,16 +18,16 @@ import pytest
 import torch
 
 from transformersr import Upscaler
-from transformersr.arch import atomic, load_model, save_model
-from transformersr.arch.atomic import write_aside
-from transformersr.arch.checkpoint import convert_file, read_checkpoint
 from transformersr.training.config import from_values
 from transformersr.training.results import monitor as monitoring
 from transformersr.training.results.report import read_records
 from transformersr.training.results.validate import Validation
 from transformersr.training.run_state import RunState
 from transformersr.training.train import train
+from transformersr.upscale import atomic
+from transformersr.upscale.atomic import write_aside
 from transformersr.upscale.batch import Job, run_jobs
+from transformersr.upscale.checkpoint import convert_file, load_model, read_checkpoint, save_model
 from transformersr.upscale.image_io import FORMATS, read_image, write_image
 from transformersr.upscale.models import as_safetensors
 

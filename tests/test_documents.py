@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors import safe_open
 
-from transformersr.arch import VARIANTS, TransformerSR, TransformerSRConfig, save_model
-from transformersr.arch.checkpoint import describe
+from transformersr.arch import VARIANTS, TransformerSR, TransformerSRConfig
+from transformersr.upscale.checkpoint import describe, save_model
 from transformersr.upscale.cli import main
 from transformersr.upscale.upscaler import CRISP
 

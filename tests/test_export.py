@@ -9,11 +9,11 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from transformersr.arch import TransformerSRConfig, load_model, save_model
-from transformersr.arch.checkpoint import read_checkpoint
+from transformersr.arch import TransformerSRConfig
 from transformersr.training.cli_results import export
 from transformersr.training.results.export import export_weights, find_weights, install_weights, model_folder, model_name
 from transformersr.training.results.onnx_export import export_onnx, require_onnx
+from transformersr.upscale.checkpoint import load_model, read_checkpoint, save_model
 from transformersr.upscale.models import list_models
 
 from random_models import V2, random_model

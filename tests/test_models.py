@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from transformersr.arch import CheckpointError, load_model, save_model
 from transformersr.upscale import models
+from transformersr.upscale.checkpoint import CheckpointError, load_model, save_model
 from transformersr.upscale.models import as_safetensors, find_in_list, is_transformersr, list_models
 from transformersr.upscale.upscaler import available_models
 
@@ -75,7 +75,7 @@ def test_labels_may_use_backslashes_and_unknown_ones_are_reported(folder):
     for label in ("", ".", "/"):
         with pytest.raises(FileNotFoundError):
             find_in_list(label, listed)
-    with pytest.raises(FileNotFoundError, match=r"gone\.pth: no TransformerSR model of this name; there are x4-tiny"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.pth: no TransformerSR model of this name; available: x4-tiny"):
         find_in_list("gone.pth", listed)
 
 

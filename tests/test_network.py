@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from transformersr.arch import VARIANTS, TransformerSR, TransformerSRConfig, load_model
+from transformersr.arch import VARIANTS, TransformerSR, TransformerSRConfig
 from transformersr.arch.attention import ChannelAttention, gram_matrix, merge_windows, split_windows
 from transformersr.arch.model import BicubicUpscale
 from transformersr.arch.streaming import stream, total_rows
+from transformersr.upscale.checkpoint import load_model
 
 from plain_v1 import newer_keys, plain_v1, random_state
 from random_models import V1, V2, random_model

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from transformersr import Upscaler
-from transformersr.arch.checkpoint import read_checkpoint
 from transformersr.arch.streaming import stream
 from transformersr.training import losses
 from transformersr.training.config import from_values
@@ -16,6 +15,7 @@ from transformersr.training.results import monitor as monitoring
 from transformersr.training.results.validate import Validation
 from transformersr.training.train import train
 from transformersr.upscale import engine
+from transformersr.upscale.checkpoint import read_checkpoint
 from transformersr.upscale.engine import MemoryBudgetError, upscale
 from transformersr.upscale.memory import room_in_container
 

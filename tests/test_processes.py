@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from transformersr.arch import save_model
 from transformersr.training.config import from_values
 from transformersr.training.train import start_accelerator
 from transformersr.upscale.batch import Job, largest_first
+from transformersr.upscale.checkpoint import save_model
 from transformersr.upscale.processes import Processes, SharingProcesses, check_cpu_processes, find_processes
 
 from command_line import run

@@ -11,8 +11,8 @@ import pytest
 import torch.nn.functional as F
 from PIL import Image
 
-from transformersr.arch import save_model
 from transformersr.training.results.validate import Scores, resize_with, to_tensor
+from transformersr.upscale.checkpoint import save_model
 
 import peers as peers_module
 import quality

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from transformersr.arch import CheckpointError, load_model
 from transformersr.upscale import upscaler as upscaling
+from transformersr.upscale.checkpoint import CheckpointError, load_model
 from transformersr.upscale.upscaler import WEIGHTS, available_models, find_model
 
 ROOT = Path(__file__).resolve().parent.parent

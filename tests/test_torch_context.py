@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from transformersr import Upscaler
-from transformersr.arch import load_model, save_model
+from transformersr.upscale.checkpoint import load_model, save_model
 
 from random_models import V2, random_model
 

@@ -19,7 +19,6 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
-from transformersr.arch import load_model
 from transformersr.training import losses, networks, steps
 from transformersr.training.cli import main
 from transformersr.training.config import from_values, load_recipe
@@ -29,6 +28,7 @@ from transformersr.training.results.export import find_weights
 from transformersr.training.results.validate import make_pair, resize_with, score_pair
 from transformersr.training.results.verdict import Baseline
 from transformersr.training.train import train
+from transformersr.upscale.checkpoint import load_model
 
 from short_runs import SETTINGS, at_step, read_state
 

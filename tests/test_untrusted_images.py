@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from transformersr.arch import save_model
 from transformersr.upscale import image_io
+from transformersr.upscale.checkpoint import save_model
 from transformersr.upscale.image_io import ImageData, ImageError, check_target, format_of, read_image, write_image
 from transformersr.upscale.messages import one_line
 from transformersr.upscale.metadata import Carried

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformersr.arch import CheckpointError
 from transformersr.training.config import TrainConfig, from_values, load_recipe
 from transformersr.training.perceptual import VGG19_LAYERS, FeatureLoss
 from transformersr.training.run_state import RunState
+from transformersr.upscale.checkpoint import CheckpointError
 
 from pickle_assembler import (
     ATTACKS,

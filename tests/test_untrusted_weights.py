@@ -21,8 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from transformersr.arch import CheckpointError, load_model, save_model
-from transformersr.arch.checkpoint import describe
+from transformersr.upscale.checkpoint import CheckpointError, describe, load_model, save_model
 from transformersr.upscale.image_io import ImageError, read_image
 from transformersr.upscale.messages import one_line
 from transformersr.upscale.models import list_models

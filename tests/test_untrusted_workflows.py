@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from transformersr.arch import save_model
+from transformersr.upscale.checkpoint import save_model
 
 import comfyui_standin
 from plain_v1 import random_state

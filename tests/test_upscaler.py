@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from transformersr import Upscaler
-from transformersr.arch import save_model
 from transformersr.training.data.degradation import downscale
 from transformersr.training.results.metrics import psnr, shift
 from transformersr.training.results.validate import to_tensor
 from transformersr.upscale.batch import Job, run_jobs
+from transformersr.upscale.checkpoint import save_model
 from transformersr.upscale.image_io import ImageData, read_image, write_image
 from transformersr.upscale.metadata import Carried
 from transformersr.upscale.upscaler import available_models, find_device, find_dtype, find_model, parse_bytes

@@ -28,7 +28,7 @@ import torch
 from PIL import Image
 
 from transformersr import Upscaler
-from transformersr.arch import save_model
+from transformersr.upscale.checkpoint import save_model
 
 from random_models import V2, random_model
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from safetensors.torch import save
 
-from transformersr.arch import CheckpointError, load_model
+from transformersr.upscale.checkpoint import CheckpointError, load_model
 
 FEW = settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 """Hypothesis settings: few, reproducible examples."""

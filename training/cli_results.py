@@ -34,7 +34,7 @@ def export(run, out, dtype, host, onnx, last) -> None:
     The file is verified by loading it and comparing it with the run's weights. Existing files are not replaced.
     With only --install or --onnx, no other file is written.
     """
-    from ..arch import load_model
+    from ..upscale.checkpoint import load_model
     from .results.export import export_weights, find_weights, install_weights, model_folder, model_name, training_metadata
     from .results.onnx_export import export_onnx, require_onnx
 

@@ -12,8 +12,8 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from ..arch.checkpoint import shown
 from ..arch.model import VARIANTS, TransformerSRConfig
+from ..arch.state_dict import shown
 from .data.degradation import PRESETS
 
 RECIPES = Path(__file__).parent / "configs"

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..arch import TransformerSR, load_model
+from ..arch import TransformerSR
+from ..upscale.checkpoint import load_model
 from ..upscale.upscaler import find_model
 from .config import TrainConfig
 

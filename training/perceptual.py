@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..arch.attention import without_autocast
-from ..arch.checkpoint import CheckpointError, read_tensors
+from ..upscale.checkpoint import CheckpointError, read_tensors
 
 FILTER_SETS, FILTERS_PER_SET, TAPS = 32, 48, 4
 

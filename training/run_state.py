@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from ..arch import TransformerSR
-from ..arch.atomic import write_aside
-from ..arch.checkpoint import shown
-from ..arch.pickled import RefusedError, read_pickled
+from ..arch.state_dict import shown
+from ..upscale.atomic import write_aside
+from ..upscale.pickled import RefusedError, read_pickled
 from .adversarial import UNetDiscriminator
 from .config import TrainConfig
 from .networks import initial_network

@@ -17,8 +17,8 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from ..arch.atomic import write_aside
 from .animation import WRITTEN, read_animation, read_frames, write_frames
+from .atomic import write_aside
 from .files import FOREIGN, VIDEOS, expand, foreign_format, image_suffixes, search, unsupported
 from .image_io import (
     FORMATS,

@@ -189,7 +189,7 @@ def print_summary(plan: Plan, failures: list[Failure]) -> int:
 @click.option("--heads", "num_heads", type=int, help="Number of heads, needed in the same case.")
 def convert(source, target, dtype, window_size, num_heads) -> None:
     """Convert weights, including the original author's, to our safetensors format. IN is not changed."""
-    from ..arch.checkpoint import convert_file
+    from .checkpoint import convert_file
     from .upscaler import DTYPES, find_model
 
     if target.suffix != ".safetensors":
@@ -204,7 +204,7 @@ def convert(source, target, dtype, window_size, num_heads) -> None:
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 def info(path) -> None:
     """Describe a model or a weights file."""
-    from ..arch.checkpoint import describe
+    from .checkpoint import describe
     from .upscaler import find_model
 
     for name, value in describe(find_model(path)).items():

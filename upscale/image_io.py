@@ -34,7 +34,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageFile, PngImagePlugin, UnidentifiedImageError
 
-from ..arch.atomic import write_aside
+from .atomic import write_aside
 from .color import CodedColor, read_coded_color
 from .files import unsupported
 from .memory import free_memory

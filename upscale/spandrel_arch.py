@@ -11,8 +11,7 @@ from spandrel import MAIN_REGISTRY, Architecture, ArchSupport, ImageModelDescrip
 from spandrel.util import KeyCondition
 
 from ..arch import TransformerSR, TransformerSRConfig
-from ..arch.checkpoint import StateDict, recognise
-from .models import NAMES
+from ..arch.state_dict import SIGNATURES, StateDict, recognise
 
 ID = "TransformerSR"
 
@@ -21,7 +20,7 @@ class TransformerSRArch(Architecture[TransformerSR]):
     """Recognises our files, and both formats of the original author's, by their keys."""
 
     def __init__(self) -> None:
-        super().__init__(id=ID, name=ID, detect=KeyCondition.has_any(*(KeyCondition.has_all(*names) for names in NAMES)))
+        super().__init__(id=ID, name=ID, detect=KeyCondition.has_any(*(KeyCondition.has_all(*names) for names in SIGNATURES)))
 
     def load(self, state_dict: dict[str, torch.Tensor]) -> ImageModelDescriptor[TransformerSR]:
         """Build the network from a state dict. Raises ValueError with a one-sentence message."""

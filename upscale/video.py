@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..arch.atomic import write_aside
+from .atomic import write_aside
 from .files import VIDEOS
 from .planning import CPU_PASS_PIXELS, PASS_PIXELS, target_size
 from .upscaler import Upscaler

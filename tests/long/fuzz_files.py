@@ -37,8 +37,8 @@ SLOW = 5.0
 
 def read_checkpoint(path: Path) -> None:
     """Load weights, and list them as for a host."""
-    from transformersr.arch import CheckpointError, load_model
     from transformersr.upscale import models
+    from transformersr.upscale.checkpoint import CheckpointError, load_model
 
     models._look_into.cache_clear()
     models.is_transformersr(path)
@@ -344,7 +344,7 @@ def run_guided(run: Run, cases: int, seed: int) -> None:
     """Let libFuzzer mutate the seed files to reach new lines of our modules and of the Python modules they use."""
     import atheris
 
-    ours = ["transformersr.arch.pickled", "transformersr.arch.checkpoint", "transformersr.upscale", "transformersr.training.config"]
+    ours = ["transformersr.upscale.pickled", "transformersr.upscale.checkpoint", "transformersr.upscale", "transformersr.training.config"]
     with atheris.instrument_imports(include=[*ours, "PIL", "pickle", "zipfile", "tomllib", "json"]):
         import transformersr.training.config
         import transformersr.upscale.image_io

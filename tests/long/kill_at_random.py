@@ -36,10 +36,10 @@ import torch
 import torch._dynamo  # building a network on the meta device imports it, which takes seconds
 from PIL import Image
 
-from transformersr.arch import VARIANTS, checkpoint
+from transformersr.arch import VARIANTS
 from transformersr.training import train as training
 from transformersr.training.results import report
-from transformersr.upscale import batch
+from transformersr.upscale import batch, checkpoint
 from transformersr.upscale.cli import main
 
 from plain_v1 import newer_keys, random_state

@@ -28,9 +28,9 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from transformersr.arch import save_model
 from transformersr.training.results.charts import Chart, as_svg
 from transformersr.upscale import batch
+from transformersr.upscale.checkpoint import save_model
 from transformersr.upscale.cli import main
 from transformersr.upscale.image_io import ImageData, write_image
 from transformersr.upscale.metadata import Carried

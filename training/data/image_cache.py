@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ...arch.atomic import write_aside
+from ...upscale.atomic import write_aside
 from ..config import TrainConfig
 from .folders import Split, image_size
 from .images import Finding, ImageCollector, LoadedImage, TrainingImage, load_image

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from ...arch import CheckpointError, TransformerSR, load_model
-from ...arch.atomic import write_aside
-from ...arch.checkpoint import convert_file, read_checkpoint, read_tensors
+from ...arch import TransformerSR
+from ...upscale.atomic import write_aside
+from ...upscale.checkpoint import CheckpointError, convert_file, load_model, read_checkpoint, read_tensors
 from ...upscale.models import SUFFIXES
 from ...upscale.upscaler import DTYPES, find_model
 from ..config import without_paths

@@ -24,8 +24,9 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from ...arch import TransformerSR, load_model, save_model
-from ...arch.atomic import write_aside
+from ...arch import TransformerSR
+from ...upscale.atomic import write_aside
+from ...upscale.checkpoint import load_model, save_model
 from ...upscale.memory import is_out_of_memory
 from ...upscale.messages import BAR
 from ..config import TrainConfig, without_paths

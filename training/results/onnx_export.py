@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...arch import TransformerSR
-from ...arch.atomic import write_aside
+from ...upscale.atomic import write_aside
 
 OPSET = 18
 INSTALL = 'pip install "transformersr[onnx]"'

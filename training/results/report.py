@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image, features
 
-from ...arch.atomic import write_aside
+from ...upscale.atomic import write_aside
 from .advice import command_line, resume_command, train_longer_command
 from .charts import Chart, Point, draw
 from .pace import duration

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from ...arch.atomic import write_aside
+from ...upscale.atomic import write_aside
 from .metrics import edge_mask, luma, psnr, quantize
 from .validate import Pair
 
