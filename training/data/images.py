@@ -168,7 +168,7 @@ def _size_text(rgb: np.ndarray) -> str:
 
 def _conversion_notes(path: Path, image: ImageData) -> Iterator[str]:
     if image.alpha is not None:
-        yield "has transparent parts, which are put on grey"
+        yield "has transparent parts, which are composited onto grey"
     if image.carried.bits == 16:
         yield "has 16 bits per channel, which are rounded to 8"
     if image.carried.animated:
