@@ -5,7 +5,7 @@ Legend: `b` batch, `h w` rows and columns (or the grid of windows), `wh ww` insi
 Window attention is that of Swin (Liu et al. 2021, arXiv:2103.14030), channel attention that of DaViT (Ding et al. 2022,
 arXiv:2204.03645) and XCiT (El-Nouby et al. 2021, arXiv:2106.09681). Two things differ: shifted windows see the image
 mirrored beyond its edge instead of wrapped round and masked, and channel attention is computed from the Gram matrix of its
-input, so that the queries and keys of the pixels are never stored.
+input, so that queries and keys of single pixels are never stored.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 
 def mirror_pad(x: Tensor, dim: int, before: int, after: int) -> Tensor:
-    """Continue `x` beyond both ends of `dim` by its mirror image, the end itself repeated."""
+    """Pad `x` along `dim` with its mirror image, including the edge itself."""
     parts = [x]
     if before:
         parts.insert(0, x.narrow(dim, 0, before).flip(dim))
@@ -31,10 +31,10 @@ def mirror_pad(x: Tensor, dim: int, before: int, after: int) -> Tensor:
 
 
 def split_windows(x: Tensor, size: int, offset: int, top: bool, bottom: bool) -> Tensor:
-    """Cut rows `b h w c` that end where windows end into windows `(b h w) (wh ww) c`.
+    """Split rows `b h w c`, which end at window borders, into windows `(b h w) (wh ww) c`.
 
-    `top` and `bottom` say whether the rows include the first and the last of the image; with an offset the windows there are completed
-    by the mirror image.
+    `top` and `bottom` say whether the rows include the first and last row of the image. With an offset, windows there are completed with
+    the mirror image.
     """
     if offset:
         x = mirror_pad(x, 1, size - offset if top else 0, offset if bottom else 0)
@@ -43,7 +43,7 @@ def split_windows(x: Tensor, size: int, offset: int, top: bool, bottom: bool) ->
 
 
 def merge_windows(windows: Tensor, like: Tensor, size: int, offset: int, top: bool) -> Tensor:
-    """The way back from `split_windows`, to rows of the shape of `like`."""
+    """Invert `split_windows`, returning rows of the shape of `like`."""
     height, width = like.shape[1:3]
     before = size - offset if offset else 0
     w = -(-(before + width) // size)
@@ -52,7 +52,7 @@ def merge_windows(windows: Tensor, like: Tensor, size: int, offset: int, top: bo
 
 
 def relative_position_index(window_size: int) -> Tensor:
-    """For each pair of tokens in a window `(n, n)` the row of the bias table that their offset has."""
+    """Return `(n, n)`: for each pair of tokens in a window, the row of the bias table for their offset."""
     axis = torch.arange(window_size)
     y = repeat(axis, "wh -> (wh ww)", ww=window_size)
     x = repeat(axis, "ww -> (wh ww)", wh=window_size)
@@ -65,9 +65,9 @@ class WindowAttention(nn.Module):
     """Multi-head attention among the pixels of each window.
 
     Args:
-        offset: where the first window border lies, in pixels; 0 puts the windows at the corner of the image.
+        offset: position of the first window border in pixels; 0 aligns windows with the corner of the image.
         scale: factor on the logits before softmax.
-        position_bias: learn a bias per head and offset between two pixels.
+        position_bias: whether to learn a bias for each head and offset between two pixels.
     """
 
     position_index: Tensor
@@ -86,7 +86,7 @@ class WindowAttention(nn.Module):
             self.register_buffer("position_index", relative_position_index(window_size), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Windows of tokens `bw n c`, as `split_windows` gives them; same shape back."""
+        """Apply attention to windows of tokens `bw n c` from `split_windows`; returns the same shape."""
         q, k, v = rearrange(self.qkv(x), "bw n (qkv heads d) -> qkv bw heads n d", qkv=3, heads=self.num_heads)
         bias = self._bias(q.dtype)
         if self.training and bias is not None:
@@ -106,7 +106,7 @@ class WindowAttention(nn.Module):
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager:
-    """Turn an enclosing autocast off, on devices that have autocast in every PyTorch we support."""
+    """Disable an enclosing autocast on devices that have autocast in every supported PyTorch."""
     if tensor.device.type not in ("cpu", "cuda"):
         return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)
@@ -116,9 +116,9 @@ def without_autocast(tensor: Tensor) -> AbstractContextManager:
 
 
 def gram_matrix(x: Tensor) -> Tensor:
-    """Sums over all pixels of the products of channels of `[x, 1]`: `b h w c` -> `(b, c + 1, c + 1)` in float32.
+    """Sum the products of channels of `[x, 1]` over all pixels: `b h w c` -> `(b, c + 1, c + 1)` in float32.
 
-    The last row holds the channel sums and the number of pixels, so that the matrices of bands add up to that of the image.
+    The last row contains the channel sums and the number of pixels, so the matrices of bands add up to that of the image.
     """
     with without_autocast(x):
         tokens = rearrange(x, "b h w c -> b (h w) c").float()
@@ -129,11 +129,11 @@ def gram_matrix(x: Tensor) -> Tensor:
 
 
 class ChannelAttention(nn.Module):
-    """Multi-head attention among channels, with the whole image as each channel's vector.
+    """Multi-head attention among channels; the vector of a channel is its values at all pixels of the image.
 
-    Softmax runs over the key channels of a head. With `correlation` the logits are the cosines between query and key channels times a
-    learned temperature per head, whatever the size of the image (XCiT); without, they are `q k / L**2` for `L` pixels, as
-    the original network has them.
+    Softmax runs over the key channels of a head. With `correlation`, the logits are the cosines between query and key channels times a
+    learned temperature per head, independent of the size of the image (XCiT). Without it, they are `q k / L**2` for `L` pixels, as in
+    the original network.
     """
 
     def __init__(self, dim: int, num_heads: int, correlation: bool):
@@ -144,7 +144,7 @@ class ChannelAttention(nn.Module):
         self.temperature = nn.Parameter(torch.ones(num_heads)) if correlation else None
 
     def mixing(self, gram: Tensor) -> tuple[Tensor, Tensor]:
-        """The whole attention as one linear map of a pixel: from `gram_matrix` to weight `(b, c, c)` and bias `(b, 1, c)`, float32."""
+        """Reduce the attention to one linear map per pixel: from `gram_matrix` to weight `(b, c, c)` and bias `(b, 1, c)` in float32."""
         with without_autocast(gram):
             weight = torch.cat([self.qkv.weight, self.qkv.bias[:, None]], 1).float()
             q, k, v = rearrange(weight, "(qkv heads d) c -> qkv heads d c", qkv=3, heads=self.num_heads)
@@ -163,7 +163,7 @@ class ChannelAttention(nn.Module):
 
     @staticmethod
     def mix(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Apply the map from `mixing` to rows `b h w c`."""
+        """Apply the linear map from `mixing` to rows `b h w c`."""
         tokens = rearrange(x, "b h w c -> b (h w) c")
         tokens = torch.baddbmm(bias.to(x.dtype), tokens, weight.to(x.dtype).transpose(1, 2))
         return rearrange(tokens, "b (h w) c -> b h w c", w=x.shape[2])

@@ -1,6 +1,6 @@
 """The blocks of the body: ordinary modules from `(b, c, h, w)` to the same shape.
 
-Window and channel blocks serve both designs; v1 has a feed-forward layer in them, v2 leaves that work to its convolutions.
+Both designs use window and channel blocks. v1 has a feed-forward layer in each; v2 uses convolutions instead.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from .attention import ChannelAttention, WindowAttention, gram_matrix, merge_win
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """A 3x3 convolution, zero beyond the edge of the image."""
+    """Return a 3x3 convolution with zero padding."""
     return nn.Conv2d(in_channels, out_channels, 3, padding=1)
 
 
 class ResidualBlock(nn.Module):
-    """`x + conv2(SiLU(conv1(x)))`, starting close to the identity (EDSR, Lim et al. 2017, arXiv:1707.02921)."""
+    """`x + conv2(SiLU(conv1(x)))`, initialized close to the identity (EDSR, Lim et al. 2017, arXiv:1707.02921)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -47,7 +47,7 @@ class FeedForward(nn.Module):
 
 
 class WindowBlock(nn.Module):
-    """`x + attention(norm(x))` within windows, then the feed-forward layer where there is one."""
+    """`x + attention(norm(x))` within windows, then the feed-forward layer if there is one."""
 
     def __init__(self, dim: int, attention: WindowAttention, mlp_ratio: int):
         super().__init__()
@@ -56,7 +56,7 @@ class WindowBlock(nn.Module):
         self.mlp = FeedForward(dim, mlp_ratio) if mlp_ratio else None
 
     def forward(self, x: Tensor, top: bool = True, bottom: bool = True) -> Tensor:
-        """Sides are multiples of the window. `top` and `bottom` as for `split_windows`, where `x` is a band of an image."""
+        """Sides must be multiples of the window size. If `x` is a band of an image, `top` and `bottom` are those of `split_windows`."""
         size, offset = self.attention.window_size, self.attention.offset
         rows = rearrange(x, "b c h w -> b h w c")
         windows = self.attention(split_windows(self.norm(rows), size, offset, top, bottom))
@@ -67,7 +67,7 @@ class WindowBlock(nn.Module):
 
 
 class ChannelBlock(nn.Module):
-    """`x + attention(norm(x))` among channels over the whole image, then the feed-forward layer where there is one."""
+    """`x + attention(norm(x))` among channels over the whole image, then the feed-forward layer if there is one."""
 
     def __init__(self, dim: int, attention: ChannelAttention, mlp_ratio: int):
         super().__init__()
@@ -79,11 +79,11 @@ class ChannelBlock(nn.Module):
         return self.mix(x, *self.attention.mixing(self.gram(x)))
 
     def gram(self, x: Tensor) -> Tensor:
-        """Gram matrix of the normalised features; the matrices of bands add up to that of the image."""
+        """Return the Gram matrix of the normalised features. The matrices of bands add up to that of the image."""
         return gram_matrix(self.norm(rearrange(x, "b c h w -> b h w c")))
 
     def mix(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """The rest of the block, pixel by pixel: applies the map that `attention.mixing` derives from the Gram matrix."""
+        """Compute the rest of the block pixel by pixel, with the linear map from `attention.mixing`."""
         rows = rearrange(x, "b c h w -> b h w c")
         rows = rows + self.attention.mix(self.norm(rows), weight, bias)
         if self.mlp is not None:

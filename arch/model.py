@@ -1,9 +1,9 @@
 """TransformerSR: convolutions, window attention and channel attention alternating, ending in a pixel shuffle.
 
 Two designs share this module. `v1` is the original network exactly as defined: no position information, no skip over the body,
-a feed-forward layer in every block, logits scaled by `1 / d**2` and `1 / L**2`. `v2` keeps the idea: residual 3x3 convolutions take
-the place of the feed-forward layers, windows are shifted and know positions, channel logits do not depend on the size of the image,
-and the network adds to a bicubic upscale. docs/architecture.md says what each change is based on.
+a feed-forward layer in every block, logits scaled by `1 / d**2` and `1 / L**2`. `v2` keeps the idea but replaces the feed-forward
+layers with residual 3x3 convolutions, shifts windows and gives them a position bias, makes channel logits independent of image size,
+and adds the result to a bicubic upscale. docs/architecture.md gives the reasons.
 
 Shapes: images are `(b, c, h, w)`, RGB in [0, 1]; features inside are `(b, c, h, w)` in channels-last memory.
 """
@@ -33,24 +33,24 @@ LAYOUT = 2  # of the integers in `as_integers`; a file with a higher number need
 
 @dataclass(frozen=True)
 class TransformerSRConfig:
-    """Everything that decides the network's shape."""
+    """The complete configuration of a network."""
 
     design: str = "v2"
     """`v1` (the original) or `v2`."""
     scale: int = 4
-    """Output pixels per input pixel along a side."""
+    """Scale factor of each side."""
     channels: int = 3
     """Channels of the image."""
     embed_dim: int = 64
-    """Channels inside the network; a multiple of `num_heads`."""
+    """Width of the network in channels; a multiple of `num_heads`."""
     num_heads: int = 4
-    """Heads of both attentions."""
+    """Number of heads of both kinds of attention."""
     blocks: str = "RWRC" * 4
-    """The body, one letter a block: `R` residual 3x3 convolutions, `W` window attention, `C` channel attention. v1 has pairs `WC`."""
+    """The blocks of the body as letters: `R` residual 3x3 convolutions, `W` window attention, `C` channel attention. v1 has pairs `WC`."""
     window_size: int = 8
     """Side of an attention window in pixels."""
     mlp_ratio: int = 0
-    """Width of the feed-forward layers over `embed_dim`; 0 for none."""
+    """Width of the feed-forward layers relative to `embed_dim`; 0 for none."""
 
     def __post_init__(self) -> None:
         if self.design not in DESIGNS:
@@ -63,15 +63,15 @@ class TransformerSRConfig:
         if not isinstance(self.blocks, str) or not 1 <= len(self.blocks) <= 256 or not set(self.blocks) <= set(BLOCKS):
             raise ValueError(f"blocks is {self.blocks!r:.80}; expected 1 to 256 letters of {', '.join(BLOCKS)}")
         if self.design == "v1" and "R" in self.blocks:
-            raise ValueError(f"blocks is {self.blocks!r}; v1 has window and channel blocks alone, W and C")
+            raise ValueError(f"blocks is {self.blocks!r}; v1 has only window and channel blocks, W and C")
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
         if self.design == "v2" and self.window_size % 2:
-            raise ValueError(f"window_size is {self.window_size}; v2 shifts its windows by half and needs an even number")
+            raise ValueError(f"window_size is {self.window_size}; expected an even number, because v2 shifts windows by half")
 
     @property
     def unshuffle(self) -> int:
-        """Side of the square of image pixels that the body sees as one: 2 where nothing is upscaled, to save three quarters of the work."""
+        """Side of the square of image pixels that the body sees as one pixel: 2 at scale 1, which saves three quarters of the work."""
         return 2 if self.design == "v2" and self.scale == 1 else 1
 
     @property
@@ -80,12 +80,12 @@ class TransformerSRConfig:
         return (self.window_size if "W" in self.blocks else 1) * self.unshuffle
 
     def to_json(self) -> str:
-        """The configuration as a JSON object, for `from_json`."""
+        """Return the configuration as a JSON object for `from_json`."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> TransformerSRConfig:
-        """Read what `to_json` wrote. Raises ValueError for anything else."""
+        """Parse the result of `to_json`. Raises ValueError for anything else."""
         values = json.loads(text)
         names = {field.name for field in dataclasses.fields(cls)}
         if not isinstance(values, dict) or not set(values) <= names:
@@ -93,13 +93,13 @@ class TransformerSRConfig:
         return cls(**values)
 
     def as_integers(self) -> list[int]:
-        """The configuration as the numbers kept in the state dict, for loaders that see no metadata."""
+        """Return the configuration as integers for the state dict, because some loaders do not see metadata."""
         numbers = [self.scale, self.channels, self.embed_dim, self.num_heads, self.window_size, self.mlp_ratio]
         return [LAYOUT, DESIGNS.index(self.design) + 1, *numbers, *(list(BLOCKS).index(letter) for letter in self.blocks)]
 
     @classmethod
     def from_integers(cls, numbers: list[int]) -> TransformerSRConfig:
-        """Read what `as_integers` wrote. Raises ValueError for anything else."""
+        """Parse the result of `as_integers`. Raises ValueError for anything else."""
         letters = list(BLOCKS)
         known = len(numbers) >= 9 and numbers[0] == LAYOUT and 1 <= numbers[1] <= len(DESIGNS)
         if not known or not all(0 <= number < len(letters) for number in numbers[8:]):
@@ -123,13 +123,13 @@ VARIANTS = {
 
 
 class TransformerSR(nn.Module):
-    """The super-resolution network of a configuration."""
+    """The super-resolution network."""
 
     def __init__(self, config: TransformerSRConfig):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
-        """Forget what blocks compute and do it again in the backward pass (Chen et al. 2016, arXiv:1604.06174)."""
+        """Whether to discard the activations of blocks and recompute them in the backward pass (Chen et al. 2016, arXiv:1604.06174)."""
         dim, v2 = config.embed_dim, config.design == "v2"
         self.register_buffer("architecture", torch.tensor(config.as_integers(), dtype=torch.int32))
         self.conv_first = conv3x3(config.channels * config.unshuffle**2, dim)
@@ -149,7 +149,7 @@ class TransformerSR(nn.Module):
 
     @device.setter
     def device(self, device: torch.device) -> None:
-        """ComfyUI assigns this after moving a network; ignored, since the weights already tell."""
+        """Ignored. ComfyUI assigns it after moving a network, but the weights already have it."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -159,12 +159,12 @@ class TransformerSR(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Upscale `(b, c, h, w)` in [0, 1] to `(b, c, h * scale, w * scale)`, not clamped.
 
-        The whole image at once; `streaming.stream` computes the same with less memory.
+        Processes the whole image at once; `streaming.stream` computes the same result with less memory.
         """
         height, width = image.shape[-2] * self.config.scale, image.shape[-1] * self.config.scale
         padded = self.pad(image)
         pixels = self.to_pixels(padded)
-        with without_autocast(pixels):  # everything is added to its result, which so stays in float32 in mixed precision
+        with without_autocast(pixels):  # keep the residual stream in float32 in mixed precision
             features = self.conv_first(pixels)
         x = features
         for block in self.body:
@@ -174,25 +174,25 @@ class TransformerSR(nn.Module):
         x = self.upsample(x)
         return self.to_image(x, padded)[..., :height, :width]
 
-    # the two ends, which streaming shares
+    # both ends are shared with streaming
 
     def pad(self, image: Tensor) -> Tensor:
-        """Repeat the last row and column until both sides are a multiple of what the windows need."""
+        """Pad both sides to a multiple of `config.multiple` by repeating the last row and column."""
         bottom, right = (-size % self.config.multiple for size in image.shape[-2:])
         return F.pad(image, (0, right, 0, bottom), mode="replicate") if bottom or right else image
 
     def to_pixels(self, padded: Tensor) -> Tensor:
-        """The input of `conv_first`: centred, squares of `unshuffle` pixels as channels, in the memory layout that suits the device."""
+        """Return the input of `conv_first`: centred, squares of `unshuffle` pixels as channels, in the best layout for the device."""
         pixels = F.pixel_unshuffle(padded - 0.5, self.config.unshuffle)
         return pixels.contiguous(memory_format=self.memory_format(pixels.device))
 
     @staticmethod
     def memory_format(device: torch.device) -> torch.memory_format:
-        """The layout of features on a device: channels-last, except where convolutions of this layout are slow or wrong."""
+        """Return the memory layout of features on a device: channels-last, unless its convolutions in this layout are slow or wrong."""
         return torch.channels_last if device.type in ("cpu", "cuda") else torch.contiguous_format
 
     def to_image(self, x: Tensor, padded: Tensor, start: int = 0) -> Tensor:
-        """From rows of `upsample` to rows of the result `(b, c, h * scale, w * scale)`; `start` is the first row in the result."""
+        """Convert rows of `upsample` to rows of the result `(b, c, h * scale, w * scale)`, whose first row is `start`."""
         large = F.pixel_shuffle(x, self.config.scale * self.config.unshuffle)
         if self.bicubic is None:
             return large + 0.5
@@ -203,7 +203,7 @@ class TransformerSR(nn.Module):
 class BicubicUpscale(nn.Module):
     """Cubic convolution (Keys 1981, a = -1/2, exact on ramps) by a whole factor, as one filter per position inside an upscaled pixel.
 
-    Written as a convolution because that exists on every device, in every precision and in ONNX, with the same coefficients everywhere.
+    Implemented as a convolution, which is available on every device, in every precision and in ONNX, with the same coefficients.
     """
 
     HALO = 2
@@ -221,7 +221,7 @@ class BicubicUpscale(nn.Module):
         self.register_buffer("filters", rearrange(filters, "sh sw kh kw -> (sh sw) 1 kh kw").float(), persistent=False)
 
     def forward(self, image: Tensor, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` of `(b, c, h, w)`, upscaled as if the whole image had been; its edge continues beyond."""
+        """Upscale rows `start` to `stop` of `(b, c, h, w)`, with the result for the whole image. Pixels beyond the edge repeat the edge."""
         above, below = min(self.HALO, start), min(self.HALO, image.shape[2] - stop)
         rows = image[:, :, start - above : stop + below]
         rows = F.pad(rows, (self.HALO, self.HALO, self.HALO - above, self.HALO - below), mode="replicate")

@@ -1,8 +1,8 @@
-"""Recognise the weights of a network: a state dict of ours, or of either generation of the original author's.
+"""Recognise state dicts: ours, and both generations of the original author's.
 
-Our state dicts carry the configuration as integers in the tensor `architecture`, and files of them also as JSON under the metadata key
-`config`. The author's hold bare tensors; window size and heads are only in the names of the files
-(`transformerSR_b8_d256_w4_h16.pt`: pairs, dim, window, heads).
+Ours contain the configuration as integers in the tensor `architecture`, and our files also as JSON under the metadata key `config`. The
+author's contain only weights; window size and number of heads are in the file names (`transformerSR_b8_d256_w4_h16.pt`: pairs, dim,
+window, heads).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ SIGNATURES = (
     ("in_conv.weight", "out_conv.0.weight", "blocks.0.0.window_attention.qkv.weight"),
     ("layers.0.weight", "layers.1.0.window_attention.project_q.weight"),
 )
-"""Tensors that only our state dicts, the author's older and the author's newer ones have."""
+"""Tensor names that identify our state dicts, and the author's older and newer ones."""
 ORIGINAL_WINDOW, ORIGINAL_HEADS = 4, 16
 CONFIG_NUMBERS = 300
-"""Maximum length of the tensor `architecture`: eight numbers, and one per block."""
+"""Maximum length of the tensor `architecture`, which has eight numbers and one per block."""
 BLOCK_TENSORS = 4
 """Minimum number of tensors in a block."""
 INDEX_NUMBERS = 2**27
-"""Maximum size of all window position tables together; they are not in the file and grow with the fourth power of the window size."""
+"""Maximum size of all window position tables together; they are not in the file, and grow with the fourth power of the window size."""
 
 
 @dataclass
@@ -47,9 +47,9 @@ class Checkpoint:
 def recognise(
     state: StateDict, metadata: dict[str, str], name: str = "", *, window_size: int | None = None, num_heads: int | None = None
 ) -> Checkpoint:
-    """Identify a state dict and check every tensor against its configuration; raises ValueError.
+    """Recognise a state dict and check every tensor against the configuration. Raises ValueError.
 
-    `name` is the file name, which carries window size and heads for the author's files.
+    `name` is the file name, which contains window size and heads of the author's files.
     """
     if "architecture" in state:
         checkpoint = Checkpoint(_own_config(state, metadata), state, "ours", metadata)
@@ -107,7 +107,7 @@ def _read_original(name: str, state: StateDict, metadata: dict[str, str], window
     except (KeyError, IndexError) as error:
         raise ValueError(f"it looks like an original TransformerSR ({source}) with tensors missing ({error})") from error
     except (ZeroDivisionError, RuntimeError, TypeError) as error:
-        raise ValueError(f"it looks like an original TransformerSR ({source}) with tensors that do not fit each other") from error
+        raise ValueError(f"it looks like an original TransformerSR ({source}) whose tensors do not fit together") from error
     weights["architecture"] = torch.tensor(config.as_integers(), dtype=torch.int32)
     return Checkpoint(config, weights, source, metadata)
 
@@ -128,7 +128,7 @@ BLOCK_KEYS = {
 
 
 def _from_older(state: StateDict, pairs: int) -> StateDict:
-    """Author's first layout to ours: a renaming."""
+    """Rename the keys of the author's first layout to ours."""
     renamed = {"in_conv.": "conv_first.", "out_conv.0.": "upsample."}
     for pair in range(pairs):
         for block in range(2):
@@ -138,7 +138,7 @@ def _from_older(state: StateDict, pairs: int) -> StateDict:
 
 
 def _from_newer(state: StateDict, pairs: int) -> StateDict:
-    """Author's second layout to ours: the three projections become one matrix, the rest is a renaming."""
+    """Rename the keys of the author's second layout to ours, and concatenate its three projections."""
     state = dict(state)
     renamed = {"layers.0.": "conv_first.", f"layers.{pairs + 1}.": "upsample."}
     for pair in range(pairs):
@@ -178,17 +178,17 @@ def _describe_unknown(state: StateDict) -> str:
 
 
 def shown(text: str, most: int = 80) -> str:
-    """Text from a file, in a message: one line, and not long."""
+    """Make text from a file safe for a message: printable, on one line, and short."""
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= most else f"{text[:most]}..."
 
 
 def _check_tensors(checkpoint: Checkpoint) -> None:
-    """Refuse missing, extra, misshapen and non-finite tensors before anything of the configuration's size is allocated."""
+    """Refuse missing, extra, misshapen and non-finite tensors before allocating a network of the configuration's size."""
     config, weights = checkpoint.config, checkpoint.weights
     blocks, windows = len(config.blocks), config.blocks.count("W")
     if len(weights) < BLOCK_TENSORS * blocks:
-        raise ValueError(f"tensors are missing: there are {len(weights)}, too few for {blocks} blocks")
+        raise ValueError(f"tensors are missing: {len(weights)} are too few for {blocks} blocks")
     if config.design == "v2" and windows * config.window_size**4 > INDEX_NUMBERS:
         raise ValueError(f"{windows} blocks with windows of {config.window_size} would take too much memory; expected 16 or less")
     for name, shape in _deciding_shapes(config).items():
@@ -196,13 +196,11 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
             raise ValueError(f"{name} has shape {tuple(weights[name].shape)}; expected it to begin with {shape}")
         if name not in weights:
             raise ValueError(f"tensors are missing, the first is {name}")
-    expected = TransformerSR(
-        config
-    ).state_dict()  # no larger than the file; on the meta device it would take two seconds of PyTorch's loading
+    expected = TransformerSR(config).state_dict()  # no larger than the file; the meta device would take two seconds to load
     if missing := [name for name in expected if name not in weights]:
         raise ValueError(f"{len(missing)} tensors are missing, the first is {missing[0]}")
     if extra := [name for name in weights if name not in expected]:
-        raise ValueError(f"{len(extra)} tensors do not belong to the network it says it is, the first is {shown(extra[0])}")
+        raise ValueError(f"{len(extra)} tensors are not part of the network in its configuration, the first is {shown(extra[0])}")
     for name, tensor in expected.items():
         found = weights[name]
         if found.shape != tensor.shape:
@@ -214,7 +212,7 @@ def _check_tensors(checkpoint: Checkpoint) -> None:
 
 
 def _deciding_shapes(config: TransformerSRConfig) -> dict[str, tuple[int, int]]:
-    """Two sides of the tensors that together hold every size in the configuration."""
+    """Return the first two dimensions of those tensors that determine every size in the configuration."""
     dim, tail = config.embed_dim, config.channels * (config.scale * config.unshuffle) ** 2
     shapes = {
         "conv_first.weight": (dim, config.channels * config.unshuffle**2),

@@ -1,10 +1,10 @@
 """Run a network over an image in bands of rows, with exactly the full-frame result.
 
-The layers are those of `TransformerSR.forward`, one after another; this file only decides which rows they see at a time. A
+The layers and their order are those of `TransformerSR.forward`; this module only decides which rows they process at a time. A
 convolution holds back its last rows until the next band brings their neighbours, window attention waits for whole rows of windows,
-and channel attention adds up its Gram matrix over all bands before the first row goes on. So there are no seams, and no row is
-computed twice. In memory are the features of the whole image twice (those before the next channel block, and those that are added
-after the body) and the work on one band.
+and channel attention sums its Gram matrix over all bands before any row passes. So there are no seams, and no row is computed twice.
+Memory contains the features of the whole image twice (before the next channel block, and for the addition after the body) and the
+intermediate results of one band.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .blocks import ChannelBlock, ResidualBlock, WindowBlock
 from .model import TransformerSR
 
 CONV_HALO = 1
-"""Rows that a 3x3 convolution sees beyond its own, on each side."""
+"""Neighbouring rows that a 3x3 convolution needs on each side."""
 
 
 @torch.inference_mode()
@@ -34,14 +34,14 @@ def stream(
     out: Tensor | None = None,
     offload_device: torch.device | None = None,
 ) -> Tensor:
-    """`model(image)`, computed `band_rows` rows at a time: `(b, c, h, w)` to `(b, c, h * scale, w * scale)`, not clamped.
+    """Compute `model(image)` in bands: `(b, c, h, w)` to `(b, c, h * scale, w * scale)`, not clamped.
 
     Args:
-        band_rows: rows of the body that are computed at a time; the result is the same for all up to rounding.
-        on_rows: called with a number of rows as they pass each channel block and the end; the numbers add up to `total_rows`.
-            It may raise to stop the run.
-        out: where to write the result, on any device; the returned tensor is then `out`.
-        offload_device: device that keeps the features that wait, where the network's own has no room for them.
+        band_rows: height of a band in rows of the body. The result is the same for all heights, up to rounding.
+        on_rows: called with the number of rows that pass each channel block and the last layer. The numbers add up to `total_rows`. It
+            may raise an exception to stop the run.
+        out: tensor for the result, on any device; it is also returned.
+        offload_device: device for features that wait, if the network's own device has no room for them.
     """
     height, width = image.shape[-2] * model.config.scale, image.shape[-1] * model.config.scale
     padded = model.pad(image)
@@ -87,7 +87,7 @@ def stream(
 
 
 def total_rows(model: TransformerSR, height: int) -> int:
-    """Sum of all `on_rows` calls for an image of this height."""
+    """Return the sum of all `on_rows` calls for an image of this height."""
     rows = -(-height // model.config.multiple) * model.config.multiple // model.config.unshuffle
     return rows * (model.config.blocks.count("C") + 1)
 
@@ -96,15 +96,15 @@ def total_rows(model: TransformerSR, height: int) -> int:
 
 
 class Stage:
-    """A local layer that is given the rows of an image band by band, and gives back those of its result that it can compute."""
+    """A local layer that takes the rows of an image band by band and returns the result rows that it can compute."""
 
     def push(self, rows: Tensor, last: bool) -> Tensor | None:
-        """The next rows `b c h w` of the result, or None if there are none yet; all that remain with the `last` band."""
+        """Return the next result rows `b c h w`, or None if there are none yet; with the `last` band, all remaining rows."""
         raise NotImplementedError
 
 
 def stage_of(block: nn.Module) -> Stage:
-    """The stage of a block of the body that needs no rows of the whole image."""
+    """Return the stage of a local block of the body."""
     if isinstance(block, ResidualBlock):
         return Residual(block)
     assert isinstance(block, WindowBlock)
@@ -149,7 +149,7 @@ class Convolution(Stage):
 
 
 class FirstConvolution(Convolution):
-    """`conv_first`; its result is also stored for the addition after the body."""
+    """`conv_first`, whose result is also stored for the addition after the body."""
 
     def __init__(self, conv: nn.Conv2d, skip: RowBuffer | None):
         super().__init__(conv)
@@ -164,7 +164,7 @@ class FirstConvolution(Convolution):
 
 
 class Residual(Stage):
-    """A `ResidualBlock`: two convolutions, each with its own held rows, and the input waiting for their result."""
+    """A `ResidualBlock`: two convolutions, each with held rows, and the input waiting to be added to their result."""
 
     def __init__(self, block: ResidualBlock):
         self.input = RowQueue()
@@ -199,7 +199,7 @@ class Windows(Stage):
 
 
 class Mixing(Stage):
-    """The second half of a `ChannelBlock`, once the Gram matrix of the whole image is known."""
+    """The second pass of a `ChannelBlock`, after the Gram matrix of the whole image has been computed."""
 
     def __init__(self, block: ChannelBlock, weight: Tensor, bias: Tensor):
         self.block, self.weight, self.bias = block, weight, bias
@@ -213,7 +213,7 @@ def _joined(held: Tensor | None, rows: Tensor) -> Tensor:
 
 
 class RowQueue:
-    """Rows `b c h w` of an image, first in, first out; memory is freed as rows are taken."""
+    """A first-in, first-out queue of rows `b c h w`. Taken rows are freed."""
 
     def __init__(self) -> None:
         self._bands: deque[Tensor] = deque()
@@ -223,12 +223,12 @@ class RowQueue:
         return self._count
 
     def append(self, rows: Tensor) -> None:
-        """Put rows at the end."""
+        """Append rows."""
         self._bands.append(rows)
         self._count += rows.shape[2]
 
     def take(self, count: int) -> Tensor:
-        """The next `count` rows (fewer at the end)."""
+        """Remove and return the next `count` rows (fewer at the end)."""
         count = min(count, self._count)
         self._count -= count
         taken: list[Tensor] = []
@@ -243,10 +243,10 @@ class RowQueue:
 
 
 class RowBuffer:
-    """A queue for all rows of an image in memory that was allocated for them, on any device.
+    """A queue for all rows of an image in preallocated memory, on any device.
 
-    If every band had memory of its own, the C library could not reuse the gaps between them, and a process would grow by up to twice as
-    much. Two buffers may share memory where one is filled from the rows of the other: layers never return more rows than they were given.
+    With separate memory for each band, the C library could not reuse the gaps in between, and a process would grow by up to twice as much.
+    Two buffers can share memory if one is filled from the rows of the other, because layers never return more rows than they were given.
     """
 
     def __init__(self, memory: Tensor):
@@ -265,7 +265,7 @@ class RowBuffer:
         self._count += rows.shape[2]
 
     def take(self, count: int) -> Tensor:
-        """A view of the next `count` rows (fewer at the end), or a copy on the device that they came from."""
+        """Remove and return the next `count` rows (fewer at the end), as a view, or as a copy on their original device."""
         count = min(count, self._count)
         start, self._start = self._start, self._start + count
         self._count -= count
@@ -273,7 +273,7 @@ class RowBuffer:
 
 
 def _empty_features(model: TransformerSR, padded: Tensor, device: torch.device | None) -> Tensor:
-    """Memory for the features of a padded image, in the layout of `TransformerSR.to_pixels`, on the image's device unless given."""
+    """Allocate the features of a padded image in the memory layout of `TransformerSR.to_pixels`, by default on the image's device."""
     config = model.config
     height, width = (side // config.unshuffle for side in padded.shape[2:])
     layout = model.memory_format(padded.device)

@@ -203,7 +203,7 @@ def test_truncated_files_are_rejected_by_name(tmp_path, kind, kept):
     ("modify", "expected"),
     [
         (lambda state: state.pop("upsample.bias"), "missing"),
-        (lambda state: state.update(more=torch.zeros(1)), "do not belong"),
+        (lambda state: state.update(more=torch.zeros(1)), "are not part of the network"),
         (lambda state: state.update({"upsample.bias": torch.zeros(5)}), "shape"),
         (lambda state: state["upsample.bias"].fill_(float("nan")), "not finite"),
         (lambda state: state.update(architecture=torch.tensor([9, 2, 4])), "newer version"),

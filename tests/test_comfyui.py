@@ -294,7 +294,7 @@ def test_missing_model_is_rejected_before_execution(server):
         "/prompt", {"prompt": {name: {"class_type": k, "inputs": i} for name, (k, i) in graph(model_name="gone.pth").items()}}
     )
     (error,) = answer["node_errors"]["up"]["errors"]
-    assert "gone.pth: no TransformerSR model of this name; there are x4-tiny" in error["details"]
+    assert "gone.pth: no TransformerSR model of this name; available: x4-tiny" in error["details"]
 
 
 @needs_comfyui

@@ -14,7 +14,7 @@ from pathlib import Path
 ABANDONED = 3600.0
 """Age in seconds after which a temporary file counts as left by a killed process."""
 CANNOT = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
-"""Errors of file systems that have no way to wait for the disk."""
+"""Errors of file systems that cannot flush to disk."""
 
 
 @contextmanager
@@ -31,13 +31,13 @@ def write_aside(path: str | Path) -> Iterator[Path]:
     aside = path.with_name(f".transformersr-{secrets.token_hex(8)}.part")
     try:
         aside.touch(exist_ok=False)
-    except OSError as error:  # in words that name the user's file
+    except OSError as error:  # name the user's file, not the temporary one
         raise OSError(error.errno, error.strerror, str(path)) from error
-    mode = aside.stat().st_mode  # what this user's files have; some writers leave them readable by their owner alone
+    mode = aside.stat().st_mode  # the user's default; some writers make files private
     try:
         yield aside
         _bring_to_disk(aside)
-        with suppress(OSError):  # some network and memory card file systems know no rights
+        with suppress(OSError):  # some network and memory card file systems have no permissions
             aside.chmod(mode)
         os.replace(aside, path)
     finally:
@@ -50,11 +50,11 @@ def _bring_to_disk(path: Path) -> None:
         try:
             os.fsync(file.fileno())
         except OSError as error:
-            if error.errno not in CANNOT:  # a full disk may show here first
+            if error.errno not in CANNOT:  # a full disk may be reported here first
                 raise
 
 
-@lru_cache(maxsize=1024)  # once in a process: a folder may hold very many files
+@lru_cache(maxsize=1024)  # once per process, since a folder may contain very many files
 def _remove_abandoned(folder: Path) -> None:
     for left in folder.glob(".transformersr-*.part"):
         with suppress(OSError):

@@ -1,6 +1,6 @@
-"""Weights on disk: our files, and both generations of the original author's.
+"""Read and write files of weights: ours, and both generations of the original author's.
 
-`arch.state_dict` says which network the tensors of a file are.
+`arch.state_dict` recognises the network that the tensors belong to.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ OTHER_CONTENT = {
     rb"\x08[\x01-\x0f]\x12": "this is probably an ONNX file, which is not read here; give the file that it was made from",
     rb"[^\x00-\x08\x0e-\x1f]+$": "this is a text file, not weights; download the file itself",
 }
-"""First bytes of files that are mistaken for weights, and a message for each."""
+"""Patterns of the first bytes of files that are mistaken for weights, with a message for each."""
 
 
 def find_other_content(head: bytes) -> str | None:
-    """Say what a file is that is not weights, by its first 512 bytes; None for weights and for unknown files."""
+    """Describe a file that is not weights, by its first 512 bytes. Returns None for weights and for unknown files."""
     if head[8:9] == b"{":  # safetensors, whose header may be of any length
         return None
     return next((reason for start, reason in OTHER_CONTENT.items() if re.match(start, head, re.DOTALL)), None)
 
 
 class CheckpointError(ValueError):
-    """A file without a network we can load; the message names the file and says what it is."""
+    """A file without a network that we can load. The message names the file and says what is in it."""
 
 
 @plain_torch(inference=False)
@@ -51,10 +51,10 @@ def load_model(path: str | Path, *, window_size: int | None = None, num_heads: i
 
     Args:
         path: `.safetensors`, or a pickled `.pt`, `.pth`, `.ckpt` (read weights-only: no code in it is ever run).
-        window_size, num_heads: for an author's file that was renamed; its name carries them, else 4 and 16 are taken.
+        window_size, num_heads: for a renamed file of the original author; by default they are taken from its name, or are 4 and 16.
 
     Raises:
-        CheckpointError: with one sentence that names the file and what it is instead.
+        CheckpointError: if the file does not contain a network that we can load; the message is one sentence.
         OSError: if the file cannot be read.
     """
     checkpoint = read_checkpoint(path, window_size=window_size, num_heads=num_heads)
@@ -64,7 +64,7 @@ def load_model(path: str | Path, *, window_size: int | None = None, num_heads: i
 
 
 def read_checkpoint(path: str | Path, *, window_size: int | None = None, num_heads: int | None = None) -> Checkpoint:
-    """Read and recognise a file, checking every tensor against its configuration; arguments and errors as `load_model`."""
+    """Read a file, recognise its network and check every tensor. Arguments and errors as for `load_model`."""
     path = Path(path)
     state, metadata = read_tensors(path)
     try:
@@ -74,9 +74,9 @@ def read_checkpoint(path: str | Path, *, window_size: int | None = None, num_hea
 
 
 def save_model(model: TransformerSR, path: str | Path, dtype: torch.dtype | None = None, metadata: dict[str, str] | None = None) -> None:
-    """Write a network as `.safetensors`; the file appears whole or not at all.
+    """Write a network as `.safetensors`, atomically.
 
-    Floating-point tensors are stored as `dtype` (None: as they are); `metadata` is added to the configuration.
+    Floating-point tensors are stored as `dtype` (None: unchanged). `metadata` is stored along with the configuration.
     """
     _save(model.state_dict(), model.config, path, dtype, metadata or {})
 
@@ -86,7 +86,9 @@ def _save(weights: StateDict, config: TransformerSRConfig, path: str | Path, dty
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous() for name, tensor in weights.items()
     }
     with write_aside(path) as aside:
-        aside.write_bytes(save(tensors, {"format": "pt", **metadata, "config": config.to_json()}))  # `save_file` has errors of its own kind
+        aside.write_bytes(
+            save(tensors, {"format": "pt", **metadata, "config": config.to_json()})
+        )  # `save_file` would raise its own kinds of errors
 
 
 def convert_file(
@@ -98,9 +100,9 @@ def convert_file(
     num_heads: int | None = None,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write any file that `load_model` reads as `.safetensors` of ours, in `dtype` (None: as in the file). The source is left as it is.
+    """Convert a file that `load_model` reads to our `.safetensors`, in `dtype` (None: unchanged). The source is not changed.
 
-    `metadata` is added to the source's.
+    `metadata` is added to that of the source.
     """
     checkpoint = read_checkpoint(source, window_size=window_size, num_heads=num_heads)
     _save(checkpoint.weights, checkpoint.config, target, dtype, checkpoint.metadata | (metadata or {}))
@@ -110,7 +112,7 @@ def convert_file(
 
 
 def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
-    """The tensors of the network in a file, wrappers and prefixes taken off, and its metadata. Raises CheckpointError, OSError."""
+    """Return the tensors of the network in a file, without wrappers and prefixes, and the metadata. Raises CheckpointError, OSError."""
     if path.exists() and not path.is_dir() and not path.is_file():
         raise CheckpointError(f"{path}: a pipe or a device; expected a file")
     with open(path, "rb") as file:
@@ -155,12 +157,12 @@ def _unwrap(path: Path, content: object) -> dict[str, StoredTensor]:
         network = largest_group(content, StoredTensor)
     if not network:
         kind = type(content).__name__
-        raise CheckpointError(f"{path}: expected a state dict of named tensors and found {kind} of something else; get the weights alone")
+        raise CheckpointError(f"{path}: expected a state dict of named tensors and found a {kind} without any; get the weights alone")
     return network
 
 
 def describe(path: str | Path) -> dict[str, str]:
-    """Describe a weights file as names and values. Raises as `load_model`."""
+    """Describe a file of weights as names and values. Raises the errors of `load_model`."""
     checkpoint = read_checkpoint(path)
     config = checkpoint.config
     tensors = [tensor for name, tensor in checkpoint.weights.items() if name != "architecture"]

@@ -1,4 +1,4 @@
-"""PyTorch's settings of the caller, kept away from what is computed here."""
+"""Isolate our computations from the caller's PyTorch settings."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import torch
 
 @contextmanager
 def plain_torch(inference: bool | None = None) -> Iterator[None]:
-    """PyTorch as it starts: no autocast, float32 and the CPU where nothing else is named; `inference` sets the inference mode too.
+    """Use PyTorch's initial settings: no autocast, and float32 on the CPU by default. `inference` also sets the inference mode.
 
-    Autocast would compute in half precision what was asked for in float32, and a default type or device of the caller's would be that of
-    tables and weights. May be used as a decorator.
+    Autocast would compute in half precision despite float32 weights, and the caller's default dtype or device would apply to new tensors.
+    Can be used as a decorator.
     """
     dtype = torch.get_default_dtype()
     with ExitStack() as stack:
         for kind in ("cpu", "cuda", "mps", "xpu"):
-            with suppress(RuntimeError, AttributeError):  # a kind of device that this PyTorch has no autocast for
+            with suppress(RuntimeError, AttributeError):  # this PyTorch has no autocast for this type of device
                 if torch.is_autocast_enabled() if kind == "cuda" else _is_autocast_enabled(kind):
                     stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.empty(0).device.type != "cpu":
@@ -42,6 +42,6 @@ def _is_autocast_enabled(kind: str) -> bool:
 
 @functools.cache
 def survive_fork() -> None:
-    """Let a process forked from this one compute in one thread: it has none of this one's, and PyTorch would wait for them for ever."""
+    """Make forked processes compute in one thread. They do not inherit PyTorch's threads, and would wait for them forever."""
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=functools.partial(torch.set_num_threads, 1))

@@ -1,6 +1,6 @@
 """Run a network over images of any size within a memory budget, with exactly the full-frame result.
 
-`planning` says how large a band may be, `memory` what is free, and `arch.streaming` computes the bands.
+`planning` computes the height of a band, `memory` measures free memory, and `arch.streaming` runs the network band by band.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 from ..arch import TransformerSR
 from ..arch.streaming import stream, total_rows
 from . import planning
-from .memory import free_memory, is_out_of_memory, keep_freed_memory, saying_what_does_not_fit
+from .memory import explain_out_of_memory, free_memory, is_out_of_memory, keep_freed_memory
 from .planning import MemoryBudgetError, Workload, frames_together, make_plan, sizes_of_passes
 
 logger = logging.getLogger(__name__)
 
 ProgressCallback = Callable[[int, int], None]
-"""Called with rows done and rows in all, at least once per band and channel block. It may raise to stop the run."""
+"""Called with `(rows done, total rows)` at least once per band and channel block. It may raise an exception to stop the run."""
 
 
 def upscale_to(
@@ -34,10 +34,10 @@ def upscale_to(
     ensemble: bool = False,
     on_progress: ProgressCallback | None = None,
 ) -> Tensor:
-    """Upscale until a size is reached, then resize in float: `(b, c, h, w)` to `(b, c, height, width)`. Arguments as for `upscale`.
+    """Upscale to a given size: `(b, c, h, w)` to `(b, c, height, width)`. Arguments as for `upscale`.
 
-    The network runs once, and again while a side is still too short (a x2 network asked for x4 runs twice). With `ensemble` each
-    run is that of `upscale_ensemble`.
+    The network runs until both sides are long enough (a x2 network runs twice for x4), and the result is resized in float. With
+    `ensemble`, every run is an `upscale_ensemble`.
     """
     run = upscale_ensemble if ensemble else upscale
     inputs = list(sizes_of_passes(image.shape[2], image.shape[3], model.config.scale, height, width))
@@ -49,32 +49,34 @@ def upscale_to(
         except MemoryBudgetError as error:
             if index == 0:
                 raise
-            raise MemoryBudgetError(f"pass {index + 1} of {len(inputs)}: {error}") from error  # the size it names is not the user's
-    with saying_what_does_not_fit(len(image), height, width):
+            raise MemoryBudgetError(
+                f"pass {index + 1} of {len(inputs)}: {error}"
+            ) from error  # its message has the size of this pass, not of the user's image
+    with explain_out_of_memory(len(image), height, width):
         return _resize(image, height, width).clamp_(0, 1)
 
 
 def upscale(model: TransformerSR, image: Tensor, *, memory: int | None = None, on_progress: ProgressCallback | None = None) -> Tensor:
     """Upscale a batch with a network: `(b, c, h, w)` in [0, 1] to `(b, c, h * scale, w * scale)`, float32, clamped to [0, 1].
 
-    The network runs on its own device and in its own dtype; the result is on the image's device. The input is sanitized; where a
-    half-precision result is not finite, the image is done again in float32, and that is logged.
+    The network runs on its own device and in its own dtype; the result is on the image's device. The input is sanitized. If a
+    half-precision result is not finite, the image is automatically computed again in float32, with a log message.
 
     Args:
-        memory: limit in bytes for the network's tensors, weights excluded; None uses what is free. It covers one image and its result; the
-            other images of a batch, including transparency, come on top.
+        memory: limit in bytes for the network's tensors without its weights; None uses the free memory. It covers one image and its
+            result. Other images of a batch, including transparency, are not counted.
         on_progress: see `ProgressCallback`.
 
     Raises:
         MemoryBudgetError: if `memory` is too small for the image.
-        ValueError: for an image of another shape.
+        ValueError: if the image has an unexpected shape.
     """
     config = model.config
     if image.ndim != 4 or image.shape[1] != config.channels or 0 in image.shape:
         raise ValueError(f"image has shape {tuple(image.shape)}; expected (batch, {config.channels}, height, width), none of them 0")
     image = sanitize(image)
     count, _, height, width = image.shape
-    with saying_what_does_not_fit(count, height * config.scale, width * config.scale):
+    with explain_out_of_memory(count, height * config.scale, width * config.scale):
         out = image.new_empty(count, config.channels, height * config.scale, width * config.scale, dtype=torch.float32)
     budget = free_memory(model.device) if memory is None else memory
     most = planning.CPU_PASS_PIXELS if model.device.type == "cpu" else planning.PASS_PIXELS
@@ -99,9 +101,10 @@ def upscale(model: TransformerSR, image: Tensor, *, memory: int | None = None, o
 def upscale_ensemble(
     model: TransformerSR, image: Tensor, *, memory: int | None = None, on_progress: ProgressCallback | None = None
 ) -> Tensor:
-    """The mean of what `upscale` gives for the eight turned and mirrored versions of an image: a little better, at eight times the time.
+    """Average the results of `upscale` for the eight rotated and mirrored versions of an image: slightly better, eight times slower.
 
-    (The geometric self-ensemble of EDSR, Lim et al. 2017, arXiv:1707.02921; waifu2x calls it TTA.) Arguments and errors as for `upscale`.
+    This is the geometric self-ensemble of EDSR (Lim et al. 2017, arXiv:1707.02921); waifu2x calls it TTA. Arguments and errors as for
+    `upscale`.
     """
     total: Tensor | None = None
     for index in range(8):
@@ -116,9 +119,9 @@ def upscale_ensemble(
 
 
 def _stream_within_memory(model: TransformerSR, image: Tensor, out: Tensor, memory: int | None, report: _Rows) -> str | None:
-    """Run with the bands that the memory allows, and with smaller ones for as long as the device says that it is full.
+    """Run with the largest bands that memory allows, and with smaller ones while the device is out of memory.
 
-    Returns None, or why the result has to be computed again in a higher precision.
+    Returns None, or the reason to compute the result again in a higher precision.
     """
     device, host, on_cpu = model.device, torch.device("cpu"), model.device.type == "cpu"
     image = image.to(device, model.dtype)
@@ -136,21 +139,21 @@ def _stream_within_memory(model: TransformerSR, image: Tensor, out: Tensor, memo
             stream(model, image, plan.band_rows, on_rows=report, out=out, offload_device=host if plan.offload else None)
             return None if out.isfinite().all() else "gave values that are not finite"
         except (RuntimeError, MemoryError) as error:
-            if model.dtype != torch.float32 and "not implemented for" in str(error):  # fp16 on a CPU by 2.1
+            if model.dtype != torch.float32 and "not implemented for" in str(error):  # fp16 on a CPU with PyTorch 2.1
                 return f"cannot be computed on {device} by PyTorch {torch.__version__}"
             if not is_out_of_memory(error):
                 raise
             smaller = plan.smaller(work.step, can_offload=not on_cpu)
             if smaller is None:
                 raise MemoryBudgetError(
-                    f"{device} is out of memory for an image of {width}x{height} even {plan.band_rows} rows at a time; free memory, "
+                    f"{device} is out of memory for an image of {width}x{height} even with bands of {plan.band_rows} rows; free memory, "
                     "use half precision, a smaller model or the CPU, or split the image"
                 ) from error
         plan = smaller
         if device.type == "cuda":
             torch.cuda.empty_cache()
         if not warned:
-            logger.warning("%s is out of memory; going on with bands of %d rows", device, plan.band_rows)
+            logger.warning("%s is out of memory; continuing with bands of %d rows", device, plan.band_rows)
             warned = True
 
 
@@ -158,7 +161,7 @@ def _redo_in_float32(model: TransformerSR, image: Tensor, out: Tensor, memory: i
     """Run again in float32 after the network's own precision failed for a `reason`."""
     dtype = model.dtype
     if dtype != torch.float32:
-        logger.warning("%s %s; the image is done in float32", dtype, reason)
+        logger.warning("%s %s; computing the image in float32", dtype, reason)
         try:
             reason_again = _stream_within_memory(model.float(), image, out, memory, report)
         except MemoryBudgetError as error:
@@ -168,7 +171,7 @@ def _redo_in_float32(model: TransformerSR, image: Tensor, out: Tensor, memory: i
         if reason_again is None:
             return
     raise FloatingPointError(
-        "the network gave values that are not finite; its weights are damaged or do not fit this precision: load them in fp32"
+        "the network gave values that are not finite; its weights are damaged or need a higher precision: load them in fp32"
     )
 
 
@@ -176,9 +179,9 @@ def _redo_in_float32(model: TransformerSR, image: Tensor, out: Tensor, memory: i
 
 
 def sanitize(image: Tensor) -> Tensor:
-    """The image with 0 where it is NaN or infinite and all else clamped to [0, 1]; itself where there is nothing to do.
+    """Replace NaN and infinity with 0 and clamp the image to [0, 1]. Returns the image itself if there is nothing to do.
 
-    One NaN would spread to every pixel of the result. Values far outside [0, 1] point to a mistake in an earlier step and are logged too.
+    One NaN would spread to every pixel of the result. Values far outside [0, 1] indicate a mistake in an earlier step and are logged.
     """
     if ((image >= 0) & (image <= 1)).all():
         return image
@@ -199,7 +202,7 @@ def _resize(image: Tensor, height: int, width: int) -> Tensor:
 
 
 class _Rows:
-    """Turns counts of rows, of several frames at once, into calls of a `ProgressCallback`."""
+    """Converts row counts of several frames at once into calls of a `ProgressCallback`."""
 
     def __init__(self, callback: ProgressCallback | None, start: int, total: int, frames: int):
         self.callback, self.start, self.total, self.frames = callback, start, total, frames
@@ -212,7 +215,7 @@ class _Rows:
 
 
 def _share(progress: ProgressCallback | None, work: list[int], index: int) -> ProgressCallback | None:
-    """Progress of one run of several, each with its share of the work, as progress of all, in thousandths."""
+    """Convert the progress of one of several runs into the progress of all, in thousandths; `work` has the cost of each run."""
     if progress is None:
         return None
     before, all_ = sum(work[:index]), sum(work)

@@ -12,11 +12,11 @@ import torch
 
 from .planning import MemoryBudgetError
 
-# --- what is free --------------------------------------------------------------------------------
+# --- free memory ---------------------------------------------------------------------------------
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes to use on a device by default: four fifths of what is free, or None if unknown."""
+    """Return the bytes to use on a device by default: four fifths of the free memory, or None if unknown."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return (torch.cuda.mem_get_info(device)[0] + cached) * 4 // 5
@@ -27,7 +27,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def _available_memory() -> int | None:
-    with suppress(OSError):  # Linux alone has this file
+    with suppress(OSError):  # only Linux has this file
         available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
         return int(available[1]) * 1024 if available else None
     return None
@@ -35,25 +35,25 @@ def _available_memory() -> int | None:
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Let the C library keep what one layer frees for the next one, once in a process that computes on the CPU.
+    """Make the C library reuse the memory that a layer frees for the next layer. Takes effect once per process that computes on the CPU.
 
-    glibc asks the system for every larger piece of memory anew and gives it back at once, and the system clears it page by page. When the
-    first piece of up to 32 MiB is freed, glibc takes that as the size up to which pieces are kept, 64 MiB in all (mallopt(3),
-    M_MMAP_THRESHOLD); other libraries are not troubled by it.
+    By default, glibc requests each large block from the system and returns it at once, and the system clears it page by page. When the
+    first block of up to 32 MiB is freed, glibc raises the threshold to that size and keeps up to 64 MiB (mallopt(3), M_MMAP_THRESHOLD).
+    Other C libraries are not affected.
     """
-    torch.empty(2**25 - 2**13, dtype=torch.uint8)  # freed at once, unused
+    torch.empty(2**25 - 2**13, dtype=torch.uint8)  # freed immediately
 
 
 # --- containers ----------------------------------------------------------------------------------
-# `/proc/meminfo` in a container speaks of the whole machine. Linux's documentation: admin-guide/cgroup-v2, admin-guide/cgroup-v1/memory.
+# In a container, `/proc/meminfo` describes the whole machine. Linux documentation: admin-guide/cgroup-v2, admin-guide/cgroup-v1/memory.
 
 VERSION_1 = ("sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 VERSION_2 = ("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
-"""Folder of the control groups, and the names of limit, usage, and the part of the usage that the kernel can reclaim."""
+"""Folder of the control groups, names of the files with limit and usage, and the field of usage that the kernel can reclaim."""
 
 
 def room_in_container(root: Path = Path("/")) -> int | None:
-    """Bytes that this process may still take within the limits of its control group and of those above it; None without a limit."""
+    """Return the bytes that this process may still allocate within the limits of its control groups; None without a limit."""
     return min(_rooms(root), default=None)
 
 
@@ -91,7 +91,7 @@ def _room(folder: Path, limit: str, use: str, droppable: str) -> int | None:
     return max(0, int(texts[0]) - int(texts[1]) + (int(dropped[1]) if dropped else 0))
 
 
-# --- what is full --------------------------------------------------------------------------------
+# --- out of memory -------------------------------------------------------------------------------
 
 OUT_OF_MEMORY = (
     "out of memory",
@@ -99,22 +99,22 @@ OUT_OF_MEMORY = (
     "not enough gpu video memory",
     "can't allocate memory",
     "alloc_failed",
-    "could not create a primitive",  # of oneDNN, which does PyTorch's convolutions on CPUs
+    "could not create a primitive",  # oneDNN, which computes PyTorch's convolutions on CPUs
     "could not create a memory object",
     "storage size calculation overflowed",
 )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory is full. Only some backends have a class for it; the others are recognised by message."""
+    """Return whether an error means out of memory. Some backends have no class for it and are recognised by their message."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in OUT_OF_MEMORY)
 
 
 @contextmanager
-def saying_what_does_not_fit(count: int, height: int, width: int) -> Iterator[None]:
-    """Turn running out of memory for results of this size into MemoryBudgetError: where no smaller band would help."""
+def explain_out_of_memory(count: int, height: int, width: int) -> Iterator[None]:
+    """Turn an out-of-memory error for results of this size, which smaller bands would not prevent, into MemoryBudgetError."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:

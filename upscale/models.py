@@ -1,7 +1,7 @@
-"""Files of weights in a host's folders: which of them are ours, what they are called in a list, and safetensors in place of pickled ones.
+"""Find and list TransformerSR models in a host's folders, and replace pickled files with safetensors.
 
-Nothing here reads a whole file, or runs anything in it, to make a list: the names of the tensors stand in clear in the header of a
-safetensors file and at the beginning of a PyTorch one, which is enough to recognise a network.
+Listing models neither reads whole files nor runs anything in them: the tensor names in the header of a safetensors file, or at the
+beginning of a PyTorch file, are enough to recognise a network.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from .checkpoint import convert_file, find_other_content
 from .upscaler import available_models
 
 SUFFIXES = (".safetensors", ".sft", ".pt", ".pth", ".ckpt")
-"""Endings of files that may hold weights."""
+"""Suffixes of files that may contain weights."""
 INDEX_BYTES = 2**22
-"""The most that is read of a file to recognise it; the index of the largest network of ours is smaller."""
+"""Maximum number of bytes read to recognise a file; the index of our largest network is smaller."""
 CONVERTED = "converted_from"
-"""Metadata key of a file that `as_safetensors` made: the name, size and time of its source."""
+"""Metadata key of files written by `as_safetensors`: name, size and modification time of the source."""
 
 
 # --- lists ---------------------------------------------------------------------------------------
 
 
 def list_models(folders: Iterable[str | Path]) -> dict[str, Path]:
-    """Every TransformerSR model a user can choose: label to file, those that come with the package first.
+    """Return the available TransformerSR models as labels and files, the included ones first.
 
-    Labels are for saved workflows and settings, and so do not change: the name for a shipped model (`x4-tiny`), the path below its
-    folder with "/" and ending for a file (`anime/mine.pth`). Of two files with one label the earlier folder's counts. Other networks are
-    skipped, and so are copies that `as_safetensors` made of a file that is still there. Folders need not exist. Cheap: a file is read
-    again only when its size or time changes.
+    Labels are stored in workflows and settings, so they must not change: the name of an included model (`x4-tiny`), or the path of a file
+    relative to its folder, with "/" and suffix (`anime/mine.pth`). If two files have the same label, the first folder wins. Other networks
+    are skipped, and so are copies made by `as_safetensors` of files that still exist. Folders need not exist. Calls are cheap: a file is
+    read again only if its size or modification time changes.
     """
     models = available_models()
     for folder in folders:
@@ -48,37 +48,37 @@ def list_models(folders: Iterable[str | Path]) -> dict[str, Path]:
 
 
 def find_in_list(label: str, models: dict[str, Path]) -> Path:
-    """The file of a label. Forgives a "\\\\" for "/", and a pickled file of which only the converted one is left.
+    """Return the file of a label. Accepts "\\\\" for "/", and the label of a pickled file of which only the converted copy is left.
 
-    Raises FileNotFoundError naming the label and the first of those there are.
+    Raises FileNotFoundError with the label and some of the available ones.
     """
     label = str(label).replace("\\", "/")
     path = models.get(label) or models.get(f"{label.rpartition('.')[0] or label}.safetensors")
     if path is None or not path.is_file():
         known = ", ".join(list(models)[:8]) or "none"
-        raise FileNotFoundError(f"{shown(label, 200)}: no TransformerSR model of this name; there are {known}")
+        raise FileNotFoundError(f"{shown(label, 200)}: no TransformerSR model of this name; available: {known}")
     return path
 
 
 def not_weights(folders: Iterable[str | Path]) -> dict[Path, str]:
-    """Files that `list_models` leaves out because they hold no weights at all, though named as if, each with what it is instead."""
+    """Return the files that have the suffix of weights but contain something else, each with a description."""
     files = (path for folder in folders for _, path in _files(Path(folder)))
     return {path: reason for path in files if (reason := _probe(path).not_weights) and not is_transformersr(path)}
 
 
 def scale_of(path: Path) -> int | None:
-    """The scale of a safetensors of ours, from its header; None for any other file, which would have to be read for it."""
+    """Return the scale of one of our safetensors files from its header; None for other files, which would have to be read completely."""
     return _probe(path).scale
 
 
 def stamp(path: Path) -> str:
-    """A string of size and modification time, which changes when a file is replaced."""
+    """Return the size and modification time of a file as a string, which changes when the file is replaced."""
     status = path.stat()
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def _files(folder: Path) -> list[tuple[str, Path]]:
-    """Label and path of what may be weights, at any depth, through links but not in circles."""
+    """Return label and path of possible files of weights at any depth. Follows links, but enters each folder once."""
     found, seen = [], set()
     for root, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
@@ -93,16 +93,16 @@ def _files(folder: Path) -> list[tuple[str, Path]]:
 
 
 def is_transformersr(path: Path) -> bool:
-    """Whether the tensor names of a file are those of our networks or the original author's.
+    """Return whether a file has the tensor names of our networks or of the original author's.
 
-    A file named transformersr passes too: if it is something else, or damaged, loading it reports why.
+    Files with transformersr in their name pass too. If such a file is damaged or something else, loading it reports the reason.
     """
     return "transformersr" in path.name.lower() or _probe(path).ours
 
 
 @dataclass(frozen=True)
 class _Probe:
-    """Facts from the index of a file."""
+    """Information from the index of a file."""
 
     ours: bool = False
     converted_from: str | None = None
@@ -113,7 +113,7 @@ class _Probe:
 def _probe(path: Path) -> _Probe:
     """Probe a file, once per version; an unreadable file gives an empty probe."""
     try:
-        return _look_into(str(path), stamp(path)) if path.is_file() else _Probe()  # a pipe would be waited for
+        return _look_into(str(path), stamp(path)) if path.is_file() else _Probe()  # reading a pipe would block
     except (OSError, ValueError, RecursionError):
         return _Probe()
 
@@ -130,7 +130,7 @@ def _look_into(path: str, stamp: str) -> _Probe:
                 return _Probe(not_weights="the file is cut short or damaged; download it again" if size < INDEX_BYTES else None)
         if head[:2] != b"PK" and head[:1] != b"\x80":
             return _Probe(not_weights=find_other_content(head + file.read(503)))
-        index = file.read(INDEX_BYTES)  # PyTorch names the tensors at the beginning
+        index = file.read(INDEX_BYTES)  # PyTorch stores the tensor names at the beginning
     return _Probe(any(all(name.encode() in index for name in names) for names in SIGNATURES))
 
 
@@ -148,10 +148,10 @@ def _look_into_header(header: dict) -> _Probe:
 
 
 def as_safetensors(path: str | Path, cache: str | Path | None = None) -> Path:
-    """The file itself if it is safetensors, else a safetensors copy, made on first use and after every change of the file.
+    """Return a safetensors file itself, or a safetensors copy of any other file, written on first use and whenever the file changes.
 
-    The copy is written next to the file, under the same name, or to the folder `cache` if that name is taken or the folder is read-only.
-    If neither works, the file itself is returned, which `load_model` reads as well. No file of the user's is ever changed.
+    The copy has the same name and folder. If that name is taken or the folder is read-only, it is written to the folder `cache`.
+    If neither works, the file itself is returned, which `load_model` can read as well. The user's files are never changed.
 
     Raises CheckpointError if the file is not a TransformerSR network, OSError if it cannot be read.
     """
@@ -182,6 +182,6 @@ def _targets(path: Path, cache: str | Path | None) -> list[Path]:
 
 
 def _is_copy(path: Path) -> bool:
-    """Whether `as_safetensors` made a file from another one in the same folder."""
+    """Return whether `as_safetensors` wrote a file as a copy of another one in the same folder."""
     source = (_probe(path).converted_from or "").rpartition(" ")[0]
     return source not in ("", ".", "..") and Path(source).name == source and os.path.isfile(path.with_name(source))

@@ -1,13 +1,13 @@
-"""Tensors out of PyTorch's pickled files without ever making an object that a file names.
+"""Read tensors from PyTorch's pickled files without ever creating an object that a file names.
 
-`torch.load(weights_only=True)` means to do that too, but hosts have PyTorch from 2.1 on: before 2.6 a tar file got past it
-(CVE-2025-32434), before 2.10 a wrong size or a value set in the wrong place (CVE-2026-24747), and in 2.13 a file of 500 bytes still
-takes memory and minutes without end, by a set of the rows of a tensor that repeats one number. Here the interpreter of the standard
-library runs with only those instructions that build plain values, and a tensor is a record of where its numbers are until all has
-been read. So memory stays within a small multiple of the file's size.
+`torch.load(weights_only=True)` has the same goal, but hosts come with PyTorch 2.1 and later: a tar file got past it before 2.6
+(CVE-2025-32434), a wrong size or a value set in the wrong place before 2.10 (CVE-2026-24747), and with 2.13 a file of 500 bytes can
+still take unlimited memory and time, by building a set from the rows of a tensor that repeats one number. Here, the standard library's
+interpreter runs with only the instructions that build plain values, and a tensor is a record of where its numbers are until everything
+has been read. Memory therefore stays within a small multiple of the file's size.
 
-The two formats are PyTorch's `torch.save` since 1.6, a zip file with `data.pkl` and a record for each storage, and before that, five
-pickles and the storages behind them. (Source for both: `torch/serialization.py` of PyTorch 2.13.)
+There are two formats. Since 1.6, `torch.save` writes a zip file with `data.pkl` and a record per storage; before that, it wrote five
+pickles followed by the storages. (Source for both: `torch/serialization.py` of PyTorch 2.13.)
 """
 
 from __future__ import annotations
@@ -28,30 +28,30 @@ import torch
 from torch import Tensor
 
 PICKLE_BYTES = 2**22
-"""The most that is interpreted. The largest network of ours needs 3 MiB, and each byte can make a hundred in memory."""
-MOST_SIDES, MOST_ARGUMENTS = 8, 16
-"""Of a tensor, and of a function."""
+"""Maximum number of bytes interpreted. Our largest network needs 3 MiB, and each byte can take a hundred in memory."""
+MOST_DIMENSIONS, MOST_ARGUMENTS = 8, 16
+"""Maximum number of dimensions of a tensor, and of arguments of a function."""
 MOST_LEVELS = 16
-"""Of mappings and lists in each other. The state of a run has five."""
+"""Maximum nesting of mappings and lists. The state of a training run has five levels."""
 MAGIC = 0x1950A86A20F9469CFC6C
 """The first pickle of the older format."""
 
 
 class RefusedError(ValueError):
-    """A pickle asks for something other than tensors and plain values; the message says what."""
+    """A pickle contains something other than tensors and plain values; the message names it."""
 
 
 class DamagedError(ValueError):
-    """A file that is not as PyTorch writes them; the message says where."""
+    """A file differs from those that PyTorch writes; the message says how."""
 
 
 class ArchiveError(ValueError):
-    """A zip file of other files; the message says which."""
+    """A zip file contains something other than weights; the message names it."""
 
 
 @dataclass(frozen=True)
 class Storage:
-    """Numbers in a row, and the name of the place where the file has them."""
+    """A flat array of numbers, and the key of its record in the file."""
 
     key: str
     dtype: torch.dtype
@@ -59,13 +59,13 @@ class Storage:
 
     @property
     def nbytes(self) -> int:
-        """Its length in the file."""
+        """Size in the file."""
         return self.numel * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor that has not been read."""
+    """A tensor that has not been read yet."""
 
     storage: Storage
     offset: int
@@ -76,14 +76,14 @@ class StoredTensor:
 def read_pickled(path: Path, choose: Callable[[Any], Any] = lambda content: content) -> Any:
     """Read a pickled file and return what `choose` selects from its mappings, lists and plain values; only selected tensors are loaded.
 
-    Raises RefusedError, DamagedError, what `choose` raises, and OSError.
+    Raises RefusedError, DamagedError, ArchiveError, OSError, and whatever `choose` raises.
     """
     with _CarefulFile(path) as file:
         try:
             content, places = _open_zip(file) if file.read(2) == b"PK" else _open_older(file)
         except (RefusedError, DamagedError, ArchiveError):
             raise
-        except Exception as error:  # an interpreter of broken instructions can fail in any way there is
+        except Exception as error:  # broken instructions can make the interpreter fail in any way
             raise DamagedError("its list of tensors cannot be read") from error
         chosen = choose(content)
         tensors = list(_tensors_in(chosen, iter(range(PICKLE_BYTES))))
@@ -95,14 +95,14 @@ def read_pickled(path: Path, choose: Callable[[Any], Any] = lambda content: cont
 
 
 def _tensors_in(value: object, room: Iterator[int], level: int = 0) -> Iterator[StoredTensor]:
-    """The tensors in a value; `room` has one item for each value that it may hold, for lists of the same list need few bytes."""
+    """Yield the tensors in a value. `room` limits how many values are visited, because nested references to one list need few bytes."""
     if level > MOST_LEVELS or next(room, None) is None:
-        raise DamagedError("its mappings and lists hold themselves, or each other very often")
+        raise DamagedError("its mappings and lists are nested too deeply or refer to each other")
     if isinstance(value, StoredTensor):
         yield value
     inner: Iterable = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    for one in inner:
-        yield from _tensors_in(one, room, level + 1)
+    for item in inner:
+        yield from _tensors_in(item, room, level + 1)
 
 
 def _with_tensors(value: Any, load: Callable[[StoredTensor], Tensor]) -> Any:
@@ -121,9 +121,9 @@ def _mapping(*_) -> dict:
 
 
 def _tensor(storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_) -> StoredTensor:
-    numbers = (offset, *size[:MOST_SIDES], *stride[:MOST_SIDES])
-    if type(storage) is not Storage or not len(size) == len(stride) <= MOST_SIDES or not all(map(_is_count, numbers)):
-        raise DamagedError("a tensor has no storage or a negative size")
+    numbers = (offset, *size[:MOST_DIMENSIONS], *stride[:MOST_DIMENSIONS])
+    if type(storage) is not Storage or not len(size) == len(stride) <= MOST_DIMENSIONS or not all(map(_is_count, numbers)):
+        raise DamagedError("a tensor has no storage or an invalid size")
     last = offset + sum((side - 1) * step for side, step in zip(size, stride, strict=True))
     if 0 not in size and (last >= storage.numel or math.prod(size) > storage.numel):
         raise DamagedError(f"a tensor of size {size} is larger than its storage of {storage.numel} numbers")
@@ -145,27 +145,29 @@ def _parameter(data: object, *_) -> object:
 
 
 def _left_out(*_) -> None:
-    """Stands for objects that trainers save along with weights and that we do not use: settings, paths, NumPy scalars."""
+    """Replaces objects that trainers save along with weights and that we do not use: settings, paths, NumPy scalars."""
 
 
 DTYPES = {name: dtype for name, dtype in vars(torch).items() if isinstance(dtype, torch.dtype)}
 STORAGES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "ComplexFloatStorage": torch.complex64,
-    "ComplexDoubleStorage": torch.complex128,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-    "UntypedStorage": torch.uint8,
+    **{"FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16},
+    **{"ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128, "LongStorage": torch.int64},
+    **{"IntStorage": torch.int32, "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8},
+    **{"BoolStorage": torch.bool, "UntypedStorage": torch.uint8},
 }
+MAPPINGS = (
+    *("collections.OrderedDict", "collections.defaultdict", "pytorch_lightning.utilities.parsing.AttributeDict"),
+    *(f"lightning{part}.AttributeDict" for part in (".pytorch.utilities.parsing", "_fabric.utilities.data", ".fabric.utilities.data")),
+)
+PATHS = ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+LEFT_OUT = (
+    *("torch.Size", "torch.device", "collections.Counter", "_codecs.encode", "argparse.Namespace", "types.SimpleNamespace"),
+    *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in PATHS),
+    *(f"numpy{core}.multiarray.{name}" for core in (".core", "._core") for name in ("scalar", "_reconstruct")),
+    *("numpy.dtype", "numpy.ndarray"),
+    *(f"{module}.{name}" for module in ("__builtin__", "builtins") for name in ("set", "bytearray", "complex")),
+)
 KNOWN: dict[str, Any] = {
-    "collections.OrderedDict": _mapping,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _typed_tensor,
@@ -173,30 +175,10 @@ KNOWN: dict[str, Any] = {
     "torch._utils._rebuild_parameter_with_state": _parameter,
     **{f"torch.{name}": dtype for name, dtype in {**DTYPES, **STORAGES}.items()},
     "torch.storage.UntypedStorage": torch.uint8,
-    "torch.Size": _left_out,
-    "torch.device": _left_out,
-    "collections.Counter": _left_out,
-    "_codecs.encode": _left_out,
-    "argparse.Namespace": _left_out,
-    "types.SimpleNamespace": _left_out,
-    **{f"pathlib.{name}": _left_out for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")},
-    **{f"pathlib._local.{name}": _left_out for name in ("Path", "PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")},
-    **{f"numpy{core}.multiarray.{name}": _left_out for core in (".core", "._core") for name in ("scalar", "_reconstruct")},
-    "numpy.dtype": _left_out,
-    "numpy.ndarray": _left_out,
-    "collections.defaultdict": _mapping,
-    "pytorch_lightning.utilities.parsing.AttributeDict": _mapping,
-    "lightning.pytorch.utilities.parsing.AttributeDict": _mapping,
-    "lightning_fabric.utilities.data.AttributeDict": _mapping,
-    "lightning.fabric.utilities.data.AttributeDict": _mapping,
-    "__builtin__.set": _left_out,
-    "__builtin__.bytearray": _left_out,
-    "__builtin__.complex": _left_out,
-    "builtins.set": _left_out,
-    "builtins.bytearray": _left_out,
-    "builtins.complex": _left_out,
+    **dict.fromkeys(MAPPINGS, _mapping),
+    **dict.fromkeys(LEFT_OUT, _left_out),
 }
-"""Names that a pickle may refer to, and our replacement for each."""
+"""Names that a pickle may refer to, each with our replacement."""
 
 PLAIN = (
     *(pickle.PROTO, pickle.FRAME, pickle.MARK, pickle.STOP, pickle.POP, pickle.POP_MARK, pickle.DUP, pickle.NONE),
@@ -207,14 +189,14 @@ PLAIN = (
     *(pickle.APPENDS, pickle.EMPTY_DICT, pickle.GET, pickle.BINGET, pickle.LONG_BINGET, pickle.PUT, pickle.BINPUT, pickle.LONG_BINPUT),
     *(pickle.MEMOIZE, pickle.GLOBAL, pickle.STACK_GLOBAL, pickle.BINPERSID),
 )
-"""Instructions that are taken as they are. Of the others some are ours, below, and the rest are refused."""
+"""Instructions that run as in the standard library. The class below replaces some of the others and refuses the rest."""
 OBJECTS = (pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4)
 KEYS = (str, int, float, bytes, type(None))
-"""Kinds of key in a mapping: comparing others may take for ever, or more stack than there is."""
+"""Types of keys in a mapping. Comparing others may never end, or overflow the stack."""
 
 
 class _Unpickler(pickle._Unpickler):
-    """The standard library's interpreter in Python: the one in C makes room for any number that a file mentions."""
+    """The standard library's interpreter in Python. The one in C allocates memory for any number that a file mentions."""
 
     stack: list
     pop_mark: Callable[[], list]
@@ -225,18 +207,18 @@ class _Unpickler(pickle._Unpickler):
         self.storages: dict[str, Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return our replacement for a name; refuse all others."""
+        """Return our replacement for a known name; refuse any other."""
         full = f"{module}.{name}"
         if full not in KNOWN:
             raise RefusedError(f"{full!r:.100}")
         return KNOWN[full]
 
     def persistent_load(self, pid: Any) -> Storage:
-        """A storage from its description: kind, type, key, device, count, and in the older format an optional view, which must be empty."""
+        """Return a storage from its kind, type, key, device and length; in the older format, also from a view, which must be empty."""
         kind, dtype, key, _, numel, *part = pid
         known = isinstance(dtype, torch.dtype) and type(key) is str and _is_count(numel) and part in ([], [None])
         if kind != "storage" or not known or self.storages.setdefault(key, Storage(key, dtype, numel)) != Storage(key, dtype, numel):
-            raise DamagedError("a storage is described wrongly")
+            raise DamagedError("the description of a storage is invalid")
         return self.storages[key]
 
     def _reduce(self) -> None:
@@ -267,7 +249,7 @@ class _Unpickler(pickle._Unpickler):
         self.stack.pop()
 
     def _new_object(self) -> None:
-        """An object without state, of a class that stands for nothing or a mapping; others are refused."""
+        """Create an empty mapping or placeholder for a known class; refuse any other class."""
         self.stack.pop()
         make = self.stack.pop()
         if make not in (_left_out, _mapping):
@@ -286,7 +268,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 class _CarefulFile(io.FileIO):
-    """A file of which no more than `PICKLE_BYTES` are read at once, whatever it says of its own index."""
+    """A file that reads at most `PICKLE_BYTES` at once, whatever size its index claims."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         left = os.fstat(self.fileno()).st_size - self.tell()
@@ -297,7 +279,7 @@ class _CarefulFile(io.FileIO):
 
 
 Places = dict[str, tuple[int, int]]
-"""Key of a storage to where it begins in the file, and its length."""
+"""Key of a storage -> its offset and length in the file."""
 
 
 def _open_zip(file: _CarefulFile) -> tuple[object, Places]:
@@ -310,11 +292,11 @@ def _open_zip(file: _CarefulFile) -> tuple[object, Places]:
                 raise ArchiveError("this is a zip file without weights in it; expected a .safetensors, .pt, .pth or .ckpt file of weights")
             raise ArchiveError(f"this is a zip file with {inside!r:.80} in it; unpack it, and give that file")
         if f"{root}constants.pkl" in records:
-            raise ArchiveError("this is a TorchScript program, whose code is not run; get the weights alone, as a state dict")
+            raise ArchiveError("this is a TorchScript program, whose code is not run; get its weights as a state dict")
         if any(info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1 for info in records.values()):
-            raise DamagedError("its records are compressed or encrypted, which PyTorch's never are")
+            raise DamagedError("its records are compressed or encrypted, unlike those of PyTorch")
         if f"{root}byteorder" in records and archive.read(f"{root}byteorder") != b"little":
-            raise DamagedError("it was written by a machine with the other order of bytes")
+            raise DamagedError("it was written on a big-endian machine")
         content = _Unpickler(io.BytesIO(archive.read(f"{root}data.pkl"))).load()
         prefix = f"{root}data/"
         stored = {name.removeprefix(prefix): info for name, info in records.items() if name.startswith(prefix)}
@@ -322,7 +304,7 @@ def _open_zip(file: _CarefulFile) -> tuple[object, Places]:
 
 
 def _start(file: _CarefulFile, header: int) -> int:
-    """Offset of a record's data: after its header, which has two fields of variable length."""
+    """Return the offset of a record's data, after a header with two fields of variable length."""
     file.seek(header)
     name_length, extra_length = struct.unpack("<26x2H", file.read(30))
     return header + 30 + name_length + extra_length
@@ -332,7 +314,7 @@ def _open_older(file: _CarefulFile) -> tuple[object, Places]:
     file.seek(0)
     head = io.BytesIO(file.read(min(PICKLE_BYTES, os.fstat(file.fileno()).st_size)))
     if _Unpickler(head).load() != MAGIC:
-        raise RefusedError("something that PyTorch does not begin with")
+        raise RefusedError("an unknown first value")
     _version, _machine = _Unpickler(head).load(), _Unpickler(head).load()
     unpickler = _Unpickler(head)
     content, keys = unpickler.load(), _Unpickler(head).load()
@@ -341,7 +323,7 @@ def _open_older(file: _CarefulFile) -> tuple[object, Places]:
         file.seek(start)
         (count,) = struct.unpack("<q", file.read(8))
         if count != unpickler.storages[key].numel:
-            raise DamagedError("a storage has another length than described")
+            raise DamagedError("a storage differs in length from its description")
         places[key] = (start + 8, unpickler.storages[key].nbytes)
         start += 8 + unpickler.storages[key].nbytes
     return content, places
@@ -356,9 +338,9 @@ def _load(file: _CarefulFile, stored: StoredTensor, places: Places, loaded: dict
 
 def _numbers(file: _CarefulFile, storage: Storage, start: int, length: int) -> Tensor:
     if length // storage.dtype.itemsize != storage.numel or start + length > os.fstat(file.fileno()).st_size:
-        raise DamagedError("its storages end before they should")
+        raise DamagedError("a storage is cut short")
     data = bytearray(storage.nbytes)
     file.seek(start)
     if file.readinto(data) != len(data):
-        raise DamagedError("its storages end before they should")
+        raise DamagedError("a storage is cut short")
     return torch.frombuffer(data, dtype=storage.dtype) if data else torch.empty(0, dtype=storage.dtype)

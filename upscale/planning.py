@@ -1,7 +1,6 @@
-"""How much memory a network takes for an image, and how large its bands may be. Integer arithmetic only, without PyTorch.
+"""Compute how much memory a network needs for an image, and the height of its bands. Integer arithmetic, without PyTorch.
 
-The network streams the image through its layers in bands of rows (`arch/streaming.py`), so the height of a band changes memory and
-speed and nothing else.
+The network processes the image in bands of rows (`arch/streaming.py`). Their height affects only memory and speed.
 """
 
 from __future__ import annotations
@@ -12,50 +11,50 @@ from dataclasses import dataclass, replace
 from ..arch.model import TransformerSRConfig
 
 PASS_PIXELS = 2**20
-"""Pixels that frames run together have at most; a larger image alone keeps any device busy."""
+"""Maximum number of pixels of frames that run together. A larger image keeps any device busy on its own."""
 
 CPU_PASS_PIXELS = 2**13
-"""The same on a CPU, where batching frames of 24x24 is a quarter faster, of 64x64 hardly, and larger ones are slower."""
+"""The same on a CPU, where batching makes frames of 24x24 25 % faster, frames of 64x64 hardly faster, and larger ones slower."""
 
 CPU_BAND_BYTES = 24 * 2**20
-"""`Workload.row_bytes` of a band on a CPU where memory allows more. Larger ones gain little or nothing (benchmarks/bench_bands.py
-measures it), and tensors of 32 MiB are not kept for the next layer (`memory.keep_freed_memory`)."""
+"""Maximum size of a band on a CPU, in terms of `Workload.row_bytes`. Larger bands are hardly faster (see benchmarks/bench_bands.py), and
+memory of 32 MiB and more is not reused for the next layer (`memory.keep_freed_memory`)."""
 
 
 class MemoryBudgetError(ValueError):
-    """An image does not fit the given memory even in the smallest bands; the message says what to change."""
+    """An image does not fit into memory even with the smallest bands. The message says what to change."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A network and the size of an image for it."""
+    """A network and the size of its input."""
 
     config: TransformerSRConfig
     height: int
     width: int
-    """Of all frames together where several run at once: they cost what one as wide as all of them does."""
+    """If several frames run at once, their total width; they cost as much as one image of that width."""
     element_size: int
     """Bytes of a number in the network's precision."""
     offloaded: bool = False
-    """The features that wait and the result are kept on another device, which does not count."""
+    """Whether waiting features and the result are kept on another device, whose memory is not counted."""
 
     @property
     def step(self) -> int:
-        """Rows of the body that bands are a multiple of."""
+        """Band heights are a multiple of this number of rows of the body."""
         return self.config.multiple // self.config.unshuffle
 
     @property
     def rows(self) -> int:
-        """Rows of the body, those of the padding included."""
+        """Rows of the body, including padding."""
         return -(-self.height // self.config.multiple) * self.step
 
     @property
     def held_rows(self) -> int:
-        """Rows that the layers between two channel blocks hold back together, at most; the last band is larger by them.
+        """Maximum number of rows that the layers between two channel blocks hold back together; the last band is larger by this number.
 
-        A residual block holds back two, and keeps its input until they are added, which costs about as much as one more.
+        A residual block holds back two rows and keeps its input for the addition, which costs about as much as a third row.
         """
-        held = 1  # of the first convolution
+        held = 1  # the first convolution
         most = 0
         for letter in self.config.blocks:
             held += {"R": 3, "W": self.config.window_size, "C": 0}[letter]
@@ -65,7 +64,7 @@ class Workload:
 
     @property
     def image_bytes(self) -> int:
-        """The cost of the image whatever the band: the features of all pixels twice, the image twice, and its result in float32."""
+        """Memory that does not depend on the band: the features of all pixels twice, the image twice, and the result in float32."""
         config, pixels = self.config, self.height * self.width
         if self.offloaded:
             return 2 * config.channels * pixels * self.element_size
@@ -74,20 +73,20 @@ class Workload:
 
     @property
     def row_bytes(self) -> int:
-        """Cost of each row in work: queries, keys and values, or the hidden layer, or the tail."""
+        """Memory of each row of a band: for queries, keys and values, for the hidden layer, or for the last layer."""
         config = self.config
         body = (8 + 2 * config.mlp_ratio) * config.embed_dim
         tail = 4 * config.channels * (config.scale * config.unshuffle) ** 2
         return max(body, tail) * self.width // config.unshuffle * self.element_size
 
     def bytes_for(self, band_rows: int) -> int:
-        """Memory of a run with bands of this height."""
+        """Memory needed with bands of this height."""
         return self.image_bytes + (min(band_rows, self.rows) + self.held_rows) * self.row_bytes
 
     def band_rows(self, budget: int | None, most: int | None = None) -> int:
-        """Rows of a band: as many as `budget` bytes and `most` rows allow. A budget of None does not limit.
+        """Return the height of a band within `budget` bytes (None: unlimited) and `most` rows.
 
-        Raises MemoryBudgetError where not even the smallest band fits.
+        Raises MemoryBudgetError if even the smallest band does not fit.
         """
         rows = self.rows if most is None else max(self.step, min(most, self.rows) // self.step * self.step)
         if budget is None:
@@ -103,28 +102,28 @@ class Workload:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to run: the height of a band, and whether the features that wait are kept on the host."""
+    """The height of a band, and whether waiting features are kept on the host."""
 
     band_rows: int
     offload: bool
 
     def smaller(self, step: int, can_offload: bool) -> Plan | None:
-        """The next plan to try when the device is full: half the band, finally offloading; None if nothing is left to try."""
+        """Return the next plan to try when the device is out of memory: half the band, then offloading, then None."""
         if self.band_rows > step:
             return replace(self, band_rows=max(step, self.band_rows // 2 // step * step))
         return Plan(step, True) if can_offload and not self.offload else None
 
 
 def make_plan(work: Workload, budget: int | None, most: int | None, can_offload: bool, estimated: bool) -> Plan:
-    """The fastest plan within a budget.
+    """Return the fastest plan within a budget.
 
     Args:
-        most: rows of a band at most.
-        can_offload: the network runs on a device other than the host.
-        estimated: the budget is only what seems to be free; where nothing fits it, the least is tried.
+        most: maximum height of a band in rows.
+        can_offload: whether the network runs on a device other than the host.
+        estimated: whether the budget is an estimate of free memory. If nothing fits an estimate, the smallest plan is returned.
 
     Raises:
-        MemoryBudgetError: where nothing fits a budget that was given.
+        MemoryBudgetError: if nothing fits a budget that is not an estimate.
     """
     for offload in (False, True) if can_offload else (False,):
         try:
@@ -137,19 +136,19 @@ def make_plan(work: Workload, budget: int | None, most: int | None, can_offload:
 
 
 def frames_together(work: Workload, count: int, budget: int | None, most_pixels: int) -> int:
-    """Frames of a batch to run at once: as many whole ones as `budget` bytes (None: any) and `most_pixels` allow, at least one."""
+    """Return how many frames of a batch to run at once within `budget` bytes (None: unlimited) and `most_pixels`, at least one."""
     frames = max(1, min(count, most_pixels // (work.height * work.width)))
     return frames if budget is None else max(1, min(frames, budget // memory_required(work, 1)))
 
 
 def memory_required(work: Workload, count: int) -> int:
-    """Memory for a batch without a limit, in bands and frames of `PASS_PIXELS`; more would not make it faster."""
+    """Return the memory needed to run a batch at full speed, with bands and frames of `PASS_PIXELS`."""
     work = replace(work, width=work.width * max(1, min(count, PASS_PIXELS // (work.height * work.width))))
     return work.bytes_for(max(work.step, PASS_PIXELS // work.width))
 
 
 def readable(count: int) -> str:
-    """Bytes, for a message."""
+    """Format a number of bytes for a message."""
     return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
@@ -157,9 +156,9 @@ def readable(count: int) -> str:
 
 
 def target_size(height: int, width: int, scale: int, factor: float | None = None, size: tuple[int, int] | None = None) -> tuple[int, int]:
-    """Height and width asked for: `size` as given, else each side times `factor` rounded, else times the network's scale.
+    """Return the target height and width: `size`, or each side times `factor` (rounded), or times the network's scale.
 
-    Raises ValueError for both at once, or a side below 1.
+    Raises ValueError if both are given or a side is below 1.
     """
     if min(height, width) < 1:
         raise ValueError(f"image of {width}x{height}; expected at least 1x1")
@@ -179,7 +178,7 @@ def target_size(height: int, width: int, scale: int, factor: float | None = None
 
 
 def proportional_size(height: int, width: int, to_height: int = 0, to_width: int = 0) -> tuple[int, int]:
-    """Height and width to make of an image, where one of 0 follows from the other so that the proportions stay."""
+    """Return the target height and width. If one is 0, it follows from the other and the image's proportions."""
     return (
         to_height or max(1, round(height * to_width / width)),
         to_width or max(1, round(width * to_height / height)),
@@ -187,7 +186,7 @@ def proportional_size(height: int, width: int, to_height: int = 0, to_width: int
 
 
 def count_passes(height: int, width: int, scale: int, target_height: int, target_width: int) -> int:
-    """Number of network passes until both sides are long enough, at least 1."""
+    """Return how many network passes make both sides long enough, at least 1."""
     passes = 1
     while scale > 1 and (height * scale**passes < target_height or width * scale**passes < target_width):
         passes += 1
@@ -195,7 +194,7 @@ def count_passes(height: int, width: int, scale: int, target_height: int, target
 
 
 def sizes_of_passes(height: int, width: int, scale: int, target_height: int, target_width: int) -> Iterator[tuple[int, int]]:
-    """Height and width of the input of each pass; later ones are no longer than one more pass needs."""
+    """Yield the height and width of each pass's input. Later inputs are no larger than the next pass needs."""
     for index in range(count_passes(height, width, scale, target_height, target_width)):
         if index:
             height, width = min(height * scale, -(-target_height // scale)), min(width * scale, -(-target_width // scale))

@@ -1,4 +1,4 @@
-"""`Upscaler`: a network on a device, ready for images of every kind."""
+"""`Upscaler`: a network on a device that upscales images of any kind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .checkpoint import CheckpointError, load_model
 from .context import plain_torch, survive_fork
 from .engine import ProgressCallback, sanitize, upscale_to
 from .image_io import ImageData, from_pil, to_pil
-from .memory import saying_what_does_not_fit
+from .memory import explain_out_of_memory
 from .planning import Workload, memory_required, sizes_of_passes, target_size
 from .transparency import bleed
 
@@ -28,20 +28,20 @@ DEFAULT_MODEL = "x4-tiny"
 CRISP = "-crisp"
 """Suffix of a crisp model's name, after the name of its faithful sibling."""
 BATCH_PIXELS = 2**24
-"""Maximum number of upscaled float32 pixels of a batch in memory at once, result excluded; a single image may have more."""
+"""Maximum number of upscaled pixels of a batch in memory at once, in addition to the result. A single image may be larger."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 AnyImage = TypeVar("AnyImage", Image.Image, np.ndarray, Tensor)
 
 
 def available_models() -> dict[str, Path]:
-    """The models that come with the package: name to file, the default first. Crisp siblings are no models of their own."""
+    """Return the included models by name, the default first. Crisp siblings are not listed."""
     files = {path.stem: path for path in sorted(WEIGHTS.glob("*.safetensors")) if not path.stem.endswith(CRISP)}
     return dict(sorted(files.items(), key=lambda item: item[0] != DEFAULT_MODEL))
 
 
 def default_model(factor: float | None = None) -> str:
-    """The model to use where none is named: of the default's size, the one of the smallest scale that reaches `factor` in one pass."""
+    """Return the model to use if none is named: of the default size, the smallest scale that reaches `factor` in one pass."""
     if factor is not None:
         size = DEFAULT_MODEL.partition("-")[2]
         for scale in range(1, 5):
@@ -51,9 +51,9 @@ def default_model(factor: float | None = None) -> str:
 
 
 def find_model(name_or_path: str | Path | None = None) -> Path:
-    """The file of a model that comes with the package, or the path itself.
+    """Return the file of an included model, or the path itself.
 
-    Raises FileNotFoundError listing the names there are, CheckpointError for a shipped file that is not as it was shipped.
+    Raises FileNotFoundError with the available names, or CheckpointError if an included file was changed.
     """
     models = available_models()
     name = str(name_or_path or DEFAULT_MODEL)
@@ -68,19 +68,18 @@ def find_model(name_or_path: str | Path | None = None) -> Path:
 
 
 def crisp_sibling(path: Path) -> Path | None:
-    """The crisp model next to a faithful one of the same network (`x4-tiny-crisp` for `x4-tiny`), if there is one."""
+    """Return the crisp model next to a faithful one (`x4-tiny-crisp` for `x4-tiny`), if there is one."""
     sibling = path.with_name(f"{path.stem}{CRISP}{path.suffix}")
     return sibling if sibling.is_file() else None
 
 
 def load_blend(path: Path, crispness: float = 0.0) -> TransformerSR:
-    """The network in a file, its weights moved by `crispness` (0 to 1) towards those of its crisp sibling.
+    """Load a network with its weights interpolated by `crispness` (0 to 1) towards those of its crisp sibling.
 
-    Between networks of which one was trained on from the other, weights between them give images between theirs (Wang et al. 2019,
-    arXiv:1811.10515).
+    If one network was fine-tuned from the other, interpolated weights give interpolated images (Wang et al. 2019, arXiv:1811.10515).
 
     Raises:
-        ValueError: for a crispness out of range, or above 0 for a model without a sibling.
+        ValueError: if crispness is out of range, or above 0 for a model without a sibling.
         CheckpointError, OSError: as `load_model`.
     """
     if not 0 <= crispness <= 1:
@@ -101,19 +100,18 @@ def load_blend(path: Path, crispness: float = 0.0) -> TransformerSR:
 
 
 def _check_shipped(path: Path) -> None:
-    """Refuse a file of the package whose SHA-256 is not the one in `weights/SHA256SUMS`; a user's own files elsewhere are not checked."""
+    """Refuse an included file whose SHA-256 is not the one in `weights/SHA256SUMS`. Files elsewhere are not checked."""
     sums = WEIGHTS / "SHA256SUMS"
     lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
     if f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" not in lines:
         raise CheckpointError(
-            f"{path} is not the file that came with the package: it is damaged, half a download, a Git LFS pointer, or was replaced (its "
-            "SHA-256 differs from the one in SHA256SUMS); install the package again, or to use it as it is, copy it elsewhere and give "
-            "that path"
+            f"{path} is not the file that came with the package: it is damaged, cut short, a Git LFS pointer, or was replaced (its "
+            "SHA-256 differs from the one in SHA256SUMS); install the package again, or use this file from another folder"
         )
 
 
 def find_device(name: str | torch.device = "auto") -> torch.device:
-    """A device by name; "auto" is the first of CUDA, MPS and CPU that is there. Raises ValueError for one that is not."""
+    """Return a device by name; "auto" is the first available of CUDA, MPS and CPU. Raises ValueError if it is not available."""
     if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:[0-9]+)?", str(name)):
         raise ValueError(f"device is {str(name)!r}; expected auto, cpu, cuda, cuda:1 or mps")
     if str(name) == "auto":
@@ -127,7 +125,7 @@ def find_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def find_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """A precision by name, or itself; "auto" is fp16 on CUDA cards that compute in it, else fp32. Raises ValueError for an unknown one."""
+    """Return a dtype by name; "auto" is fp16 on CUDA cards with fast fp16, else fp32. Raises ValueError for an unknown name."""
     if name in DTYPES.values():
         return name  # type: ignore[return-value]
     if name == "auto":
@@ -138,7 +136,7 @@ def find_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
 
 
 def parse_bytes(text: str | int | None) -> int | None:
-    """A number of bytes from "2G", "1.5GiB", "800M" or a number. Raises ValueError for anything else."""
+    """Parse a number of bytes such as "2G", "1.5GiB" or "800M". Raises ValueError for anything else."""
     if text is None or isinstance(text, int):
         return text
     match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(i?B)?\s*", text, re.IGNORECASE)
@@ -149,19 +147,19 @@ def parse_bytes(text: str | int | None) -> int | None:
 
 
 class Upscaler:
-    """Upscales images with a network: `Upscaler.from_pretrained()` makes one, and calling it with an image gives a larger one back.
+    """Upscales images with a network. Call it with an image to get a larger image of the same kind.
 
         upscaler = Upscaler.from_pretrained()
         large = upscaler(Image.open("image.png"))  # or a numpy array, or a torch tensor
         large = upscaler(image, factor=2)  # or size=(height, width)
 
-    Every call is independent; one object may be used for any number of images of any size, by one thread at a time.
+    Calls are independent. An object can upscale any number of images of any size, in one thread at a time.
     """
 
     def __init__(self, model: TransformerSR, memory: int | None = None, ensemble: bool = False):
-        """Use a network of RGB as it is, on its device and in its dtype; `memory` in bytes and `ensemble` as for `from_pretrained`."""
+        """Use an RGB network on its own device and in its own dtype. `memory` (in bytes) and `ensemble` are those of `from_pretrained`."""
         if model.config.channels != 3:
-            raise ValueError(f"the network takes {model.config.channels} channels; expected one that takes 3, RGB")
+            raise ValueError(f"the network takes {model.config.channels} channels; expected an RGB network with 3")
         survive_fork()
         self.model = model.eval()
         self.memory = memory
@@ -180,15 +178,15 @@ class Upscaler:
         """Load a network.
 
         Args:
-            name_or_path: a model that comes with the package (`available_models`), or a file of weights; None takes the default.
+            name_or_path: an included model (`available_models`), or a file of weights; None is the default model.
             device: "auto", "cpu", "cuda", "cuda:1", "mps", or a torch.device.
-            dtype: "auto", "fp32", "bf16", "fp16", or one of PyTorch's. Norms and softmax are computed in float32 whatever it is.
-            memory: most bytes that the network's tensors may take, also as "2G"; None takes what is free.
-            crispness: 0 is the faithful model, 1 its crisp sibling, and between them weights between the two; for models that have one.
-            ensemble: average over the eight turned and mirrored versions of the image: slightly better, eight times slower.
+            dtype: "auto", "fp32", "bf16", "fp16", or a torch.dtype. Norms and softmax are always computed in float32.
+            memory: maximum memory of the network's tensors in bytes, or as "2G"; None uses the free memory.
+            crispness: 0 is the faithful model, 1 its crisp sibling; values in between interpolate. Only for models with a sibling.
+            ensemble: average the results for the eight rotated and mirrored versions of the image: slightly better, eight times slower.
 
         Raises:
-            FileNotFoundError, CheckpointError, ValueError: with one sentence on what was expected.
+            FileNotFoundError, CheckpointError, ValueError: with one sentence that says what was expected.
         """
         found = find_device(device)
         model = load_blend(find_model(name_or_path), crispness)
@@ -209,19 +207,19 @@ class Upscaler:
 
         Args:
             image: a PIL image of any mode; numpy `(h, w)`, `(h, w, c)` or `(b, h, w, c)`, uint8, uint16 or float; or torch `(c, h, w)`
-                or `(b, c, h, w)`, uint8 or float. Floats are in [0, 1]; c is 1, 3 or 4: grey, RGB, RGB and transparency.
-            factor: upscale each side by this and round; None takes the network's scale.
-            size: instead, the (height, width) wanted.
-            on_progress: called with (done, total) as the work goes on; it may raise to stop.
+                or `(b, c, h, w)`, uint8 or float. Floats are in [0, 1]; c is 1 (grey), 3 (RGB) or 4 (RGB and alpha).
+            factor: scale factor of each side; the result is rounded. None is the network's scale.
+            size: the target (height, width), instead of a factor.
+            on_progress: called with (done, total); it may raise an exception to stop.
 
         Returns:
-            The same type, layout and dtype, on the same device; numpy floats come back as float32, PIL images with 8 bits a channel.
+            The same type, layout and dtype, on the same device. Numpy floats become float32, and PIL images have 8 bits per channel.
         """
         images, restore = _to_batch(image)
         return restore(self.upscale_batch(images, factor, size, on_progress))
 
     def upscale_image(self, image: ImageData, **options) -> ImageData:
-        """Upscale a `ImageData`; what it carries goes along."""
+        """Upscale an `ImageData` and keep its metadata."""
         images, restore = _image_to_batch(image)
         return restore(self.upscale_batch(images, **options))
 
@@ -234,9 +232,9 @@ class Upscaler:
         on_progress: ProgressCallback | None = None,
         out: Tensor | None = None,
     ) -> Tensor:
-        """Upscale images of one size, a whole video say, a few at a time: `(b, c, h, w)` as for a call, into `out` where given.
+        """Upscale images of one size, such as the frames of a video, a few at a time: `(b, c, h, w)` as for a call, optionally into `out`.
 
-        `out` is `(b, c, height, width)` of any float dtype, on any device, in any layout. Without it the result is like `images`.
+        `out` is `(b, c, height, width)` of any float dtype, on any device, in any layout. The default is a tensor like `images`.
         """
         if images.ndim != 4 or images.shape[1] not in (1, 3, 4) or 0 in images.shape or not images.is_floating_point():
             raise ValueError(
@@ -249,12 +247,12 @@ class Upscaler:
         if out is not None and out.shape != shape:
             raise ValueError(f"out has shape {tuple(out.shape)}; expected {shape}")
         if out is None and count > step:
-            with saying_what_does_not_fit(count, height, width):
+            with explain_out_of_memory(count, height, width):
                 out = images.new_empty(shape)
         for start in range(0, count, step):
             some = sanitize(images[start : start + step].detach().float())
             progress = _share_of_batch(on_progress, start, len(some), count)
-            with saying_what_does_not_fit(len(some), height, width):
+            with explain_out_of_memory(len(some), height, width):
                 large = upscale_to(
                     self.model, _as_rgb(some), height, width, memory=self.memory, ensemble=self.ensemble, on_progress=progress
                 )
@@ -266,22 +264,22 @@ class Upscaler:
         return out
 
     def memory_required(self, count: int, height: int, width: int, factor: float | None = None, size: tuple[int, int] | None = None) -> int:
-        """Bytes that upscaling `count` images of a size takes where it is not short of them, for a host that makes room."""
+        """Return the bytes needed to upscale `count` images of a size at full speed, for hosts that free memory in advance."""
         if self.memory is not None:
             return self.memory
         target = target_size(height, width, self.scale, factor, size)
-        *_, (height, width) = sizes_of_passes(height, width, self.scale, *target)  # the last one has the most to do
+        *_, (height, width) = sizes_of_passes(height, width, self.scale, *target)  # the last pass is the largest
         return memory_required(Workload(self.model.config, height, width, self.model.dtype.itemsize), count)
 
 
 # --- kinds of images -----------------------------------------------------------------------------
 
 Restore = Callable[[Tensor], Any]
-"""Turns a batch `(b, c, height, width)` of results into what the caller gave."""
+"""Converts a batch `(b, c, height, width)` of results to the caller's kind of image."""
 
 
 def _to_batch(image: Any) -> tuple[Tensor, Restore]:
-    """Any image as a float batch `(b, c, h, w)` in [0, 1], and the way back."""
+    """Convert any image to a float batch `(b, c, h, w)` in [0, 1]. Returns also the function for the way back."""
     if isinstance(image, Image.Image):
         images, restore = _image_to_batch(from_pil(image))
         return images, lambda large: to_pil(restore(large))
@@ -343,7 +341,7 @@ def _array_to_batch(image: np.ndarray) -> tuple[Tensor, Restore]:
 
 
 def _as_rgb(images: Tensor) -> Tensor:
-    """Network input for `(b, c, h, w)`, c = 1, 3 or 4: RGB, followed by transparency as grey images where it varies."""
+    """Convert `(b, c, h, w)`, c = 1, 3 or 4, to RGB network input, followed by the alpha channels as grey images if they vary."""
     color, alpha = images[:, :3].expand(-1, 3, -1, -1), images[:, 3:]
     if not _varies(alpha):
         return color
@@ -352,7 +350,7 @@ def _as_rgb(images: Tensor) -> Tensor:
 
 
 def _like(images: Tensor, large: Tensor) -> Tensor:
-    """The result of `_as_rgb`, upscaled, in the channels of `images`."""
+    """Convert the upscaled result of `_as_rgb` back to the channels of `images`."""
     count, alpha = len(images), images[:, 3:]
     if _varies(alpha):
         return torch.cat([large[:count], _within_range(large[count:].mean(1, keepdim=True), alpha)], 1)
@@ -366,20 +364,20 @@ def _varies(alpha: Tensor) -> bool:
 
 
 def _share_of_batch(progress: ProgressCallback | None, start: int, some: int, count: int) -> ProgressCallback | None:
-    """Progress of `some` images as progress of `count`, of which `start` are done."""
+    """Convert the progress of `some` images into that of `count` images, `start` of which are done."""
     if progress is None:
         return None
     return lambda done, total: progress(start * total + some * done, count * total)
 
 
 def _within_range(large: Tensor, small: Tensor) -> Tensor:
-    """Clamp upscaled transparency to the range around each place in the original, so opaque stays opaque and empty stays empty."""
+    """Clamp upscaled alpha to the local range of the original, so opaque stays opaque and transparent stays transparent."""
     high, low = F.max_pool2d(small, 5, 1, 2), -F.max_pool2d(-small, 5, 1, 2)
     low, high = (F.interpolate(bound, large.shape[2:], mode="nearest") for bound in (low, high))
     return large.clamp(low, high)
 
 
 def _bleed_color(color: Tensor, alpha: Tensor) -> Tensor:
-    """Extend visible colour under transparent pixels: `(3, h, w)` and `(1, h, w)` to `(3, h, w)`."""
+    """Extend visible colour under transparent pixels: `(3, h, w)` and alpha `(1, h, w)` to `(3, h, w)`."""
     filled = bleed(color.permute(1, 2, 0).float().cpu().numpy(), alpha[0].float().cpu().numpy())
     return torch.from_numpy(filled).permute(2, 0, 1).to(color)

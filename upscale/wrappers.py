@@ -1,7 +1,7 @@
-"""Find the weights of a network in a checkpoint. Trainers wrap them in mappings and key prefixes, each in its own way.
+"""Find the weights of a network in a checkpoint. Every trainer wraps them in mappings and key prefixes of its own.
 
-There is no list of wrappers: every group of tensors that has the layers of one of our networks is a candidate, whatever it is
-wrapped in, and averaged weights are preferred. This covers BasicSR's `params_ema`, timm's `state_dict_ema`, Lightning's `net_g.`,
+There is no list of wrappers. Any group of tensors with the layers of one of our networks is a candidate, and averaged weights are
+preferred. This covers BasicSR's `params_ema`, timm's `state_dict_ema`, Lightning's `net_g.`,
 `AveragedModel`, DistributedDataParallel's `module.`, `torch.compile`'s `_orig_mod.`.
 """
 
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 FIRST_LAYERS = ("conv_first.weight", "in_conv.weight", "layers.1.0.window_attention.project_q.weight")
-"""A tensor of our networks, and of both of the original author's."""
+"""One tensor name of each key layout: ours, and both of the original author's."""
 DEEPEST = 5
 """Maximum depth of nested mappings that are searched."""
 MOST_GROUPS = 1000
@@ -22,13 +22,13 @@ MOST_GROUPS = 1000
 AVERAGE = re.compile(r"(?<![a-z])(ema|swa|avg|average|averaged|shadow)(?![a-z])", re.IGNORECASE)
 """Matches names of groups with averaged weights."""
 OTHERS = re.compile(r"(?<![a-z])(optimizers?|optim|online)(?![a-z])", re.IGNORECASE)
-"""Matches names of groups that are only a last resort."""
+"""Matches names of groups that are used only if there is no other."""
 
 
 def find_network(content: object, kind: type[T]) -> dict[str, T] | None:
-    """The named tensors, of type `kind`, of the one network in a checkpoint, without prefixes; the averaged ones where there are several.
+    """Return the tensors (of type `kind`) of the network in a checkpoint by name, without prefixes, averaged weights if there are any.
 
-    None where no group of tensors has the names of our networks.
+    Returns None if no group of tensors has the names of our networks.
     """
     found = [candidate for path, group in _groups(content, kind) for candidate in _split(path, group)]
     if not found:
@@ -36,13 +36,13 @@ def find_network(content: object, kind: type[T]) -> dict[str, T] | None:
     best = min(range(len(found)), key=lambda place: (_rank(found[place][0]), place))
     chosen = found[best][1]
     for _, other in found:
-        if chosen.keys() < other.keys():  # an average of the parameters alone; the rest is not averaged
+        if chosen.keys() < other.keys():  # only parameters are averaged; take the buffers from the rest
             return {**other, **chosen}
     return chosen
 
 
 def largest_group(content: object, kind: type[T]) -> dict[str, T] | None:
-    """The mapping with the most tensors, for the error message."""
+    """Return the mapping with the most tensors, for error messages."""
     groups = [{str(name): value for name, value in group.items()} for _, group in _groups(content, kind)]
     return max(groups, key=len, default=None)
 
@@ -52,7 +52,7 @@ def _rank(path: str) -> int:
 
 
 def _groups(content: object, kind: type[T], path: str = "") -> Iterator[tuple[str, Mapping[Any, T]]]:
-    """The mappings in a checkpoint that hold tensors, with the names that lead to each."""
+    """Yield the mappings in a checkpoint that contain tensors, each with its path."""
     waiting: list[tuple[str, object, int]] = [(path, content, 0)]
     for _ in range(MOST_GROUPS):
         if not waiting:
@@ -68,7 +68,7 @@ def _groups(content: object, kind: type[T], path: str = "") -> Iterator[tuple[st
 
 
 def _split(path: str, group: Mapping[Any, T]) -> Iterator[tuple[str, dict[str, T]]]:
-    """The networks in one mapping: for each prefix before a first layer, all that has this prefix, without it."""
+    """Yield the networks in one mapping: for each prefix of a first layer, all tensors with that prefix, which is removed."""
     names = {str(name): value for name, value in group.items()}
     prefixes = dict.fromkeys(name.removesuffix(layer) for name in names for layer in FIRST_LAYERS if _ends(name, layer))
     for prefix in prefixes:
@@ -81,7 +81,7 @@ def _ends(name: str, layer: str) -> bool:
 
 
 def _without_dots(path: str, names: dict[str, T], prefixes: dict[str, None]) -> Iterator[tuple[str, dict[str, T]]]:
-    """Averages stored as buffers, whose names have no dots: `model_ema.conv_firstweight` for `model.conv_first.weight`."""
+    """Yield averages that are stored as buffers, with names without dots: `model_ema.conv_firstweight` for `model.conv_first.weight`."""
     for prefix in prefixes:
         whole = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
         for start in {name.rpartition(".")[0] + "." for name in names if AVERAGE.search(name.rpartition(".")[0])}:
