@@ -440,6 +440,7 @@ td, th { padding: 3px 14px 3px 0; text-align: left; vertical-align: top; border-
 .answers { font-size: 1.05em; margin: 0 0 .6em } .answers td:last-child { color: var(--soft) }
 summary { cursor: pointer; margin: 2.5em 0 1em; font-size: 1.2em }
 .run_facts td:first-child { color: var(--soft); white-space: nowrap }
+@media (max-width: 600px) { .run_facts td { display: block } }
 code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere }
 footer { margin-top: 3em; color: var(--soft) }
 @media print {

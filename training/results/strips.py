@@ -15,7 +15,7 @@ from ...upscale.atomic import write_aside
 from .metrics import edge_mask, luma, psnr, quantize
 from .validate import Pair
 
-LABEL_SIZE, GAP = 12, 4
+LABEL_SIZE, GAP = 18, 4
 CELL = 384
 """Side of an image in a validation strip; it has many divisors, so each image pixel covers whole pixels of the sheet."""
 
