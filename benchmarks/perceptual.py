@@ -1,7 +1,7 @@
 """Perceptual metrics from packages that include their weights. Images are `(1, 3, h, w)`, RGB in [0, 1].
 
 GMSD and MS-SSIM (piq) are formulas based on gradients and structure. ST-LPIPS (stlpips-pytorch, network "alex") is learned. None of them
-replaces human judgement: ST-LPIPS penalises blur more than jagged edges, and none of the three was made for line art.
+replaces human judgement: ST-LPIPS penalises blur more than jagged edges, and none of the three was designed for line art.
 """
 
 from __future__ import annotations

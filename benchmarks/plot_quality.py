@@ -23,15 +23,16 @@ from matplotlib.axes import Axes
 from matplotlib.transforms import Bbox
 
 POSITIONS = [
-    ("left", 7, 5),
-    ("left", 7, -14),
-    ("right", -7, 5),
-    ("right", -7, -14),
-    ("center", 0, 11),
-    ("center", 0, -20),
-    ("left", 10, -5),
+    ("left", "bottom", 6, 4),
+    ("left", "top", 6, -4),
+    ("right", "bottom", -6, 4),
+    ("right", "top", -6, -4),
+    ("center", "bottom", 0, 7),
+    ("center", "top", 0, -7),
+    ("left", "center", 9, 0),
+    ("right", "center", -9, 0),
 ]
-"""Possible positions of a label: alignment and offset from the point."""
+"""Possible positions of a label: alignments and offset from the point."""
 
 
 def main() -> None:
@@ -71,7 +72,7 @@ def add_label(axis: Axes, row: Row, point: tuple[float, float], taken: list[Bbox
     text = NAMES.get(name, name).replace(" ", "\n", 1)
     style = {"fontsize": 10, "color": "#d9480f" if is_ours(row) else "#495057", "weight": "bold" if is_ours(row) else "normal"}
 
-    def cost(position: tuple[str, int, int]) -> float:
+    def cost(position: tuple[str, str, int, int]) -> float:
         label = annotate(position)
         box = label.get_window_extent()
         label.remove()
@@ -79,11 +80,11 @@ def add_label(axis: Axes, row: Row, point: tuple[float, float], taken: list[Bbox
         out = box.width * box.height - area(Bbox.intersection(box, inside))
         return out * 10 + sum(area(Bbox.intersection(box, other)) for other in taken)
 
-    def annotate(position: tuple[str, int, int]):
-        align, x, y = position
-        return axis.annotate(text, point, xytext=(x, y), textcoords="offset points", ha=align, va="bottom", linespacing=1, **style)
+    def annotate(position: tuple[str, str, int, int]):
+        align, vertical, x, y = position
+        return axis.annotate(text, point, xytext=(x, y), textcoords="offset points", ha=align, va=vertical, linespacing=1, **style)
 
-    taken.append(annotate(min(POSITIONS, key=cost)).get_window_extent())
+    taken.append(annotate(min(POSITIONS, key=cost)).get_window_extent().padded(5))
 
 
 def area(box: Bbox | None) -> float:

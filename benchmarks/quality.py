@@ -38,6 +38,8 @@ from machine import command_line, describe_machine, write_report
 from peers import PEERS, Peer, load_ours, load_peers
 from perceptual import LEARNED_SIDE, Distance, load_distances
 
+SHEET_COLUMNS = 4
+"""Crops side by side in a sheet; with more of them, labels are too small to read on a phone."""
 SHIFT = "shift y, x"
 SHARPNESS, COLOR = "sharpness", "colour"
 NOTES = f"""\
@@ -234,16 +236,21 @@ def find_pair(window: Window, cases: Sequence[Case]) -> Pair:
 
 
 def make_sheet(entries: Sequence[Entry], cases: Sequence[Case], windows: Sequence[Window], cell: int) -> Image.Image:
-    """Draw crops side by side: the input, each upscaler with its mean PSNR-Y, the ground truth."""
-    method, scale = cases[0].method, entries[0].peer.scale
-    rows = []
+    """Draw the input, each upscaler's result and the ground truth for each window, in lines of `SHEET_COLUMNS` crops."""
+    labels = ["input", *(entry.peer.name for entry in entries), "original"]
+    lines = []
     for window in windows:
         pair = find_pair(window, cases)
         gt = to_image(pair.gt)
         small = to_image(pair.lq).resize(gt.size, Image.Resampling.NEAREST)
-        rows.append([window.cut(small), *(entry.crops[window] for entry in entries), window.cut(gt)])
-    names = [f"{entry.peer.name} {entry.mean(method).scores.psnr_y:.2f} dB" for entry in entries]
-    return contact_sheet(rows, [f"input (x{scale}, {method})", *names, "ground truth"], cell)
+        crops = [window.cut(small), *(entry.crops[window] for entry in entries), window.cut(gt)]
+        for start in range(0, len(crops), SHEET_COLUMNS):
+            columns = slice(start, start + SHEET_COLUMNS)
+            lines.append(contact_sheet([crops[columns]], labels[columns], cell, label_size=cell // 8))
+    sheet = Image.new("RGB", (lines[0].width, sum(line.height for line in lines)), "white")
+    for index, line in enumerate(lines):
+        sheet.paste(line, (0, index * line.height))
+    return sheet
 
 
 def check_sheet(windows: Sequence[Window], cases: Sequence[Case], columns: Sequence[str] | None, upscalers: Sequence[Peer]) -> None:

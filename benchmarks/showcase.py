@@ -21,7 +21,7 @@ INSET = 440
 """Width of each of the two insets."""
 GAP = 8
 LABEL = 46
-"""Font size; on a phone it appears at a quarter of this."""
+"""Font size; a phone shows it at a quarter of this."""
 
 
 def main() -> None:

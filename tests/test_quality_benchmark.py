@@ -160,7 +160,8 @@ def test_benchmark_writes_a_report_and_a_sheet(folder, tmp_path, monkeypatch):
     assert str(folder) not in report
     assert str(tmp_path) not in report
     with Image.open(sheet) as image:
-        assert image.width == 5 * 52 - 4  # low resolution, three upscalers, ground truth
+        assert image.width == 4 * 52 - 4
+        assert image.height == 2 * (8 + 48)  # low resolution, three upscalers and ground truth: two lines of a label and crops
 
 
 def test_images_are_chosen_evenly(folder):

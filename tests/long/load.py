@@ -199,7 +199,7 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         names = [
             f"Memory in MiB over a folder of {options.images:,} images",
-            f"Memory in MiB, without the result, over {BATCHES} batches of {FRAMES} frames through the node",
+            f"Memory in MiB without the result, {BATCHES} batches of {FRAMES} frames",
         ]
         charts = [judge(names[0], run_folder(Path(folder), options.images)), judge(names[1], run_node(Path(folder)))]
     if options.chart:

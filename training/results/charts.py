@@ -20,13 +20,13 @@ WIDTH, HEIGHT = 560, 220
 LEFT, RIGHT, TOP, BOTTOM = 58, 536, 22, 194
 MAX_POINTS = 300
 STYLE = """
-text{font:11px sans-serif;fill:#555}
-.name{font-size:13px}
+text{font:15px sans-serif;fill:#444}
+.name{font-size:17px}
 .grid,.reference{stroke:#ddd;fill:none}
 .line-0 path{stroke:#1f6feb;stroke-width:1.5;fill:none}
 .line-0 circle{fill:#1f6feb}
 """
-"""Style of a standalone file."""
+"""Style of a standalone file. Its text is large, because on a phone a page shows it at two thirds of its size."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,10 @@ def as_svg(charts: Sequence[Chart]) -> str:
     """Draw charts below each other as a standalone SVG file with fixed colours."""
     rows = []
     for index, chart in enumerate(charts):
-        title = f'<text class="name" x="8" y="16">{escape(chart.title)}</text>'
+        title = f'<text class="name" x="8" y="18">{escape(chart.title)}</text>'
         drawing = re.sub(r".*<svg[^>]*>|</svg>.*", "", draw(chart))
-        rows.append(f'<g transform="translate(0 {index * (HEIGHT + 24)})">{title}<g transform="translate(0 24)">{drawing}</g></g>')
-    height = len(rows) * (HEIGHT + 24)
+        rows.append(f'<g transform="translate(0 {index * (HEIGHT + 36)})">{title}<g transform="translate(0 24)">{drawing}</g></g>')
+    height = len(rows) * (HEIGHT + 36)
     size = f'viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}"'
     style = f'<rect width="100%" height="100%" fill="#fff"/><style>{STYLE}</style>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{style}{"".join(rows)}</svg>\n'
@@ -126,7 +126,7 @@ def _ticks(low: float, high: float, count: int) -> Iterator[float]:
 def _grid(area: _Area) -> Iterator[str]:
     for value in _ticks(area.low, area.high, 6):
         y = area.y(value)
-        yield f'<path class="grid" d="M{LEFT} {y}H{RIGHT}"/><text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{number(value)}</text>'
+        yield f'<path class="grid" d="M{LEFT} {y}H{RIGHT}"/><text x="{LEFT - 6}" y="{y + 5}" text-anchor="end">{number(value)}</text>'
     for step in _ticks(area.first, area.last, 6) if area.last > area.first else [area.first]:
         yield f'<text x="{area.x(step)}" y="{BOTTOM + 18}" text-anchor="middle">{step:,.0f}</text>'
 

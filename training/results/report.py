@@ -166,9 +166,9 @@ def _as_object(value: Any) -> Record:
 
 
 def page(run: Run) -> str:
-    """The whole page: first what an artist wants to know, then curves and settings in a collapsed section."""
+    """The whole page: first the answers for an artist, then curves and settings in a collapsed section."""
     title = f"{run.folder.name}: TransformerSR training"
-    parts = {"": verdict(run), "Images": images(run), "Warnings": warnings(run), "What to do next": next_commands(run)}
+    parts = {"": verdict(run), "Images": images(run), "Warnings": warnings(run), "Next steps": next_commands(run)}
     details = {
         "Validation": validation_charts(run),
         "Training": training_charts(run),
@@ -191,7 +191,7 @@ def _sections(parts: Mapping[str, str]) -> str:
 
 
 def verdict(run: Run) -> str:
-    """How good the weights are: one sentence, and answers to an artist's questions."""
+    """The verdict on the weights: one sentence, and answers to an artist's questions."""
     best, baseline = run.best, run.baseline
     if best is None:
         return '<p class="verdict">There is no validation yet.</p>'
@@ -440,6 +440,7 @@ td, th { padding: 3px 14px 3px 0; text-align: left; vertical-align: top; border-
 .answers { font-size: 1.05em; margin: 0 0 .6em } .answers td:last-child { color: var(--soft) }
 summary { cursor: pointer; margin: 2.5em 0 1em; font-size: 1.2em }
 .run_facts td:first-child { color: var(--soft); white-space: nowrap }
+@media (max-width: 600px) { .run_facts td { display: block } }
 code { font: 13px ui-monospace, monospace; overflow-wrap: anywhere }
 footer { margin-top: 3em; color: var(--soft) }
 @media print {

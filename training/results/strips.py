@@ -15,7 +15,7 @@ from ...upscale.atomic import write_aside
 from .metrics import edge_mask, luma, psnr, quantize
 from .validate import Pair
 
-LABEL_HEIGHT, GAP = 16, 4
+LABEL_SIZE, GAP = 18, 4
 CELL = 384
 """Side of an image in a validation strip; it has many divisors, so each image pixel covers whole pixels of the sheet."""
 
@@ -24,22 +24,24 @@ CELL = 384
 
 
 def contact_sheet(
-    rows: Sequence[Sequence[Image.Image]], labels: Sequence[str], cell: int, captions: Sequence[Sequence[str]] = (), title: str = ""
+    rows: Sequence[Sequence[Image.Image]],
+    labels: Sequence[str],
+    cell: int,
+    captions: Sequence[Sequence[str]] = (),
+    label_size: int = LABEL_SIZE,
 ) -> Image.Image:
     """A grid of images, each scaled to `cell` pixels (by nearest neighbour if it is smaller), with a label above each column.
 
-    `captions`, one per cell, are below the images; `title` is at the top.
+    `captions`, one per cell, are below the images.
     """
-    head = LABEL_HEIGHT * (2 if title else 1)
-    below = LABEL_HEIGHT if captions else 0
+    head = label_size * 4 // 3
+    below = head if captions else 0
     size = len(labels) * (cell + GAP) - GAP, head + len(rows) * (cell + below + GAP) - GAP
     sheet = Image.new("RGB", size, "white")
-    draw, font = ImageDraw.Draw(sheet), _font()
-    if title:
-        draw.text((2, 1), title, fill="black", font=font)
+    draw, font = ImageDraw.Draw(sheet), _font(label_size)
     for column, label in enumerate(labels):
         left = column * (cell + GAP)
-        draw.text((left + 2, head - LABEL_HEIGHT + 1), label, fill="black", font=font)
+        draw.text((left + 2, 1), label, fill="black", font=font)
         for row, images in enumerate(rows):
             image, top = images[column], head + row * (cell + below + GAP)
             resample = Image.Resampling.NEAREST if image.width <= cell else Image.Resampling.LANCZOS
@@ -49,10 +51,10 @@ def contact_sheet(
     return sheet
 
 
-def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font at a readable size; before Pillow 10.1 it has only one size."""
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font; before Pillow 10.1 it has only one size."""
     try:
-        return ImageFont.load_default(12)
+        return ImageFont.load_default(size)
     except TypeError:
         return ImageFont.load_default()
 
