@@ -47,7 +47,7 @@ LONGEST_SIDE = 65536
 """The largest size that the inputs accept."""
 FEATHER = 4
 """Input pixels over which a mask fades on each side of its edge."""
-PURPOSES = {"x4-tiny": "faithful to crisp, 4x", "x2-tiny": "faithful, 2x"}
+PURPOSES = {"x4-tiny": "4x, faithful to crisp", "x2-tiny": "2x, faithful"}
 """What the bundled models are for, shown in the list of models."""
 
 folder_paths.add_model_folder_path("transformersr", os.path.join(folder_paths.models_dir, "transformersr"))
