@@ -47,7 +47,7 @@ LONGEST_SIDE = 65536
 """The largest size that the inputs accept."""
 FEATHER = 4
 """Input pixels over which a mask fades on each side of its edge."""
-PURPOSES = {"x4-tiny": "faithful to crisp, 4x", "x2-tiny": "faithful, 2x"}
+PURPOSES = {"x4-tiny": "4x, faithful to crisp", "x2-tiny": "2x, faithful"}
 """What the bundled models are for, shown in the list of models."""
 
 folder_paths.add_model_folder_path("transformersr", os.path.join(folder_paths.models_dir, "transformersr"))
@@ -161,7 +161,7 @@ def builtin_errors(memory_gb: float = 0.0) -> Iterator[None]:
     try:
         yield
     except MemoryBudgetError as error:
-        hint = ". The budget is memory (GB) in this node; 0 takes what is free" if memory_gb else ""
+        hint = ". The budget is memory (GB) in this node; 0 uses what is free" if memory_gb else ""
         raise ValueError(f"{error}{hint}") from error
     except CheckpointError as error:
         raise ValueError(str(error)) from error
@@ -305,40 +305,40 @@ class _UpscaleNode(_ModelNode):
 # --- tooltips and messages -----------------------------------------------------------------------
 
 MODEL_TOOLTIP = (
-    "The network. x4-tiny: 4x, from faithful to crisp, see crispness. x2-tiny: faithful, 2x. TransformerSR files in "
-    "models/upscale_models and models/transformersr are listed after these. Press R in the browser after adding one."
+    "The model that upscales. x4-tiny: 4x, from faithful to crisp (see crispness). x2-tiny: 2x, faithful. TransformerSR files in "
+    "models/upscale_models and models/transformersr are listed below these. After adding a file, press R in the browser."
 )
-IMAGE_TOOLTIP = "The images to upscale: one, a batch, or the frames of a video. Transparency is kept."
-VIDEO_TOOLTIP = "The video to upscale, of any length. Sound, subtitles and frame times are kept."
+IMAGE_TOOLTIP = "The images to upscale: a single image, a batch or the frames of a video. Transparency is kept."
+VIDEO_TOOLTIP = "The video to upscale, of any length. Sound, subtitles and frame timestamps are kept."
 SIZE_BY_TOOLTIP = (
-    "How the size of the result is set. model scale: the model's own, 4x for an x4 model; the sharpest. factor, width and height, longest "
-    "side: the input that then appears. The network runs until that size is reached; the result is then resized down to the exact size."
+    "How to set the size of the result. model scale: the model's own scale, 4x for an x4 model. factor, width and height, longest side: "
+    "enter the value in the input that appears. The model upscales to at least that size; the result is then resized down to it."
 )
 FACTOR_TOOLTIP = "How many times longer each side becomes. Used when size by is factor."
-WIDTH_TOOLTIP = "Width of the result in pixels; 0 keeps the proportions. Used when size by is width and height."
-HEIGHT_TOOLTIP = "Height of the result in pixels; 0 keeps the proportions. Used when size by is width and height."
-LONGEST_TOOLTIP = "The longer side of the result in pixels; the other keeps the proportions. Used when size by is longest side."
+WIDTH_TOOLTIP = "Width of the result in pixels. 0 keeps the aspect ratio. Used when size by is width and height."
+HEIGHT_TOOLTIP = "Height of the result in pixels. 0 keeps the aspect ratio. Used when size by is width and height."
+LONGEST_TOOLTIP = "Longer side of the result in pixels. The other side keeps the aspect ratio. Used when size by is longest side."
 PRECISION_TOOLTIP = (
-    "Number format of the network. auto: fp16 on cards that are fast in it, else fp32. An image that overflows in half precision is "
+    "Number format of the model. auto: fp16 on GPUs that are fast at it, otherwise fp32. An image that overflows in half precision is "
     "automatically retried in fp32."
 )
 MEMORY_TOOLTIP = (
-    "The most memory in GB that the network may use; 0 takes what is free. Less is slower and gives the same image: there are no tiles "
-    "and no seams."
+    "The most memory in GB that the model may use. 0 uses what is free. Less memory is slower but gives the same image, without tiles "
+    "or seams."
 )
 MASK_TOOLTIP = (
-    "Optional: only what the mask covers comes from the network, the rest from a plain resize, with a soft edge. The network still sees "
-    "the whole image, so a mask does not save time."
+    "Optional. Only the masked area is upscaled by the model; the rest is resized normally, and the edge is soft. The model still "
+    "processes the whole image, so a mask does not save time."
 )
 CRISPNESS_TOOLTIP = (
-    "0 is faithful to the pixels; 1 has the crispest lines, for images straight from a diffusion model. Only for models that have a crisp "
-    "sibling, such as x4-tiny."
+    "0 is faithful to the pixels. 1 gives the crispest lines and invents some detail, for images straight from a diffusion model. "
+    "Only for models with a crisp sibling, such as x4-tiny."
 )
 ENSEMBLE_TOOLTIP = (
-    "Averages over eight rotated and mirrored versions of the image: slightly better, eight times slower. waifu2x calls it TTA."
+    "Averages the results of eight rotated and mirrored versions of the image: slightly better, eight times slower. waifu2x calls this TTA."
 )
-QUALITY_TOOLTIP = "Quality of the H.264 video, 1 to 100. 95 is visually lossless; lower makes a smaller file."
-NO_SIZE = "width and height are both 0; set one of them (0 keeps the proportions), or choose another size by"
+QUALITY_TOOLTIP = "Quality of the H.264 video, from 1 to 100. 95 is visually lossless. Lower values make a smaller file."
+NO_SIZE = "width and height are both 0; set one of them (0 keeps the aspect ratio), or choose another option in size by"
 
 
 # --- nodes ---------------------------------------------------------------------------------------
@@ -365,8 +365,8 @@ class TransformerSRUpscale(_UpscaleNode):
     FUNCTION = "upscale"
     CATEGORY = "image/upscaling"
     DESCRIPTION = (
-        "Upscales anime images, drawings and video frames: clean lines, flat colours, any size. The whole image is processed at once, "
-        "whatever the memory, so there are no tiles and no seams."
+        "Upscales anime images, drawings and video frames to any size, with clean lines and flat colours. Processes the whole image at "
+        "once, with any amount of memory: no tiles, no seams."
     )
     SEARCH_ALIASES = [
         "upscale",
@@ -418,12 +418,12 @@ class TransformerSRUpscaleVideo(_UpscaleNode):
 
     RETURN_TYPES = ("VIDEO",)
     RETURN_NAMES = ("video",)
-    OUTPUT_TOOLTIPS = ("The upscaled video, for Save Video, which copies it without re-encoding.",)
+    OUTPUT_TOOLTIPS = ("The upscaled video. Save Video copies it without re-encoding.",)
     FUNCTION = "upscale"
     CATEGORY = "image/upscaling"
     DESCRIPTION = (
-        "Upscales a video of any length in constant memory: frames are read, upscaled and written one after the other. Sound, subtitles "
-        "and frame times are kept."
+        "Upscales a video of any length in constant memory: frames are read, upscaled and written one at a time. Sound, subtitles and "
+        "frame timestamps are kept."
     )
     SEARCH_ALIASES = ["video upscale", "upscale video", "anime video", "video super resolution", "Real-ESRGAN video", "waifu2x video", "4x"]
 
@@ -460,12 +460,12 @@ class TransformerSRModelLoader(_ModelNode):
 
     RETURN_TYPES = ("UPSCALE_MODEL",)
     RETURN_NAMES = ("upscale_model",)
-    OUTPUT_TOOLTIPS = ("For Upscale Image (using Model), Ultimate SD Upscale and other nodes that take an upscale model.",)
+    OUTPUT_TOOLTIPS = ("For Upscale Image (using Model), Ultimate SD Upscale and other nodes with an upscale model input.",)
     FUNCTION = "load"
     CATEGORY = _core_loader_category()
     DESCRIPTION = (
-        "Loads a TransformerSR model for other nodes, which run it in their own tiles. Only Upscale (TransformerSR), which needs no "
-        "loader, gives the exact full-frame image."
+        "Loads a TransformerSR model for nodes with an upscale model input. Those nodes cut the image into tiles. Upscale (TransformerSR) "
+        "does not, and needs no loader."
     )
     SEARCH_ALIASES = ["upscale model", "load upscaler", "transformersr", "anime upscaler", "Ultimate SD Upscale model"]
 

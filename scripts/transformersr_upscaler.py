@@ -275,15 +275,15 @@ def add_settings() -> None:
     crispness = shared.OptionInfo(0, "TransformerSR: crispness", gr.Slider, slider, section=section)
     ensemble = shared.OptionInfo(False, "TransformerSR: ensemble", section=section)
     crispness_info = (
-        "0 is faithful to the pixels, 1 has the crispest lines, for images straight from a diffusion model; "
+        "0 is faithful to the pixels, 1 gives the crispest lines and invents some detail, for images straight from a diffusion model; "
         "only for models with a crisp sibling, such as x4-tiny"
     )
-    ensemble_info = "averages over eight rotated and mirrored versions: slightly better, eight times slower (TTA in waifu2x)"
-    memory_info = "the most that the network may use; 0 takes what is free. Less is slower and gives the same image"
+    ensemble_info = "averages the results of eight rotated and mirrored versions: slightly better, eight times slower (TTA in waifu2x)"
+    memory_info = "the most that the model may use; 0 uses what is free. Less memory is slower but gives the same image"
     shared.opts.add_option("transformersr_crispness", crispness.info(crispness_info))
     shared.opts.add_option("transformersr_ensemble", ensemble.info(ensemble_info))
     shared.opts.add_option("transformersr_memory", memory.info(memory_info))
-    shared.opts.add_option("transformersr_precision", precision.info("auto is fp16 on NVIDIA cards that are fast in it, else fp32"))
+    shared.opts.add_option("transformersr_precision", precision.info("auto is fp16 on NVIDIA GPUs that are fast at it, otherwise fp32"))
 
 
 def add_missing_upscalers() -> None:

@@ -1,4 +1,4 @@
-// What the nodes show on the page: the inputs of the chosen "size by" and model, the resulting size, and what each model is for.
+// Show only the inputs that the chosen "size by" and model use, the size of the result, and what each model is for.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
@@ -8,8 +8,8 @@ const NODES = [...SIZED, "TransformerSRModelLoader"];
 const USED = { factor: ["factor"], "width and height": ["width", "height"], "longest side": ["longest_side"] };
 const FILES = { LoadImage: "image", LoadImageOutput: "image", LoadVideo: "file" };
 
-const models = { scales: {}, purposes: {}, crisp: [] }; // by label, as the server says
-const sizes = new Map(); // of files, by address: [width, height], or null while it loads
+const models = { scales: {}, purposes: {}, crisp: [] }; // by label, from the server
+const sizes = new Map(); // URL of a file to [width, height], or to null while it loads
 
 const widget = (node, name) => node.widgets?.find((entry) => entry.name === name);
 const input = (node, name) => node.inputs?.findIndex((entry) => entry.name === name) ?? -1;
@@ -45,7 +45,7 @@ function showUsed(node) {
 
 function hide(entry, hidden) {
   entry.hidden = hidden;
-  if (hidden) entry.computeSize = () => [0, -4]; // front ends of 2025 leave the room of a hidden one empty
+  if (hidden) entry.computeSize = () => [0, -4]; // front ends of 2025 leave a gap for a hidden widget
   else delete entry.computeSize;
 }
 
@@ -58,7 +58,7 @@ function fitHeight(node) {
 // --- the resulting size -------------------------------------------------------------------------
 
 const half = (value) => {
-  // as Python rounds: halves to the even neighbour
+  // round like Python: halves to the even neighbour
   const floor = Math.floor(value);
   return value - floor === 0.5 ? floor + (floor % 2) : Math.round(value);
 };
@@ -77,7 +77,7 @@ function sizeOf(url, video) {
   return null;
 }
 
-/** Width and height of what goes in: of the file that is loaded, else as the last run had it. */
+/** Width and height of the input: those of the loaded file, otherwise those of the last run. */
 function inputSize(node) {
   const source = node.graph && node.getInputNode(Math.max(input(node, "image"), input(node, "video")));
   const file = source && widget(source, FILES[source.type])?.value;
@@ -107,7 +107,7 @@ function resultSize(node, [width, height]) {
   }
   toWidth ||= Math.max(1, half((width * toHeight) / height));
   toHeight ||= Math.max(1, half((height * toWidth) / width));
-  const even = node.comfyClass === "TransformerSRUpscaleVideo" ? 2 : 1; // H.264 wants even numbers
+  const even = node.comfyClass === "TransformerSRUpscaleVideo" ? 2 : 1; // H.264 requires even numbers
   return [toWidth, toHeight].map((side) => Math.ceil(side / even) * even);
 }
 
@@ -139,7 +139,7 @@ function refreshAll() {
 
 // --- templates ----------------------------------------------------------------------------------
 
-/** Our templates end in core's Compare Images; where there is none, or it shows nothing (classic canvas), a preview of its second image. */
+/** Our templates end in core's Compare Images. Where that is missing or shows nothing (classic canvas), preview its second image instead. */
 function replaceMissing(graph) {
   const { registered_node_types: types, vueNodesMode } = window.LiteGraph;
   if (types.ImageCompare && vueNodesMode) return;
@@ -181,11 +181,11 @@ app.registerExtension({
     if (model?.options) {
       model.options.getOptionLabel = (label) => (models.purposes[label] ? `${label} (${models.purposes[label]})` : String(label ?? ""));
     }
-    const crispness = widget(node, "crispness"); // one that is not shown counts as 0, and is there again with the model that has it
+    const crispness = widget(node, "crispness"); // a hidden crispness counts as 0 and returns with a model that supports it
     if (crispness) crispness.serializeValue = () => (isUsed(node, "crispness") ? crispness.value : 0);
     if (SIZED.includes(node.comfyClass)) {
       const line = node.addWidget("text", "result", "", () => {}, { serialize: false, read_only: true });
-      Object.assign(line, { serialize: false, onClick() {} }); // the classic canvas would ask for a text
+      Object.assign(line, { serialize: false, onClick() {} }); // otherwise the classic canvas opens a text prompt
       hide(line, true);
     }
     for (const entry of node.widgets) {
