@@ -31,7 +31,7 @@ from .upscale.checkpoint import CheckpointError
 from .upscale.memory import is_out_of_memory
 from .upscale.models import as_safetensors, find_in_list, list_models, not_weights, scale_of, stamp
 from .upscale.planning import MemoryBudgetError, proportional_size, target_size
-from .upscale.upscaler import DTYPES, Upscaler, crisp_sibling, find_dtype, find_model, load_blend
+from .upscale.upscaler import DTYPES, Upscaler, crisp_version, find_dtype, find_model, load_blend
 from .upscale.video import frames_together, upscale_video, video_size, video_suffix
 
 try:
@@ -98,9 +98,9 @@ def safetensors_of(label: str) -> Path:
 
 
 def version_of(label: str) -> str:
-    """Return a text that changes if a label's file or its crisp sibling changes."""
+    """Return a text that changes if a label's file or its crisp version changes."""
     path = find_label(label)
-    return " ".join(f"{file} {stamp(file)}" for file in (path, crisp_sibling(path)) if file)
+    return " ".join(f"{file} {stamp(file)}" for file in (path, crisp_version(path)) if file)
 
 
 def check_crispness(label: str | None, crispness: float | None) -> None:
@@ -109,20 +109,20 @@ def check_crispness(label: str | None, crispness: float | None) -> None:
         return
     if not 0 <= crispness <= 1:
         raise ValueError(f"crispness is {crispness}; expected a number from 0 to 1")
-    if crispness and label is not None and crisp_sibling(find_label(label)) is None:
-        crisp = ", ".join(models_with_crisp_sibling()) or "none"
-        raise ValueError(f"{label} has no crisp sibling, so crispness has to be 0; models with one: {crisp}")
+    if crispness and label is not None and crisp_version(find_label(label)) is None:
+        crisp = ", ".join(models_with_crisp_version()) or "none"
+        raise ValueError(f"{label} has no crisp version, so crispness has to be 0; models with one: {crisp}")
 
 
-def models_with_crisp_sibling() -> list[str]:
+def models_with_crisp_version() -> list[str]:
     """Return the labels of the models that support a crispness above 0."""
-    return [label for label, path in available().items() if crisp_sibling(path)]
+    return [label for label, path in available().items() if crisp_version(path)]
 
 
 def load_network(label: str, crispness: float) -> TransformerSR:
     """Load the network of a label. Raises ValueError, FileNotFoundError, CheckpointError or OSError with a one-sentence message."""
     check_crispness(label, crispness)
-    # a crisp sibling is found by its name in the same folder, and a converted copy may be in another one
+    # a crisp version is found by its name in the same folder, and a converted copy may be in another one
     return load_blend(find_model(find_label(label)) if crispness else safetensors_of(label), crispness)
 
 
@@ -206,7 +206,7 @@ class _ModelNode:
             "tooltip": MODEL_TOOLTIP,
             "scales": {label: scale_of(path) for label, path in models.items()},
             "purposes": PURPOSES,
-            "crisp": models_with_crisp_sibling(),
+            "crisp": models_with_crisp_version(),
         }
         return list(models), {**options, **({"default": next(iter(models))} if models else {})}
 
@@ -332,7 +332,7 @@ MASK_TOOLTIP = (
 )
 CRISPNESS_TOOLTIP = (
     "0 is faithful to the pixels. 1 gives the crispest lines and invents some detail, for images straight from a diffusion model. "
-    "Only for models with a crisp sibling, such as x4-tiny."
+    "Only for models with a crisp version, such as x4-tiny."
 )
 ENSEMBLE_TOOLTIP = (
     "Averages the results of eight rotated and mirrored versions of the image: slightly better, eight times slower. waifu2x calls this TTA."

@@ -103,12 +103,12 @@ class UpscalerTransformerSR(Upscaler):
         no_half = any(getattr(shared.cmd_opts, option, False) for option in ("no_half", "force_fp32"))  # the latter is Forge Neo's
         precision = "fp32" if no_half else getattr(shared.opts, "transformersr_precision", "auto")
         dtype = upscaling.find_dtype(precision, device())
-        sibling = upscaling.crisp_sibling(file)
-        crispness = getattr(shared.opts, "transformersr_crispness", 0) if sibling else 0  # one setting for all models
-        key = (file, models.stamp(file), models.stamp(sibling) if crispness else "", crispness, dtype)
+        crisp = upscaling.crisp_version(file)
+        crispness = getattr(shared.opts, "transformersr_crispness", 0) if crisp else 0  # one setting for all models
+        key = (file, models.stamp(file), models.stamp(crisp) if crispness else "", crispness, dtype)
         if key != self._key:
             self._key = self._upscaler = None  # free the old model first
-            # a crisp sibling is found by its name in the same folder, and a converted copy may be in another one
+            # a crisp version is found by its name in the same folder, and a converted copy may be in another one
             weights = file if crispness else models.as_safetensors(file, cache=Path(data_path, "cache", "transformersr"))
             self._upscaler, self._key = upscaling.Upscaler(upscaling.load_blend(weights, crispness).to(dtype)), key
         memory_gib = getattr(shared.opts, "transformersr_memory", 0)
@@ -276,7 +276,7 @@ def add_settings() -> None:
     ensemble = shared.OptionInfo(False, "TransformerSR: ensemble", section=section)
     crispness_info = (
         "0 is faithful to the pixels, 1 gives the crispest lines and invents some detail, for images straight from a diffusion model; "
-        "only for models with a crisp sibling, such as x4-tiny"
+        "only for models with a crisp version, such as x4-tiny"
     )
     ensemble_info = "averages the results of eight rotated and mirrored versions: slightly better, eight times slower (TTA in waifu2x)"
     memory_info = "the most that the model may use; 0 uses what is free. Less memory is slower but gives the same image"

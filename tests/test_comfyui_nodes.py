@@ -134,8 +134,8 @@ def nodes(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def siblings(nodes, tmp_path) -> Path:
-    """A model and its crisp sibling in the user's model folder."""
+def faithful_model(nodes, tmp_path) -> Path:
+    """A model and its crisp version in the user's model folder."""
     save_model(random_model(V2, seed=1), tmp_path / "models" / "mine-crisp.safetensors")
     return tmp_path / "models" / "mine.safetensors"
 
@@ -182,67 +182,69 @@ def test_inputs_keep_their_saved_order_and_the_english_tooltips(nodes, node):
     assert {name: options["tooltip"] for name, (_, options) in inputs.items()} == {name: entry["tooltip"] for name, entry in texts.items()}
 
 
-def test_crispness_and_ensemble_match_the_python_api(nodes, siblings):
-    (image,) = nodes.TransformerSRUpscale().upscale(random_image(), siblings.name, crispness=0.25, ensemble=True)["result"]
-    api = Upscaler.from_pretrained(siblings, "cpu", "fp32", crispness=0.25, ensemble=True)
+def test_crispness_and_ensemble_match_the_python_api(nodes, faithful_model):
+    (image,) = nodes.TransformerSRUpscale().upscale(random_image(), faithful_model.name, crispness=0.25, ensemble=True)["result"]
+    api = Upscaler.from_pretrained(faithful_model, "cpu", "fp32", crispness=0.25, ensemble=True)
     assert torch.equal(image, api(random_image().movedim(-1, 1)).movedim(1, -1))
 
 
-def test_model_is_reloaded_only_if_crispness_changes(nodes, siblings):
+def test_model_is_reloaded_only_if_crispness_changes(nodes, faithful_model):
     node = nodes.TransformerSRUpscale()
     loaded = [
-        node._upscaler(siblings.name, nodes.Settings(crispness=crispness, ensemble=ensemble)).model
+        node._upscaler(faithful_model.name, nodes.Settings(crispness=crispness, ensemble=ensemble)).model
         for crispness, ensemble in ((0, False), (0, True), (1, True))
     ]
     assert loaded[0] is loaded[1]
-    assert torch.equal(loaded[2].upsample.weight, load_model(siblings.with_name("mine-crisp.safetensors")).upsample.weight)
+    assert torch.equal(loaded[2].upsample.weight, load_model(faithful_model.with_name("mine-crisp.safetensors")).upsample.weight)
 
 
-def test_replaced_crisp_sibling_is_reloaded(nodes, siblings):
+def test_replaced_crisp_version_is_reloaded(nodes, faithful_model):
     changed, node = nodes.TransformerSRUpscale.IS_CHANGED, nodes.TransformerSRUpscale()
-    before, model = changed(siblings.name, crispness=1.0), node._upscaler(siblings.name, nodes.Settings(crispness=1.0)).model
-    save_model(random_model(V2, seed=2), siblings.with_name("mine-crisp.safetensors"))
-    assert changed(siblings.name, crispness=1.0) != before
-    assert node._upscaler(siblings.name, nodes.Settings(crispness=1.0)).model is not model
+    before, model = changed(faithful_model.name, crispness=1.0), node._upscaler(faithful_model.name, nodes.Settings(crispness=1.0)).model
+    save_model(random_model(V2, seed=2), faithful_model.with_name("mine-crisp.safetensors"))
+    assert changed(faithful_model.name, crispness=1.0) != before
+    assert node._upscaler(faithful_model.name, nodes.Settings(crispness=1.0)).model is not model
 
 
-def test_pickled_siblings_can_be_blended(nodes, siblings):
+def test_pickled_siblings_can_be_blended(nodes, faithful_model):
     for name in ("mine", "mine-crisp"):
-        torch.save(load_model(siblings.with_name(f"{name}.safetensors")).state_dict(), siblings.with_name(f"pickled{name[4:]}.pth"))
+        torch.save(
+            load_model(faithful_model.with_name(f"{name}.safetensors")).state_dict(), faithful_model.with_name(f"pickled{name[4:]}.pth")
+        )
     upscale = lambda label: nodes.TransformerSRUpscale().upscale(random_image(), label, crispness=0.5)["result"][0]
-    assert torch.equal(upscale("pickled.pth"), upscale(siblings.name))
+    assert torch.equal(upscale("pickled.pth"), upscale(faithful_model.name))
 
 
-def test_frontend_receives_the_models_with_crispness(nodes, siblings):
+def test_frontend_receives_the_models_with_crispness(nodes, faithful_model):
     for node in INPUTS:
         crisp = nodes.NODE_CLASS_MAPPINGS[node].INPUT_TYPES()["required"]["model_name"][1]["crisp"]
-        assert siblings.name in crisp
+        assert faithful_model.name in crisp
         assert "mine-crisp.safetensors" not in crisp
 
 
 @pytest.mark.parametrize("node", INPUTS)
-def test_invalid_crispness_is_rejected_before_execution(nodes, siblings, node):
+def test_invalid_crispness_is_rejected_before_execution(nodes, faithful_model, node):
     check = nodes.NODE_CLASS_MAPPINGS[node].VALIDATE_INPUTS
-    assert check(model_name=siblings.name, crispness=1.0) is True
+    assert check(model_name=faithful_model.name, crispness=1.0) is True
     assert check(model_name="mine-crisp.safetensors", crispness=0.0) is True
     assert check(model_name=None, crispness=0.5) is True  # the model name comes from another node
-    assert "crispness is 1.5; expected a number from 0 to 1" in check(model_name=siblings.name, crispness=1.5)
+    assert "crispness is 1.5; expected a number from 0 to 1" in check(model_name=faithful_model.name, crispness=1.5)
     refusal = check(model_name="mine-crisp.safetensors", crispness=0.5)
     assert re.fullmatch(
-        r"mine-crisp.safetensors has no crisp sibling, so crispness has to be 0; models with one: .*mine.safetensors", refusal
+        r"mine-crisp.safetensors has no crisp version, so crispness has to be 0; models with one: .*mine.safetensors", refusal
     )
 
 
-def test_invalid_linked_crispness_gets_the_same_message(nodes, siblings):
-    with pytest.raises(ValueError, match=r"no crisp sibling, .*; models with one: .*mine.safetensors"):
+def test_invalid_linked_crispness_gets_the_same_message(nodes, faithful_model):
+    with pytest.raises(ValueError, match=r"no crisp version, .*; models with one: .*mine.safetensors"):
         nodes.TransformerSRUpscale().upscale(random_image(), "mine-crisp.safetensors", crispness=0.5)
 
 
-def test_loader_blends_the_siblings(nodes, siblings):
+def test_loader_blends_the_siblings(nodes, faithful_model):
     declare_torchvision_operators()
     pytest.importorskip("spandrel")
-    (descriptor,) = nodes.TransformerSRModelLoader().load(siblings.name, 0.5)
-    assert torch.equal(descriptor.model.upsample.weight, load_blend(siblings, 0.5).upsample.weight)
+    (descriptor,) = nodes.TransformerSRModelLoader().load(faithful_model.name, 0.5)
+    assert torch.equal(descriptor.model.upsample.weight, load_blend(faithful_model, 0.5).upsample.weight)
 
 
 def test_mask_blends_network_pixels_into_a_bicubic_resize(nodes):

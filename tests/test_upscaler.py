@@ -209,24 +209,26 @@ def test_ensemble_progress_reaches_the_end():
 
 
 @pytest.fixture
-def siblings(tmp_path):
+def both_versions(tmp_path):
     save_model(random_model(V2, seed=0), tmp_path / "mine.safetensors")
     save_model(random_model(V2, seed=1), tmp_path / "mine-crisp.safetensors")
     return tmp_path
 
 
-def test_crispness_blends_the_weights_of_two_siblings(siblings):
-    faithful, half, crisp = (Upscaler.from_pretrained(siblings / "mine.safetensors", "cpu", crispness=value).model for value in (0, 0.5, 1))
-    alone = Upscaler.from_pretrained(siblings / "mine-crisp.safetensors", "cpu").model
+def test_crispness_blends_the_weights_of_two_models(both_versions):
+    faithful, half, crisp = (
+        Upscaler.from_pretrained(both_versions / "mine.safetensors", "cpu", crispness=value).model for value in (0, 0.5, 1)
+    )
+    alone = Upscaler.from_pretrained(both_versions / "mine-crisp.safetensors", "cpu").model
     assert torch.equal(crisp.upsample.weight, alone.upsample.weight)
     assert torch.allclose(half.upsample.weight, (faithful.upsample.weight + crisp.upsample.weight) / 2)
 
 
-def test_crispness_out_of_range_or_without_a_sibling_is_rejected(siblings):
+def test_crispness_out_of_range_or_without_a_crisp_version_is_rejected(both_versions):
     with pytest.raises(ValueError, match="from 0 to 1"):
-        Upscaler.from_pretrained(siblings / "mine.safetensors", crispness=1.1)
-    with pytest.raises(ValueError, match="no crisp sibling"):
-        Upscaler.from_pretrained(siblings / "mine-crisp.safetensors", crispness=0.3)
+        Upscaler.from_pretrained(both_versions / "mine.safetensors", crispness=1.1)
+    with pytest.raises(ValueError, match="no crisp version"):
+        Upscaler.from_pretrained(both_versions / "mine-crisp.safetensors", crispness=0.3)
 
 
 @pytest.mark.parametrize("transparent", [False, True])

@@ -88,9 +88,9 @@ def test_crispness_and_ensemble_are_off_by_default_and_without_settings(alone):
     assert alone["outputs"]["unset"] == alone["outputs"]["no settings"]
 
 
-def test_crispness_applies_only_to_models_with_a_crisp_sibling(alone):
-    """The sibling itself has no crisp sibling; with crispness 1 it gives its own image."""
-    assert alone["outputs"]["crisp"] == alone["outputs"]["crisp sibling"] != alone["outputs"]["unset"]
+def test_crispness_applies_only_to_models_with_a_crisp_version(alone):
+    """The version itself has no crisp version; with crispness 1 it gives its own image."""
+    assert alone["outputs"]["crisp"] == alone["outputs"]["crisp version"] != alone["outputs"]["unset"]
 
 
 def test_ensemble_matches_the_python_api(alone):

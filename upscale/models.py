@@ -175,10 +175,10 @@ def as_safetensors(path: str | Path, cache: str | Path | None = None) -> Path:
 
 
 def _targets(path: Path, cache: str | Path | None) -> list[Path]:
-    beside = path.with_suffix(".safetensors")
+    next_to_it = path.with_suffix(".safetensors")
     if cache is None:
-        return [beside]
-    return [beside, Path(cache) / f"{path.stem}-{zlib.crc32(os.fsencode(path.resolve())):08x}.safetensors"]
+        return [next_to_it]
+    return [next_to_it, Path(cache) / f"{path.stem}-{zlib.crc32(os.fsencode(path.resolve())):08x}.safetensors"]
 
 
 def _is_copy(path: Path) -> bool:

@@ -26,7 +26,7 @@ from .transparency import bleed
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 DEFAULT_MODEL = "x4-tiny"
 CRISP = "-crisp"
-"""Suffix of a crisp model's name, after the name of its faithful sibling."""
+"""Suffix of a crisp model's name, after the name of the faithful one."""
 BATCH_PIXELS = 2**24
 """Maximum number of upscaled pixels of a batch in memory at once, in addition to the result. A single image may be larger."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,7 +35,7 @@ AnyImage = TypeVar("AnyImage", Image.Image, np.ndarray, Tensor)
 
 
 def available_models() -> dict[str, Path]:
-    """Return the included models by name, the default first. Crisp siblings are not listed."""
+    """Return the included models by name, the default first. Crisp versions are not listed."""
     files = {path.stem: path for path in sorted(WEIGHTS.glob("*.safetensors")) if not path.stem.endswith(CRISP)}
     return dict(sorted(files.items(), key=lambda item: item[0] != DEFAULT_MODEL))
 
@@ -67,19 +67,19 @@ def find_model(name_or_path: str | Path | None = None) -> Path:
     return path
 
 
-def crisp_sibling(path: Path) -> Path | None:
+def crisp_version(path: Path) -> Path | None:
     """Return the crisp model next to a faithful one (`x4-tiny-crisp` for `x4-tiny`), if there is one."""
-    sibling = path.with_name(f"{path.stem}{CRISP}{path.suffix}")
-    return sibling if sibling.is_file() else None
+    version = path.with_name(f"{path.stem}{CRISP}{path.suffix}")
+    return version if version.is_file() else None
 
 
 def load_blend(path: Path, crispness: float = 0.0) -> TransformerSR:
-    """Load a network with its weights interpolated by `crispness` (0 to 1) towards those of its crisp sibling.
+    """Load a network with its weights interpolated by `crispness` (0 to 1) towards those of its crisp version.
 
     If one network was fine-tuned from the other, interpolated weights give interpolated images (Wang et al. 2019, arXiv:1811.10515).
 
     Raises:
-        ValueError: if crispness is out of range, or above 0 for a model without a sibling.
+        ValueError: if crispness is out of range, or above 0 for a model without one.
         CheckpointError, OSError: as `load_model`.
     """
     if not 0 <= crispness <= 1:
@@ -87,12 +87,12 @@ def load_blend(path: Path, crispness: float = 0.0) -> TransformerSR:
     model = load_model(path)
     if not crispness:
         return model
-    if (sibling := crisp_sibling(path)) is None:
-        having = ", ".join(name for name, shipped in available_models().items() if crisp_sibling(shipped)) or "none"
-        raise ValueError(f"{path.stem} has no crisp sibling, so crispness has to be 0; models with one: {having}")
-    crisp = load_model(find_model(sibling))
+    if (crisp_path := crisp_version(path)) is None:
+        having = ", ".join(name for name, shipped in available_models().items() if crisp_version(shipped)) or "none"
+        raise ValueError(f"{path.stem} has no crisp version, so crispness has to be 0; models with one: {having}")
+    crisp = load_model(find_model(crisp_path))
     if crisp.config != model.config:
-        raise ValueError(f"{sibling.name} is not of the same network as {path.name}; expected {model.config}")
+        raise ValueError(f"{crisp_path.name} is not of the same network as {path.name}; expected {model.config}")
     with torch.no_grad():
         for ours, theirs in zip(model.parameters(), crisp.parameters(), strict=True):
             ours.lerp_(theirs, crispness)
@@ -182,7 +182,7 @@ class Upscaler:
             device: "auto", "cpu", "cuda", "cuda:1", "mps", or a torch.device.
             dtype: "auto", "fp32", "bf16", "fp16", or a torch.dtype. Norms and softmax are always computed in float32.
             memory: maximum memory of the network's tensors in bytes, or as "2G"; None uses the free memory.
-            crispness: 0 is the faithful model, 1 its crisp sibling; values in between interpolate. Only for models with a sibling.
+            crispness: 0 is the faithful model, 1 its crisp version; values in between interpolate. Only for models that have one.
             ensemble: average the results for the eight rotated and mirrored versions of the image: slightly better, eight times slower.
 
         Raises:

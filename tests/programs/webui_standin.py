@@ -108,7 +108,7 @@ found["settings"] = [opts.transformersr_crispness, opts.transformersr_ensemble]
 found["outputs"] = {
     "unset": upscaled(mine),
     "crisp": upscaled(mine, crispness=1),
-    "crisp sibling": upscaled(crisp),
+    "crisp version": upscaled(crisp),
     "ensemble": upscaled(mine, crispness=0, ensemble=True),
 }
 for key in ("crispness", "ensemble"):
