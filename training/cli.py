@@ -105,7 +105,7 @@ def find_run(resume: Path | None, data: Path | None, out: Path | None, recipe: s
         return out, data, recipe
     if out is not None:
         raise click.UsageError("--resume already names the folder of the run; remove --out")
-    from .results.report import read_object
+    from .results.run_files import read_object
 
     record = read_object(resume / "run.json")
     if not (resume / "config.json").is_file() or not (data or record.get("data")):

@@ -36,7 +36,8 @@ from ..data.image_cache import ImageStore
 from ..run_state import Progress, RunState
 from .advice import command_line, resume_command, train_longer_command
 from .pace import Pace, duration, round_two_digits
-from .report import read_object, write_report
+from .report import write_report
+from .run_files import read_object
 from .strips import draw_strip, save_image
 from .validate import Measurement, Validation, validation_pairs
 from .verdict import Baseline, find_baseline, steps_to_add, summary, weights_name
