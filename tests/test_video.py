@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from transformersr import Upscaler
-from transformersr.upscale import image_io, video, video_read
+from transformersr.upscale import image_safety, video, video_read
 
 from command_line import run
 from random_models import V2, random_model
@@ -120,7 +120,7 @@ def test_playlist_named_as_video_opens_no_other_file(tmp_path, upscaler):
 
 def test_frames_too_large_for_memory_are_rejected(tmp_path, upscaler, monkeypatch):
     source = make_clip(tmp_path / "video.mp4")
-    for module in (image_io, video_read):
+    for module in (image_safety, video_read):
         monkeypatch.setattr(module, "max_pixels", lambda: 1000)
     with pytest.raises(ValueError, match=r"video\.mp4: 48x32 pixels need .* are free"):
         video.upscale_video(source, tmp_path / "large.mp4", upscaler)

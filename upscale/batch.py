@@ -20,16 +20,8 @@ from PIL import Image
 from .animation import WRITTEN, read_animation, read_frames, write_frames
 from .atomic import write_aside
 from .files import FOREIGN, VIDEOS, expand, foreign_format, image_suffixes, search, unsupported
-from .image_io import (
-    FORMATS,
-    ImageError,
-    WriterWithoutFileno,
-    check_target,
-    format_of,
-    open_file,
-    read_image_from,
-    write_image_to,
-)
+from .image_io import FORMATS, WriterWithoutFileno, check_target, format_of, read_image_from, write_image_to
+from .image_safety import ImageError, open_file
 from .memory import is_out_of_memory
 from .messages import one_line
 from .planning import target_size
