@@ -30,8 +30,9 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from .atomic import write_aside
 from .color import CodedColor, read_coded_color
+from .exif import descriptive_exif
 from .image_safety import ImageError, check_readable, check_scans, image_errors, open_file, open_image, pillow_settings
-from .metadata import Carried, descriptive_exif, pil_info, read_carried, save_options
+from .metadata import Carried, pil_info, read_carried, save_options
 
 logger = logging.getLogger(__name__)
 
