@@ -27,7 +27,7 @@ from tqdm import tqdm
 from transformersr.training.config import load_recipe
 from transformersr.training.data.degradation import FILTERS as DOWNSCALING_FILTERS
 from transformersr.training.data.degradation import downscale
-from transformersr.training.data.folders import find_images
+from transformersr.training.data.folders import find_images, matches_any
 from transformersr.training.results.evaluate import COLUMNS
 from transformersr.training.results.metrics import psnr
 from transformersr.training.results.strips import contact_sheet, save_image, to_image
@@ -265,9 +265,7 @@ def check_sheet(windows: Sequence[Window], cases: Sequence[Case], columns: Seque
 
 def choose_images(folder: Path, patterns: Sequence[str], count: int) -> list[Path]:
     """Return images that match any pattern relative to the folder (all without patterns), at most `count`, evenly spread."""
-    paths = [
-        path for path in find_images(folder) if not patterns or any(fnmatch(path.relative_to(folder).as_posix(), one) for one in patterns)
-    ]
+    paths = [path for path in find_images(folder) if not patterns or matches_any(path, folder, patterns)]
     if not paths:
         raise ValueError(f"{folder}: no images match {', '.join(patterns)}")
     return paths if not 0 < count < len(paths) else [paths[index * len(paths) // count] for index in range(count)]

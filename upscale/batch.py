@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO, FileIO
 from os.path import realpath
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
-
 from .animation import WRITTEN, read_animation, read_frames, write_frames
 from .atomic import write_aside
-from .files import FOREIGN, VIDEOS, expand, foreign_format, image_suffixes, search, unsupported
+from .files import FOREIGN, VIDEOS, expand, foreign_format, image_size, image_suffixes, search, unsupported
 from .image_io import FORMATS, WriterWithoutFileno, check_target, format_of, read_image_from, write_image_to
 from .image_safety import ImageError, open_file
 from .memory import is_out_of_memory
@@ -196,11 +195,7 @@ def largest_first(jobs: list[Job]) -> list[Job]:
 
 
 def _count_pixels(path: Path) -> int:
-    if is_video(path):
-        return sys.maxsize
-    with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(path) as image:
-        return image.width * image.height
-    return 0
+    return sys.maxsize if is_video(path) else math.prod(image_size(path))
 
 
 def run_jobs(

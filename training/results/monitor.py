@@ -225,11 +225,9 @@ class FolderMonitor(Monitor):
         self.pace.record_checkpoint(time.monotonic() - started)
 
     def _measure(self, net_g: TransformerSR) -> Measurement:
-        device = next(net_g.parameters()).device
-
         def upscale(lq: Tensor) -> Tensor:
             with torch.inference_mode():
-                return net_g(lq.to(device)).cpu()
+                return net_g(lq.to(net_g.device)).cpu()
 
         return self.validation.measure(upscale)
 
