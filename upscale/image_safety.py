@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 import torch
 from PIL import Image, ImageFile, PngImagePlugin, UnidentifiedImageError
 
-from .files import unsupported
+from .files import is_special, unsupported
 from .memory import free_memory
 
 TEXT_LIMIT = 2**25
@@ -71,7 +71,7 @@ class ImageError(ValueError):
 def open_file(path: str | Path) -> Iterator[BinaryIO]:
     """Open an image file. Raises ImageError for a pipe or a device, instead of waiting for it, and OSError."""
     path = Path(path)
-    if path.exists() and not path.is_dir() and not path.is_file():
+    if is_special(path):
         raise ImageError(f"{path}: this is a pipe or a device; expected a file")
     with path.open("rb") as file:
         yield file

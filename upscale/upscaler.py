@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ..arch import TransformerSR
 from .checkpoint import CheckpointError, load_model
-from .context import plain_torch, survive_fork
 from .engine import ProgressCallback, sanitize, upscale_to
 from .image_io import ImageData, from_pil, to_pil
 from .memory import explain_out_of_memory
 from .planning import Workload, memory_required, sizes_of_passes, target_size
+from .torch_context import plain_torch, survive_fork
 from .transparency import bleed
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
