@@ -28,7 +28,7 @@ from transformersr.training.config import load_recipe
 from transformersr.training.data.degradation import FILTERS as DOWNSCALING_FILTERS
 from transformersr.training.data.degradation import downscale
 from transformersr.training.data.folders import find_images, matches_any
-from transformersr.training.results.evaluate import COLUMNS
+from transformersr.training.results.evaluate import COLUMNS, markdown_table
 from transformersr.training.results.metrics import psnr
 from transformersr.training.results.strips import contact_sheet, save_image, to_image
 from transformersr.training.results.validate import METHODS, Pair, Scores, make_pair, mean_scores, score_pair, to_tensor
@@ -196,8 +196,7 @@ def format_entries(entries: Sequence[Entry], distances: Sequence[Distance], meth
     columns[SHIFT] = [COLUMNS[SHIFT].format(one.scores) for one in figures]
     columns["s / LR MP"] = [format_time(one.seconds / one.megapixels) for one in figures]
     columns["CPU s / LR MP"] = [format_time(one.cpu_seconds / one.megapixels) for one in figures]
-    rows = [list(columns), ["---"] * len(columns), *map(list, zip(*columns.values(), strict=True))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table(list(columns), zip(*columns.values(), strict=True))
 
 
 def bold_best(cells: Sequence[str], lower_is_better: bool = False) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -71,6 +72,10 @@ def evaluate_weights(
 
 def format_table(scores: dict[tuple[str, str], Scores]) -> str:
     """Format scores as a Markdown table."""
-    rows = [["downscaled with", "upscaled with", *COLUMNS], ["---"] * (2 + len(COLUMNS))]
-    rows += [[method, name, *(text.format(means) for text in COLUMNS.values())] for (method, name), means in scores.items()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rows = [[method, name, *(text.format(means) for text in COLUMNS.values())] for (method, name), means in scores.items()]
+    return markdown_table(["downscaled with", "upscaled with", *COLUMNS], rows)
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Format a heading and rows of text as a Markdown table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
