@@ -7,22 +7,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from transformersr import Upscaler
 from transformersr.upscale import image_safety, video, video_read
 
 from command_line import run
-from random_models import V2, random_model
 from synthetic_images import synthetic_image
 from video_files import make_video
 
 av = pytest.importorskip("av")
 
 FRAMES, RATE = 7, Fraction(24000, 1001)
-
-
-@pytest.fixture(scope="module")
-def upscaler():
-    return Upscaler(random_model(V2, size=0.01))
 
 
 def make_clip(path, pixels="yuv420p", sound=True, **options):
