@@ -30,8 +30,8 @@ from transformersr.training.data.degradation import downscale
 from transformersr.training.data.folders import find_images, matches_any
 from transformersr.training.results.evaluate import COLUMNS, markdown_table
 from transformersr.training.results.metrics import psnr
-from transformersr.training.results.strips import contact_sheet, save_image, to_image
-from transformersr.training.results.validate import METHODS, Pair, Scores, make_pair, mean_scores, score_pair, to_tensor
+from transformersr.training.results.strips import contact_sheet, save_image
+from transformersr.training.results.validate import METHODS, Pair, Scores, make_pair, mean_scores, score_pair, to_image, to_tensor
 from transformersr.upscale.upscaler import available_models
 
 from machine import command_line, describe_machine, write_report
