@@ -1,4 +1,4 @@
-"""A stand-in for the parts of ComfyUI that our nodes call, so that the nodes run in any process."""
+"""A stand-in for the parts of ComfyUI that `nodes.py` calls, so that the nodes run in any process."""
 
 from __future__ import annotations
 
@@ -61,8 +61,7 @@ def install(monkeypatch: pytest.MonkeyPatch, folder: Path, *, loader: type | Non
         package, _, part = name.partition(".")
         if part:
             setattr(sys.modules[package], part, sys.modules[name])
-    for name in ("transformersr.nodes", "transformersr.comfyui_models"):  # of an earlier test
-        sys.modules.pop(name, None)
+    sys.modules.pop("transformersr.nodes", None)  # of an earlier test
     return importlib.import_module("transformersr.nodes")
 
 

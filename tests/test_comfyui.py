@@ -105,8 +105,8 @@ def base(tmp_path_factory) -> Path:
     """A base directory with our pack under an unusual name, next to a pack that puts its own `arch` and `upscale` first on sys.path."""
     base = tmp_path_factory.mktemp("base")
     pack = base / "custom_nodes" / FOLDER
-    modules = ["__init__.py", "nodes.py", "comfyui_models.py"]
-    for name in [*modules, "pyproject.toml", "arch", "upscale", "weights", "locales", "web", "example_workflows", "subgraphs"]:
+    parts = ["__init__.py", "nodes.py", "pyproject.toml", "arch", "upscale", "weights", "locales", "web", "example_workflows", "subgraphs"]
+    for name in parts:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         pack.mkdir(parents=True, exist_ok=True)
         copy(ROOT / name, pack / name)
