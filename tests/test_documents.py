@@ -68,9 +68,10 @@ def workspace(tmp_path, monkeypatch):
     monkeypatch.setattr("transformersr.training.train.train", train)
     for folder in ("FOLDER/comfy", "FOLDER/models/upscale_models", "models", "images", "IMAGES", "DATA", "RUN"):
         Path(folder).mkdir(parents=True)
-    for folder in ("images", "IMAGES", "DATA", "FOLDER"):
+    for folder in ("images", "DATA", "FOLDER"):
         synthetic_image(1, 32).save(Path(folder, "1.png"))
-    synthetic_image(2, 32).save("IMAGES/2.png")
+    for index in range(2):  # large enough to train on
+        synthetic_image(index, 160).save(f"IMAGES/{index}.png")
     synthetic_image(0, 16).save("image.png")
     synthetic_image(0, 16).save("image.webp")
     save_model(random_model(V2), "models/transformerSR_b8_d256_w4_h16.pt")
