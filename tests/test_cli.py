@@ -187,10 +187,11 @@ def test_check_lists_files_that_training_would_skip_or_change(folder):
     noise.save(folder / "fine.png")
     noise.resize((280, 280)).save(folder / "duplicate.png")
     noise.convert("RGBA").save(folder / "clear.png")
+    noise.rotate(90).save(folder / "held.png")
     (folder / "virus.png").write_bytes(b"MZ" + bytes(1000))
-    result = run("check", folder, "--patch", 48, "--scale", 4)
+    result = run("check", folder, "--patch", 48, "--scale", 4, "--validation", "held.png")
     lines = {line.split(": ")[1].rsplit("/", 1)[-1]: line for line in result.stdout.splitlines() if ": " in line}
-    assert "3 images can be used" in result.stdout
+    assert "4 images can be used" in result.stdout
     assert "not an image" in lines["virus.png"]
     assert "smaller than a crop" in lines["a.png"]
     assert "looks the same" in lines["duplicate.png"]
