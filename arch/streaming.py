@@ -51,14 +51,14 @@ def stream(
 
     waiting: RowQueue | RowBuffer = RowQueue()
     waiting.append(model.to_pixels(padded))
-    trunk = _empty_features(model, padded, offload_device)
-    skip = None if model.conv_after_body is None else RowBuffer(torch.empty_like(trunk))
+    features = _empty_features(model, padded, offload_device)
+    skip = None if model.conv_after_body is None else RowBuffer(torch.empty_like(features))
     stages: list[Stage] = [FirstConvolution(model.conv_first, skip)]
     for block in model.body:
         if not isinstance(block, ChannelBlock):
             stages.append(stage_of(block))
             continue
-        gram, mixed = None, RowBuffer(trunk)
+        gram, mixed = None, RowBuffer(features)
         while waiting:
             rows = next_rows(stages, waiting, band_rows)
             if rows is None:
@@ -131,7 +131,7 @@ class Convolution(Stage):
         self.top = True
 
     def push(self, rows: Tensor, last: bool) -> Tensor | None:
-        rows, top = _joined(self.held, rows), self.top
+        rows, top = _join(self.held, rows), self.top
         if rows.shape[2] <= (0 if top else CONV_HALO) + (0 if last else CONV_HALO):
             self.held = rows
             return None
@@ -187,7 +187,7 @@ class Windows(Stage):
         self.start = 0
 
     def push(self, rows: Tensor, last: bool) -> Tensor | None:
-        rows, start = _joined(self.held, rows), self.start
+        rows, start = _join(self.held, rows), self.start
         end = start + rows.shape[2]
         stop = end if last else (end - self.offset) // self.size * self.size + self.offset
         if stop <= start:
@@ -208,7 +208,7 @@ class Mixing(Stage):
         return self.block.mix(rows, self.weight, self.bias)
 
 
-def _joined(held: Tensor | None, rows: Tensor) -> Tensor:
+def _join(held: Tensor | None, rows: Tensor) -> Tensor:
     return rows if held is None else torch.cat([held, rows], dim=2)
 
 

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from transformersr.training.results.charts import Chart, as_svg
+from transformersr.training.results.evaluate import markdown_table
 from transformersr.upscale.atomic import write_aside
 
 from machine import command_line, describe_machine, read_status, write_report
@@ -74,10 +75,11 @@ def measure_in_process(model: str, side: int, budget: str | None) -> tuple[float
 
 def table(lines: list[Line]) -> str:
     first = lines[0][2] / lines[0][0] ** 2
-    rows = ["| image | budget | time per pixel | peak MiB | bytes per pixel |", "| --- " * 5 + "|"]
-    for side, budget, seconds, peak in lines:
-        rows.append(f"| {side}x{side} | {budget or 'none'} | {seconds / side**2 / first:.2f} | {peak / 2**20:.0f} | {peak / side**2:.0f} |")
-    return "\n".join(rows)
+    rows = [
+        [f"{side}x{side}", budget or "none", f"{seconds / side**2 / first:.2f}", f"{peak / 2**20:.0f}", f"{peak / side**2:.0f}"]
+        for side, budget, seconds, peak in lines
+    ]
+    return markdown_table(["image", "budget", "time per pixel", "peak MiB", "bytes per pixel"], rows)
 
 
 def plot(lines: list[Line]) -> str:

@@ -31,6 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from transformersr.arch import VARIANTS, TransformerSR
 from transformersr.arch.state_dict import recognise
+from transformersr.training.results.evaluate import markdown_table
 from transformersr.upscale.engine import upscale
 from transformersr.upscale.upscaler import DTYPES
 
@@ -67,20 +68,19 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     columns = ("side", "dtype", "network", "parameters", "Mpx/s", "time / first", "share of the floor", "GFLOP/s of its layers")
-    lines = [f"| {' | '.join(columns)} |", "| --- " * len(columns) + "|"]
+    rows: list[list[str]] = []
     with torch.inference_mode():
         for side in options.sides:
             for dtype in options.dtypes:
-                lines += measure(side, dtype, options)
+                rows += measure(side, dtype, options)
     head = f"# Speed, {time.strftime('%Y-%m-%d')}\n\n    {command_line(sys.argv[1:])}\n\n{describe_machine()}."
     device = f" On {torch.cuda.get_device_name()}." if options.device.startswith("cuda") else ""
     explained = (__doc__ or "").split("\n\n")[-1].replace("\n", " ").strip()
-    write_report(
-        "\n\n".join([head + device, explained, "\n".join(lines)]) + "\n", f"speed-{torch.device(options.device).type}", options.out
-    )
+    text = "\n\n".join([head + device, explained, markdown_table(columns, rows)]) + "\n"
+    write_report(text, f"speed-{torch.device(options.device).type}", options.out)
 
 
-def measure(side: int, dtype: str, options: argparse.Namespace) -> list[str]:
+def measure(side: int, dtype: str, options: argparse.Namespace) -> list[list[str]]:
     """Return the table rows of all networks at one size and precision."""
     device = torch.device(options.device)
     image = torch.rand(1, 3, side, side, device=device, dtype=DTYPES[dtype])
@@ -101,7 +101,7 @@ def measure(side: int, dtype: str, options: argparse.Namespace) -> list[str]:
             floor = layers[subject.name].network_flops / rates[subject.name]
             cells += [f"{floor / subject.seconds:.2f}", f"{rates[subject.name] / 1e9:.0f}"]
         parameters = f"{sum(p.numel() for p in subject.net.parameters()):,}" if subject.net is not None else ""
-        rows.append(f"| {' | '.join([str(side), dtype, subject.name, parameters, *cells, *[''] * (4 - len(cells))])} |")
+        rows.append([str(side), dtype, subject.name, parameters, *cells, *[""] * (4 - len(cells))])
     return rows
 
 

@@ -20,8 +20,8 @@ from PIL import Image
 from transformersr.training.data.degradation import PRESETS, degrade
 from transformersr.training.data.images import read_rgb
 from transformersr.training.data.synthetic import SCENES, draw_scene
-from transformersr.training.results.strips import contact_sheet, save_image, to_image
-from transformersr.training.results.validate import to_tensor
+from transformersr.training.results.strips import contact_sheet, save_image
+from transformersr.training.results.validate import to_image, to_tensor
 from transformersr.upscale.upscaler import available_models
 
 from peers import PEERS, Peer

@@ -23,8 +23,7 @@ from PIL import Image
 from torch import Tensor, library
 
 from transformersr import Upscaler
-from transformersr.training.results.strips import to_image
-from transformersr.training.results.validate import Upscale, resize_with, to_tensor
+from transformersr.training.results.validate import Upscale, resize_with, to_image, to_tensor
 from transformersr.upscale.engine import upscale, upscale_ensemble
 from transformersr.upscale.upscaler import find_model
 

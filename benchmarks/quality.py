@@ -27,11 +27,11 @@ from tqdm import tqdm
 from transformersr.training.config import load_recipe
 from transformersr.training.data.degradation import FILTERS as DOWNSCALING_FILTERS
 from transformersr.training.data.degradation import downscale
-from transformersr.training.data.folders import find_images
-from transformersr.training.results.evaluate import COLUMNS
+from transformersr.training.data.folders import find_images, matches_any
+from transformersr.training.results.evaluate import COLUMNS, markdown_table
 from transformersr.training.results.metrics import psnr
-from transformersr.training.results.strips import contact_sheet, save_image, to_image
-from transformersr.training.results.validate import METHODS, Pair, Scores, make_pair, mean_scores, score_pair, to_tensor
+from transformersr.training.results.strips import contact_sheet, save_image
+from transformersr.training.results.validate import METHODS, Pair, Scores, make_pair, mean_scores, score_pair, to_image, to_tensor
 from transformersr.upscale.upscaler import available_models
 
 from machine import command_line, describe_machine, write_report
@@ -196,8 +196,7 @@ def format_entries(entries: Sequence[Entry], distances: Sequence[Distance], meth
     columns[SHIFT] = [COLUMNS[SHIFT].format(one.scores) for one in figures]
     columns["s / LR MP"] = [format_time(one.seconds / one.megapixels) for one in figures]
     columns["CPU s / LR MP"] = [format_time(one.cpu_seconds / one.megapixels) for one in figures]
-    rows = [list(columns), ["---"] * len(columns), *map(list, zip(*columns.values(), strict=True))]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table(list(columns), zip(*columns.values(), strict=True))
 
 
 def bold_best(cells: Sequence[str], lower_is_better: bool = False) -> list[str]:
@@ -265,9 +264,7 @@ def check_sheet(windows: Sequence[Window], cases: Sequence[Case], columns: Seque
 
 def choose_images(folder: Path, patterns: Sequence[str], count: int) -> list[Path]:
     """Return images that match any pattern relative to the folder (all without patterns), at most `count`, evenly spread."""
-    paths = [
-        path for path in find_images(folder) if not patterns or any(fnmatch(path.relative_to(folder).as_posix(), one) for one in patterns)
-    ]
+    paths = [path for path in find_images(folder) if not patterns or matches_any(path, folder, patterns)]
     if not paths:
         raise ValueError(f"{folder}: no images match {', '.join(patterns)}")
     return paths if not 0 < count < len(paths) else [paths[index * len(paths) // count] for index in range(count)]

@@ -12,6 +12,7 @@ import argparse
 import re
 from pathlib import Path
 
+from transformersr.training.results.evaluate import markdown_table
 from transformersr.upscale.atomic import write_aside
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,7 +65,7 @@ def comparison_table(holdout: list[Row], foreign: list[Row]) -> str:
         quality = [f"{scores['PSNR-Y ↑']}, {scores['edge PSNR ↑']}" for scores in (row, other)]
         distances = f"{row['ST-LPIPS ↓']}, {other['ST-LPIPS ↓']}"
         rows.append([display_name(row), row["parameters"].strip("-"), *quality, distances, row["CPU s / LR MP"]])
-    return format_table(head, rows)
+    return markdown_table(head, rows)
 
 
 def readme_scores(rows: list[Row]) -> str:
@@ -79,11 +80,7 @@ def original_table(holdout: list[Row]) -> str:
     """Format the table of docs/original.md with the measurements its author made or asked for."""
     columns = ["PSNR-Y ↑", "edge PSNR ↑", "flat PSNR ↑", "colour ↓", "shift y, x", "CPU s / LR MP"]
     head = ["upscaler", "parameters", "PSNR-Y", "edge PSNR", "flat PSNR", "colour", "shift y, x", "CPU s per input megapixel"]
-    return format_table(head, [[display_name(row), row["parameters"].strip("-"), *(row[name] for name in columns)] for row in holdout])
-
-
-def format_table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+    return markdown_table(head, [[display_name(row), row["parameters"].strip("-"), *(row[name] for name in columns)] for row in holdout])
 
 
 def fill_document(document: str, tables: dict[str, str]) -> str:

@@ -7,6 +7,7 @@ import torch
 
 from transformersr.arch import VARIANTS
 from transformersr.upscale.checkpoint import save_model
+from transformersr.upscale.upscaler import Upscaler
 
 from random_models import V2, random_model
 from synthetic_images import synthetic_image
@@ -29,6 +30,12 @@ def model(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
     save_model(random_model(V2), path)
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def upscaler():
+    """A small x2 network that changes a bicubic result only slightly."""
+    return Upscaler(random_model(V2, size=0.01))
 
 
 @pytest.fixture

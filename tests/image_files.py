@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from transformersr.upscale.image_io import Carried, ImageData, read_image, write_image
+from transformersr.upscale.image_io import ImageData, read_image, write_image
+from transformersr.upscale.metadata import Carried
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))

@@ -20,7 +20,7 @@ import torch
 from transformersr import Upscaler
 from transformersr.training.config import from_values
 from transformersr.training.results import monitor as monitoring
-from transformersr.training.results.report import read_records
+from transformersr.training.results.run_files import read_records
 from transformersr.training.results.validate import Validation
 from transformersr.training.run_state import RunState
 from transformersr.training.train import train

@@ -125,8 +125,8 @@ def test_band_height_is_a_multiple_of_the_window_within_the_limit():
     config = VARIANTS["base"]
     work = Workload(config, 1001, 1000, 4)
     assert Workload(config, 1000, 1000, 4).band_rows(None) == 1000
-    assert work.band_rows(None, most=37) == 32
-    assert work.band_rows(None, most=1) == 8
+    assert work.band_rows(None, max_rows=37) == 32
+    assert work.band_rows(None, max_rows=1) == 8
     assert work.band_rows(work.bytes_for(72)) == 72
     assert work.band_rows(work.bytes_for(72) - 1) == 64
 

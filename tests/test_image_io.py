@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from transformersr.upscale import image_io
-from transformersr.upscale.image_io import Carried, ImageData, ImageError, from_pil, read_image, to_pil, write_image
+from transformersr.upscale import image_io, image_safety
+from transformersr.upscale.image_io import ImageData, from_pil, read_image, to_pil, write_image
+from transformersr.upscale.image_safety import ImageError
+from transformersr.upscale.metadata import Carried
 from transformersr.upscale.transparency import bleed
 
 from image_files import SIGNATURE, chunk, chunks, image_data, noise, plain_png, smooth, write_and_read
@@ -234,8 +236,8 @@ def test_image_size_limit_comes_from_free_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(image_io, "BAND_PIXELS", 100)  # Pillow 9.5 checks every band as well; normally bands are far below the limit
     assert read_image(tmp_path / "a.png").color.shape == (100, 100, 3)
     assert Image.MAX_IMAGE_PIXELS == 100
-    monkeypatch.setattr(image_io, "MIN_PIXEL_LIMIT", 9999)
-    monkeypatch.setattr(image_io, "free_memory", lambda device: 2**10)
+    monkeypatch.setattr(image_safety, "MIN_PIXEL_LIMIT", 9999)
+    monkeypatch.setattr(image_safety, "free_memory", lambda device: 2**10)
     with pytest.raises(ImageError, match=r"a.png: 100x100 pixels need 0.0 GiB of memory, and only 0.0 GiB are free; .* into parts"):
         read_image(tmp_path / "a.png")
 

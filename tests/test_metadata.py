@@ -265,8 +265,8 @@ def test_generated_icc_profiles_are_valid_and_keep_white(primaries, transfer):
 def test_invalid_colour_chunks_are_ignored(tmp_path):
     for data in (b"", b"\xff\xff\xff\xff"):
         source = read_image(png_with(tmp_path / "a.png", (b"cICP", data), (b"cHRM", bytes(32))))
-        write_image(source, tmp_path / "b.jpg")
-        write_image(source, tmp_path / "b.png")
+        assert write_and_read(source, tmp_path / "b.jpg").carried.icc_profile is None
+        assert (write_and_read(source, tmp_path / "b.png").color == source.color).all()
 
 
 # --- orientation, profiles, text -----------------------------------------------------------------

@@ -17,7 +17,8 @@ from transformersr.training.cli_results import report
 from transformersr.training.config import from_values
 from transformersr.training.results.charts import Chart, draw
 from transformersr.training.results.pace import Pace
-from transformersr.training.results.report import read_records, read_run, write_report
+from transformersr.training.results.report import write_report
+from transformersr.training.results.run_files import read_records, read_run
 from transformersr.training.results.strips import CELL, busiest_area, draw_strip, save_image, strip_side
 from transformersr.training.results.validate import Pair, Scores, resize_with, to_tensor
 from transformersr.training.results.verdict import Baseline, answers, find_baseline, summary

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from transformersr.upscale import image_io
+from transformersr.upscale import image_safety
 from transformersr.upscale.checkpoint import save_model
-from transformersr.upscale.image_io import ImageData, ImageError, check_target, format_of, read_image, write_image
+from transformersr.upscale.image_io import ImageData, check_target, format_of, read_image, write_image
+from transformersr.upscale.image_safety import ImageError
 from transformersr.upscale.messages import one_line
 from transformersr.upscale.metadata import Carried
 from transformersr.upscale.upscaler import Upscaler
@@ -94,7 +95,7 @@ BOMBS = {
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_decompression_bombs_are_rejected_from_the_header(tmp_path, monkeypatch, bomb):
     resource = pytest.importorskip("resource")
-    monkeypatch.setattr(image_io, "free_memory", lambda device: 2**30)
+    monkeypatch.setattr(image_safety, "free_memory", lambda device: 2**30)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     (tmp_path / f"a.{bomb}").write_bytes(BOMBS[bomb])
     assert_rejected(tmp_path / f"a.{bomb}", ImageError, read_image)
@@ -104,9 +105,9 @@ def test_decompression_bombs_are_rejected_from_the_header(tmp_path, monkeypatch,
 def test_images_beyond_pillows_limit_are_read_if_memory_allows(tmp_path, monkeypatch):
     """Pillow rejects images above 179 megapixels, such as 3400x3400 upscaled by 4."""
     (tmp_path / "a.png").write_bytes(png(13600, 13600))
-    monkeypatch.setattr(image_io, "free_memory", lambda device: 2**33)
+    monkeypatch.setattr(image_safety, "free_memory", lambda device: 2**33)
     assert "is truncated or damaged" in assert_rejected(tmp_path / "a.png", ImageError, read_image)  # the file has no pixel data
-    monkeypatch.setattr(image_io, "free_memory", lambda device: 2**31)
+    monkeypatch.setattr(image_safety, "free_memory", lambda device: 2**31)
     assert "13600x13600 pixels need 2.8 GiB of memory, and only 2.0 GiB are free" in assert_rejected(
         tmp_path / "a.png", ImageError, read_image
     )

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from transformersr.upscale.checkpoint import CheckpointError, describe, load_model, save_model
-from transformersr.upscale.image_io import ImageError, read_image
+from transformersr.upscale.image_io import read_image
+from transformersr.upscale.image_safety import ImageError
 from transformersr.upscale.messages import one_line
 from transformersr.upscale.models import list_models
 

@@ -21,11 +21,6 @@ from random_models import V2, random_model
 from synthetic_images import synthetic_image
 
 
-@pytest.fixture(scope="module")
-def upscaler():
-    return Upscaler(random_model(V2))
-
-
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA"])
 def test_pil_images_keep_their_mode(upscaler, mode):
     result = upscaler(Image.effect_noise((13, 7), 50).convert(mode))

@@ -7,22 +7,15 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from transformersr import Upscaler
-from transformersr.upscale import image_io, video, video_read
+from transformersr.upscale import image_safety, video, video_read
 
 from command_line import run
-from random_models import V2, random_model
 from synthetic_images import synthetic_image
 from video_files import make_video
 
 av = pytest.importorskip("av")
 
 FRAMES, RATE = 7, Fraction(24000, 1001)
-
-
-@pytest.fixture(scope="module")
-def upscaler():
-    return Upscaler(random_model(V2, size=0.01))
 
 
 def make_clip(path, pixels="yuv420p", sound=True, **options):
@@ -120,7 +113,7 @@ def test_playlist_named_as_video_opens_no_other_file(tmp_path, upscaler):
 
 def test_frames_too_large_for_memory_are_rejected(tmp_path, upscaler, monkeypatch):
     source = make_clip(tmp_path / "video.mp4")
-    for module in (image_io, video_read):
+    for module in (image_safety, video_read):
         monkeypatch.setattr(module, "max_pixels", lambda: 1000)
     with pytest.raises(ValueError, match=r"video\.mp4: 48x32 pixels need .* are free"):
         video.upscale_video(source, tmp_path / "large.mp4", upscaler)

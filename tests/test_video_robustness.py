@@ -8,18 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from transformersr import Upscaler
 from transformersr.upscale import video, video_read
 
-from random_models import V2, random_model
 from video_files import make_video
 
 av = pytest.importorskip("av")
-
-
-@pytest.fixture(scope="module")
-def upscaler():
-    return Upscaler(random_model(V2, size=0.01))
 
 
 def read_times(path):

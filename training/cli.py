@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import typing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import click
 
@@ -15,9 +14,8 @@ from ..upscale.cores import share_cores
 from ..upscale.messages import Messages, log_to_terminal
 from .cli_results import export, report
 
-if typing.TYPE_CHECKING:
+if TYPE_CHECKING:
     from .config import TrainConfig
-
 
 RECIPE_HELP = "TOML file of settings, or the name of a shipped recipe (base-x4, gan, ...); options given here override it."
 
@@ -28,10 +26,10 @@ class SettingsCommand(click.Command):
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
         from .config import TrainConfig
 
-        hints = typing.get_type_hints(TrainConfig)
+        hints = get_type_hints(TrainConfig)
         options: list[click.Parameter] = []
         for field in dataclasses.fields(TrainConfig):
-            default: typing.Any = field.default
+            default: Any = field.default
             is_list = isinstance(default, tuple)
             kind = str if is_list else hints[field.name]
             shown_default = ", ".join(default) if is_list else default
@@ -46,7 +44,7 @@ class SettingsCommand(click.Command):
         return [*super().get_params(ctx), *options]
 
 
-def read_settings(recipe: str | Path | None, options: dict[str, typing.Any]) -> TrainConfig:
+def read_settings(recipe: str | Path | None, options: dict[str, Any]) -> TrainConfig:
     """Make the configuration from a recipe, if given, and the options that are set."""
     from .config import from_values, load_recipe
 
@@ -107,7 +105,7 @@ def find_run(resume: Path | None, data: Path | None, out: Path | None, recipe: s
         return out, data, recipe
     if out is not None:
         raise click.UsageError("--resume already names the folder of the run; remove --out")
-    from .results.report import read_object
+    from .results.run_files import read_object
 
     record = read_object(resume / "run.json")
     if not (resume / "config.json").is_file() or not (data or record.get("data")):

@@ -10,7 +10,8 @@ from .data.dataset import training_crops
 from .data.folders import split_images
 from .data.image_cache import find_training_images
 from .plan import fill_in
-from .results.strips import contact_sheet, save_image, to_image
+from .results.strips import contact_sheet, save_image
+from .results.validate import to_image
 
 
 def draw_crops(config: TrainConfig, data: str | Path, path: Path, count: int = 16) -> None:

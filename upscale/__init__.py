@@ -1,5 +1,5 @@
 """Images in, images out.
 
-`upscaler` is the entry point, `engine` runs the network, `image_io` reads and writes files (with `metadata` and `transparency`), and
-`batch` and `cli` are the command line.
+`upscaler` is the entry point, `checkpoint` loads a network, `engine` runs it, `image_io` reads and writes files, and `batch` and `cli` are
+the command line.
 """

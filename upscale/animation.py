@@ -12,7 +12,8 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from .image_io import ImageData, convert_frame, image_errors, open_image, pillow_settings, to_image
+from .image_io import ImageData, convert_frame, to_image
+from .image_safety import image_errors, open_image, pillow_settings
 from .metadata import save_options
 
 ANIMATED = ("GIF", "PNG", "WEBP", "AVIF", "FLI")

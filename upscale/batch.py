@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO, FileIO
 from os.path import realpath
 from pathlib import Path
 from typing import BinaryIO
 
-from PIL import Image
-
-from .animation import WRITTEN, read_animation, read_frames, write_frames
+from .animation import WRITTEN, Animation, read_animation, read_frames, write_frames
 from .atomic import write_aside
-from .files import FOREIGN, VIDEOS, expand, foreign_format, image_suffixes, search, unsupported
-from .image_io import (
-    FORMATS,
-    ImageError,
-    WriterWithoutFileno,
-    check_target,
-    format_of,
-    open_file,
-    read_image_from,
-    write_image_to,
-)
+from .engine import ProgressCallback
+from .files import FOREIGN, VIDEOS, expand, foreign_format, image_size, image_suffixes, search, unsupported
+from .image_io import FORMATS, ImageData, WriterWithoutFileno, check_target, format_of, read_image_from, write_image_to
+from .image_safety import ImageError, open_file
 from .memory import is_out_of_memory
 from .messages import one_line
 from .planning import target_size
@@ -98,11 +90,9 @@ def plan_jobs(inputs: Iterable[str], output: str | None, extension: str, suffix:
         if source.is_dir():
             resolved = source.resolve()
             root = Path(output) if output else resolved.with_name(resolved.name + suffix)
-            contents = search(source, without=None if os.path.realpath(root) == os.path.realpath(source) else root)
-            for line in contents.skipped_lines():
-                logger.warning("%s", one_line(f"{source}: {line}"))
-            failures += [_log_failure(path, reason) for path, reason in contents.unreadable]
-            jobs += [Job(path, (root / path.relative_to(source)).with_suffix(extension)) for path in contents.images]
+            folder_jobs, folder_failures = _plan_folder(source, root, extension)
+            jobs += folder_jobs
+            failures += folder_failures
         elif format := foreign_format(source):
             failures.append(_log_failure(source, unsupported(format)))
         elif output and output_is_file:
@@ -120,6 +110,15 @@ def plan_jobs(inputs: Iterable[str], output: str | None, extension: str, suffix:
     todo = [job for job in jobs if not (resume and job.target.exists())]
     _check_folders(todo)
     return Plan(jobs, todo, failures)
+
+
+def _plan_folder(source: Path, root: Path, extension: str) -> tuple[list[Job], list[Failure]]:
+    """Plan the images below a folder, whose results go to the same relative paths below `root`. Logs what is skipped."""
+    contents = search(source, without=None if realpath(root) == realpath(source) else root)
+    for line in contents.skipped_lines():
+        logger.warning("%s", one_line(f"{source}: {line}"))
+    jobs = [Job(path, (root / path.relative_to(source)).with_suffix(extension)) for path in contents.images]
+    return jobs, [_log_failure(path, reason) for path, reason in contents.unreadable]
 
 
 def _plan_standard(inputs: list[str], output: str | None) -> Plan:
@@ -204,11 +203,7 @@ def largest_first(jobs: list[Job]) -> list[Job]:
 
 
 def _count_pixels(path: Path) -> int:
-    if is_video(path):
-        return sys.maxsize
-    with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(path) as image:
-        return image.width * image.height
-    return 0
+    return sys.maxsize if is_video(path) else math.prod(image_size(path))
 
 
 def run_jobs(
@@ -260,31 +255,32 @@ def _upscale_image(
     on_progress: Callable[[float], None],
     **options,
 ) -> None:
+    """Upscale an image; an animated one stays animated if the target's format allows it."""
     suffix = format if target == STDOUT else target.suffix.lower().removeprefix(".")
     with _open_source(source) as file:
         animation = read_animation(file, source)
         pil_format = "GIF" if suffix == "gif" else "PNG" if suffix == "apng" else format_of(target, suffix)
         if animation is None and f".{suffix}" in ANIMATED_SUFFIXES:
             raise ImageError(f"{source}: not animated, and .{suffix} is only written for animated images; expected png, webp or jpg")
-        if animation is None or pil_format not in WRITTEN:
-            image = read_image_from(file, source)
+
+        def upscale(image: ImageData, on_progress: ProgressCallback | None = None) -> ImageData:
             height, width = image.color.shape[:2]
             check_target(target, pil_format, *target_size(height, width, upscaler.scale, **options))  # before upscaling
-            large = upscaler.upscale_image(image, **options, on_progress=lambda done, total: on_progress(done / total))
+            return upscaler.upscale_image(image, **options, on_progress=on_progress)
+
+        if animation is None or pil_format not in WRITTEN:
+            large = upscale(read_image_from(file, source), lambda done, total: on_progress(done / total))
             with _open_target(target) as out:
                 write_image_to(large, out, target, pil_format, quality)
             return
-        count = len(animation.durations)
 
-        def upscale_frames() -> Iterator:
-            for index, frame in enumerate(read_frames(file, source, animation)):
-                height, width = frame.color.shape[:2]
-                check_target(target, pil_format, *target_size(height, width, upscaler.scale, **options))
-                yield upscaler.upscale_image(frame, **options)
-                on_progress((index + 1) / count)
+        def upscale_frames(animation: Animation) -> Iterator[ImageData]:
+            for index, frame in enumerate(read_frames(file, source, animation), start=1):
+                yield upscale(frame)
+                on_progress(index / len(animation.durations))
 
         with _open_target(target) as out:
-            write_frames(upscale_frames(), animation, out, pil_format, quality)
+            write_frames(upscale_frames(animation), animation, out, pil_format, quality)
 
 
 @contextmanager

@@ -17,9 +17,10 @@ from safetensors.torch import save
 from ..arch import TransformerSR, TransformerSRConfig
 from ..arch.state_dict import Checkpoint, StateDict, recognise, shown
 from .atomic import write_aside
-from .context import plain_torch
+from .files import is_special
 from .pickled import ArchiveError, DamagedError, RefusedError, StoredTensor, read_pickled
-from .wrappers import find_network, largest_group
+from .torch_context import plain_torch
+from .unwrap import find_network, largest_group
 
 OTHER_CONTENT = {
     rb"\s*$": "the file is empty; download or copy it again",
@@ -86,10 +87,9 @@ def _save(weights: StateDict, config: TransformerSRConfig, path: str | Path, dty
     tensors = {
         name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous() for name, tensor in weights.items()
     }
+    content = save(tensors, {"format": "pt", **metadata, "config": config.to_json()})  # `save_file` would raise its own kinds of errors
     with write_aside(path) as aside:
-        aside.write_bytes(
-            save(tensors, {"format": "pt", **metadata, "config": config.to_json()})
-        )  # `save_file` would raise its own kinds of errors
+        aside.write_bytes(content)
 
 
 def convert_file(
@@ -114,8 +114,8 @@ def convert_file(
 
 def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
     """Return the tensors of the network in a file, without wrappers and prefixes, and the metadata. Raises CheckpointError, OSError."""
-    if path.exists() and not path.is_dir() and not path.is_file():
-        raise CheckpointError(f"{path}: a pipe or a device; expected a file")
+    if is_special(path):
+        raise CheckpointError(f"{path}: this is a pipe or a device; expected a file")
     with open(path, "rb") as file:
         head = file.read(512)
     if head[8:9] == b"{":
@@ -132,7 +132,7 @@ def read_tensors(path: Path) -> tuple[StateDict, dict[str, str]]:
 def _read_safetensors(path: Path) -> tuple[StateDict, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            names = {name: name for name in list(file.keys())}
+            names = {name: name for name in file.keys()}  # noqa: SIM118  the file is not a mapping
             chosen = find_network(names, str) or names
             return {name: file.get_tensor(stored) for name, stored in chosen.items()}, file.metadata() or {}
     except (SafetensorError, RuntimeError, ValueError) as error:

@@ -39,12 +39,10 @@ D50_XYZ = np.array([0.9642, 1.0, 0.8249])
 
 @dataclass(frozen=True)
 class CodedColor:
-    """H.273 code points: primaries, transfer function, matrix, and whether the full range is used."""
+    """H.273 code points of primaries and transfer function. Pillow has already decoded the pixels to full-range RGB."""
 
     primaries: int
     transfer: int
-    matrix: int = 0
-    full_range: bool = True
 
     @property
     def is_srgb(self) -> bool:
@@ -74,16 +72,15 @@ def read_coded_color(file: BinaryIO, format: str | None) -> CodedColor | None:
         while len(head := file.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
             length = int.from_bytes(head[:4], "big")
             if head[4:] == b"cICP" and length == 4:
-                primaries, transfer, matrix, full = file.read(4)
-                return CodedColor(primaries, transfer, matrix, bool(full))
+                primaries, transfer, _matrix, _full_range = file.read(4)
+                return CodedColor(primaries, transfer)
             file.seek(length + 4, 1)
     if format == "AVIF":
         file.seek(0)
         head = file.read(2**16)
         start = head.find(b"colrnclx")
         if 0 <= start <= len(head) - 15:
-            primaries, transfer, matrix, flags = struct.unpack_from(">3HB", head, start + 8)
-            return CodedColor(primaries, transfer, matrix, bool(flags & 0x80))
+            return CodedColor(*struct.unpack_from(">2H", head, start + 8))
     return None
 
 

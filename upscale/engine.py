@@ -16,7 +16,7 @@ from ..arch import TransformerSR
 from ..arch.streaming import stream, total_rows
 from . import planning
 from .memory import explain_out_of_memory, free_memory, is_out_of_memory, keep_freed_memory
-from .planning import MemoryBudgetError, Workload, frames_together, make_plan, sizes_of_passes
+from .planning import MemoryBudgetError, Workload, frames_within, make_plan, pass_pixels, sizes_of_passes
 
 logger = logging.getLogger(__name__)
 
@@ -52,9 +52,8 @@ def upscale_to(
         except MemoryBudgetError as error:
             if index == 0:
                 raise
-            raise MemoryBudgetError(
-                f"pass {index + 1} of {len(inputs)}: {error}"
-            ) from error  # its message has the size of this pass, not of the user's image
+            # the message has the size of this pass, not of the user's image
+            raise MemoryBudgetError(f"pass {index + 1} of {len(inputs)}: {error}") from error
     with explain_out_of_memory(len(image), height, width):
         return _resize(image, height, width).clamp_(0, 1)
 
@@ -82,8 +81,8 @@ def upscale(model: TransformerSR, image: Tensor, *, memory: int | None = None, o
     with explain_out_of_memory(count, height * config.scale, width * config.scale):
         out = image.new_empty(count, config.channels, height * config.scale, width * config.scale, dtype=torch.float32)
     budget = free_memory(model.device) if memory is None else memory
-    most = planning.CPU_PASS_PIXELS if model.device.type == "cpu" else planning.PASS_PIXELS
-    frames = frames_together(Workload(config, height, width, model.dtype.itemsize), count, budget, most)
+    work = Workload(config, height, width, model.dtype.itemsize)
+    frames = frames_within(work, count, budget, pass_pixels(on_cpu=model.device.type == "cpu"))
     rows, start = total_rows(model, height), 0
     while start < count:
         part = slice(start, start + frames)
@@ -132,9 +131,9 @@ def _stream_within_memory(model: TransformerSR, image: Tensor, out: Tensor, memo
     work = Workload(model.config, height, width * count, model.dtype.itemsize)
     if on_cpu:
         keep_freed_memory()
-    most = max(1, planning.CPU_BAND_BYTES // (work.row_bytes * 4 // work.element_size)) if on_cpu else None
+    max_rows = max(1, planning.CPU_BAND_BYTES // (work.row_bytes * 4 // work.element_size)) if on_cpu else None
     budget = free_memory(device) if memory is None else memory
-    plan = make_plan(work, budget, most, can_offload=not on_cpu, estimated=memory is None)
+    plan = make_plan(work, budget, max_rows, can_offload=not on_cpu, estimated=memory is None)
     warned = False
     while True:
         try:

@@ -7,6 +7,7 @@ import glob
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +53,19 @@ def image_suffixes() -> frozenset[str]:
 def is_image(path: Path) -> bool:
     """Whether a name has the suffix of an image that Pillow reads. The content is only checked when the file is read."""
     return path.suffix.lower() in image_suffixes()
+
+
+def is_special(path: Path) -> bool:
+    """Whether a path is a pipe or a device, which would block a reader, rather than a file or a folder."""
+    return path.exists() and not path.is_dir() and not path.is_file()
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return width and height from a file's header, after rotation by EXIF; (0, 0) if it cannot be read."""
+    with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(path) as image:
+        is_rotated = image.getexif().get(0x0112, 1) >= 5
+        return (image.height, image.width) if is_rotated else image.size
+    return (0, 0)
 
 
 def foreign_format(path: Path) -> str | None:

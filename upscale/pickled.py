@@ -109,8 +109,8 @@ def _with_tensors(value: Any, load: Callable[[StoredTensor], Tensor]) -> Any:
     if isinstance(value, StoredTensor):
         return load(value)
     if isinstance(value, dict):
-        return {key: _with_tensors(one, load) for key, one in value.items()}
-    return type(value)(_with_tensors(one, load) for one in value) if isinstance(value, (list, tuple)) else value
+        return {key: _with_tensors(item, load) for key, item in value.items()}
+    return type(value)(_with_tensors(item, load) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 # --- instructions --------------------------------------------------------------------------------

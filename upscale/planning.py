@@ -83,12 +83,12 @@ class Workload:
         """Memory needed with bands of this height."""
         return self.image_bytes + (min(band_rows, self.rows) + self.held_rows) * self.row_bytes
 
-    def band_rows(self, budget: int | None, most: int | None = None) -> int:
-        """Return the height of a band within `budget` bytes (None: unlimited) and `most` rows.
+    def band_rows(self, budget: int | None, max_rows: int | None = None) -> int:
+        """Return the height of a band within `budget` bytes (None: unlimited) and `max_rows` rows.
 
         Raises MemoryBudgetError if even the smallest band does not fit.
         """
-        rows = self.rows if most is None else max(self.step, min(most, self.rows) // self.step * self.step)
+        rows = self.rows if max_rows is None else max(self.step, min(max_rows, self.rows) // self.step * self.step)
         if budget is None:
             return rows
         if budget < (least := self.bytes_for(self.step)):
@@ -114,11 +114,11 @@ class Plan:
         return Plan(step, True) if can_offload and not self.offload else None
 
 
-def make_plan(work: Workload, budget: int | None, most: int | None, can_offload: bool, estimated: bool) -> Plan:
+def make_plan(work: Workload, budget: int | None, max_rows: int | None, can_offload: bool, estimated: bool) -> Plan:
     """Return the fastest plan within a budget.
 
     Args:
-        most: maximum height of a band in rows.
+        max_rows: maximum height of a band.
         can_offload: whether the network runs on a device other than the host.
         estimated: whether the budget is an estimate of free memory. If nothing fits an estimate, the smallest plan is returned.
 
@@ -127,7 +127,7 @@ def make_plan(work: Workload, budget: int | None, most: int | None, can_offload:
     """
     for offload in (False, True) if can_offload else (False,):
         try:
-            return Plan(replace(work, offloaded=offload).band_rows(budget, most), offload)
+            return Plan(replace(work, offloaded=offload).band_rows(budget, max_rows), offload)
         except MemoryBudgetError as error:
             reason = error
     if not estimated:
@@ -135,9 +135,14 @@ def make_plan(work: Workload, budget: int | None, most: int | None, can_offload:
     return Plan(work.step, can_offload)
 
 
-def frames_together(work: Workload, count: int, budget: int | None, most_pixels: int) -> int:
-    """Return how many frames of a batch to run at once within `budget` bytes (None: unlimited) and `most_pixels`, at least one."""
-    frames = max(1, min(count, most_pixels // (work.height * work.width)))
+def pass_pixels(on_cpu: bool) -> int:
+    """Return the maximum number of pixels of frames that run together."""
+    return CPU_PASS_PIXELS if on_cpu else PASS_PIXELS
+
+
+def frames_within(work: Workload, count: int, budget: int | None, max_pixels: int) -> int:
+    """Return how many frames of a batch to run at once within `budget` bytes (None: unlimited) and `max_pixels`, at least one."""
+    frames = max(1, min(count, max_pixels // (work.height * work.width)))
     return frames if budget is None else max(1, min(frames, budget // memory_required(work, 1)))
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ..arch import TransformerSR
 from .checkpoint import CheckpointError, load_model
-from .context import plain_torch, survive_fork
 from .engine import ProgressCallback, sanitize, upscale_to
 from .image_io import ImageData, from_pil, to_pil
 from .memory import explain_out_of_memory
 from .planning import Workload, memory_required, sizes_of_passes, target_size
+from .torch_context import plain_torch, survive_fork
 from .transparency import bleed
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
@@ -263,13 +263,13 @@ class Upscaler:
             with explain_out_of_memory(count, height, width):
                 out = images.new_empty(shape)
         for start in range(0, count, step):
-            some = sanitize(images[start : start + step].detach().float())
-            progress = _share_of_batch(on_progress, start, len(some), count)
-            with explain_out_of_memory(len(some), height, width):
+            part = sanitize(images[start : start + step].detach().float())
+            progress = _share_of_batch(on_progress, start, len(part), count)
+            with explain_out_of_memory(len(part), height, width):
                 large = upscale_to(
-                    self.model, _as_rgb(some), height, width, memory=self.memory, ensemble=self.ensemble, on_progress=progress
+                    self.model, _as_rgb(part), height, width, memory=self.memory, ensemble=self.ensemble, on_progress=progress
                 )
-                large = _like(some, large)
+                large = _like(part, large)
                 if out is None:
                     return large.to(images.dtype)
                 out[start : start + step] = large
@@ -376,11 +376,11 @@ def _varies(alpha: Tensor) -> bool:
     return alpha.numel() > 0 and bool(alpha.min() < alpha.max())
 
 
-def _share_of_batch(progress: ProgressCallback | None, start: int, some: int, count: int) -> ProgressCallback | None:
-    """Convert the progress of `some` images into that of `count` images, `start` of which are done."""
+def _share_of_batch(progress: ProgressCallback | None, start: int, part: int, count: int) -> ProgressCallback | None:
+    """Convert the progress of `part` images into that of `count` images, `start` of which are done."""
     if progress is None:
         return None
-    return lambda done, total: progress(start * total + some * done, count * total)
+    return lambda done, total: progress(start * total + part * done, count * total)
 
 
 def _within_range(large: Tensor, small: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 
 from .atomic import write_aside
 from .files import VIDEOS
-from .planning import CPU_PASS_PIXELS, PASS_PIXELS, target_size
+from .planning import pass_pixels, target_size
 from .upscaler import Upscaler
 from .video_read import FULL, READING, FrameFormat, TimedFrame, VideoSource, frame_format
 from .video_write import CONTAINERS, Streams, add_video, pixel_format, warn_of_losses
@@ -130,8 +130,7 @@ def _upscale_frames(
 
 def frames_together(height: int, width: int, upscaler: Upscaler) -> int:
     """Return how many frames of a size go through the network at once."""
-    on_cpu = next(upscaler.model.parameters()).device.type == "cpu"
-    return max(1, (CPU_PASS_PIXELS if on_cpu else PASS_PIXELS) // (height * width))
+    return max(1, pass_pixels(on_cpu=upscaler.model.device.type == "cpu") // (height * width))
 
 
 def _upscale_batch(frames: list[TimedFrame], like: FrameFormat, upscaler: Upscaler, height: int, width: int, pixels: str) -> Items:

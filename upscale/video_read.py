@@ -17,7 +17,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .image_io import check_pixels, max_pixels
+from .image_safety import check_pixels, max_pixels
 
 LIMITED, FULL = 1, 2
 """FFmpeg's numbers of the colour ranges."""

@@ -25,7 +25,8 @@ from transformersr import Upscaler
 from transformersr.arch import stream
 from transformersr.training.data.folders import find_images
 from transformersr.training.results.metrics import psnr
-from transformersr.upscale.image_io import ImageError, read_image
+from transformersr.upscale.image_io import read_image
+from transformersr.upscale.image_safety import ImageError
 from transformersr.upscale.upscaler import available_models
 
 CROP = 96

@@ -52,10 +52,11 @@ def read_checkpoint(path: Path) -> None:
 def read_image(path: Path) -> None:
     """Read an image, and write it with its metadata to one of the formats."""
     from transformersr.upscale import image_io
+    from transformersr.upscale.image_safety import ImageError
 
     try:
         image = image_io.read_image(path)
-    except image_io.ImageError as error:
+    except ImageError as error:
         return check_sentence(error, path)
     if image.color.size < 3 * 256 * 256:
         suffix = ("png", "jpg", "webp", "tif", "bmp")[path.stat().st_size % 5]

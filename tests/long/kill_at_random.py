@@ -38,7 +38,7 @@ from PIL import Image
 
 from transformersr.arch import VARIANTS
 from transformersr.training import train as training
-from transformersr.training.results import report
+from transformersr.training.results.run_files import read_records
 from transformersr.upscale import batch, checkpoint
 from transformersr.upscale.cli import main
 
@@ -159,7 +159,7 @@ def read(path: Path) -> str:
     elif path.suffix == ".jsonl":
         for line in path.read_text().splitlines():
             json.loads(line)
-        return str([{**record, "seconds": 0} for record in report.read_records(path)])
+        return str([{**record, "seconds": 0} for record in read_records(path)])
     elif path.suffix == ".json":
         json.loads(path.read_text())
     elif path.suffix == ".html":

@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from ...upscale.files import search
+from ...upscale.files import FolderContents, image_size, search
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +54,23 @@ class Split:
 
 def find_images(folder: str | Path, without: Path | None = None) -> list[Path]:
     """List the image files below a folder, sorted, without hidden ones and those below `without`. Raises ValueError if there are none."""
+    return search_images(folder, without).images
+
+
+def search_images(folder: str | Path, without: Path | None = None) -> FolderContents:
+    """List everything below a folder, like `search`. Raises ValueError if there are no images."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder; expected a folder of images")
-    paths = search(folder, without).images
-    if not paths:
+    contents = search(folder, without)
+    if not contents.images:
         raise ValueError(f"{folder}: no images found; expected PNG, JPEG, WebP or another format that Pillow reads")
-    return paths
+    return contents
+
+
+def matches_any(path: Path, folder: Path, patterns: Iterable[str]) -> bool:
+    """Whether a path matches one of the patterns, which are relative to a folder (`part-1/sky/*`)."""
+    return any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in patterns)
 
 
 def find_partners(folder: str | Path, paths: Iterable[Path], scale: int | None = None) -> dict[Path, Path | None]:
@@ -107,14 +115,6 @@ def _pair_role(path: Path) -> tuple[str | None, tuple]:
         return None, ()
     stem = SCALE_SUFFIX.sub("", path.stem) if role == "small" else path.stem
     return role, (folders[0], tuple(folders[1:]), stem)
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height from a file's header, after rotation by EXIF; (0, 0) if it cannot be read."""
-    with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError), Image.open(path) as image:
-        is_rotated = image.getexif().get(0x0112, 1) >= 5
-        return (image.height, image.width) if is_rotated else image.size
-    return (0, 0)
 
 
 def _has_scale(sharp: Path, small: Path, scale: int | None) -> bool:
@@ -185,30 +185,21 @@ def split_images(
     image: images without near-duplicates are preferred for validation, and if a pattern names one with near-duplicates, these are skipped.
     """
     folder = Path(folder)
-
-    def matches(path: Path, patterns: tuple[str, ...]) -> bool:
-        return any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in patterns)
-
-    everything = find_images(folder, without)
-    contents = search(folder, without)
+    contents = search_images(folder, without)
     skipped = list(contents.unreadable)
-    partners = find_partners(folder, everything, scale)
+    partners = find_partners(folder, contents.images, scale)
     small = set(partners.values())
-    paths = [path for path in everything if path not in small and not matches(path, exclude)]
+    paths = [path for path in contents.images if path not in small and not matches_any(path, folder, exclude)]
     if scale:
         paths = _drop_small_versions(folder, paths, scale, partners, skipped)
     hashes = {path: hashlib.sha256(path.read_bytes()).digest() for path in paths}
     paths = _drop_duplicates(paths, hashes, partners, skipped)
     candidates = [path for path in paths if partners.get(path, path)]
-    held_out = [path for path in candidates if matches(path, validation)]
+    held_out = [path for path in candidates if matches_any(path, folder, validation)]
     if validation and not held_out:
         logger.warning("no image in %s matches validation (%s); images are chosen by content hash instead", folder, ", ".join(validation))
     duplicates = _near_duplicates(candidates)
-    if not held_out:
-        minimum = max(1, min(3, len(candidates) // 6))
-        held_out = [path for path in candidates if path not in duplicates and hashes[path][0] < 256 // 20]
-        if len(held_out) < minimum:
-            held_out = sorted(sorted(candidates, key=lambda path: (path in duplicates, hashes[path]))[:minimum])
+    held_out = held_out or _choose_by_hash(candidates, hashes, duplicates)
     train = [path for path in paths if path not in set(held_out)]
     seen = {duplicate: path for path in held_out for duplicate in duplicates.get(path, [])}
     skipped += [(path, f"it looks the same as {seen[path]}, which is used for validation") for path in train if path in seen]
@@ -216,6 +207,15 @@ def split_images(
     if not train or not held_out:
         raise ValueError(f"{folder}: {len(train)} images for training and {len(held_out)} for validation; expected at least one of each")
     return Split(train, held_out, partners, skipped, contents.skipped_lines())
+
+
+def _choose_by_hash(paths: list[Path], hashes: dict[Path, bytes], duplicates: Container[Path]) -> list[Path]:
+    """Choose about one image in twenty, and at least three of eighteen or more, preferably none of `duplicates`."""
+    minimum = max(1, min(3, len(paths) // 6))
+    chosen = [path for path in paths if path not in duplicates and hashes[path][0] < 256 // 20]
+    if len(chosen) < minimum:
+        chosen = sorted(sorted(paths, key=lambda path: (path in duplicates, hashes[path]))[:minimum])
+    return chosen
 
 
 def _near_duplicates(paths: list[Path]) -> dict[Path, list[Path]]:

@@ -28,8 +28,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ...upscale.atomic import write_aside
+from ...upscale.files import image_size
 from ..config import TrainConfig
-from .folders import Split, image_size
+from .folders import Split
 from .images import Finding, ImageCollector, LoadedImage, TrainingImage, load_image
 from .synthetic import draw
 

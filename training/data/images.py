@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ...upscale.image_io import ImageData, ImageError, read_image
+from ...upscale.image_io import ImageData, read_image
+from ...upscale.image_safety import ImageError
 
 NO_PARTNERS: Mapping[Path, Path | None] = {}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from fnmatch import fnmatch
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from ...upscale.engine import upscale
 from ...upscale.upscaler import Upscaler
 from ..data.degradation import FILTERS
-from ..data.folders import find_images, find_partners
+from ..data.folders import find_images, find_partners, matches_any
 from .validate import METHODS, Scores, make_pair, mean_scores, resize_with, score_pair
 
 logger = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def evaluate_weights(
     everything = find_images(folder)
     partners = find_partners(folder, everything, scale)
     sharp = [path for path in everything if path not in set(partners.values())]
-    paths = [path for path in sharp if not files or any(fnmatch(path.relative_to(folder).as_posix(), pattern) for pattern in files)]
+    paths = [path for path in sharp if not files or matches_any(path, folder, files)]
     if not paths:
         raise ValueError(f"{folder}: no image matches {', '.join(files)}")
     upscalers = {
@@ -72,6 +72,10 @@ def evaluate_weights(
 
 def format_table(scores: dict[tuple[str, str], Scores]) -> str:
     """Format scores as a Markdown table."""
-    rows = [["downscaled with", "upscaled with", *COLUMNS], ["---"] * (2 + len(COLUMNS))]
-    rows += [[method, name, *(text.format(means) for text in COLUMNS.values())] for (method, name), means in scores.items()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rows = [[method, name, *(text.format(means) for text in COLUMNS.values())] for (method, name), means in scores.items()]
+    return markdown_table(["downscaled with", "upscaled with", *COLUMNS], rows)
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Format a heading and rows of text as a Markdown table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))

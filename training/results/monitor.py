@@ -36,7 +36,8 @@ from ..data.image_cache import ImageStore
 from ..run_state import Progress, RunState
 from .advice import command_line, resume_command, train_longer_command
 from .pace import Pace, duration, round_two_digits
-from .report import read_object, write_report
+from .report import write_report
+from .run_files import read_object
 from .strips import draw_strip, save_image
 from .validate import Measurement, Validation, validation_pairs
 from .verdict import Baseline, find_baseline, steps_to_add, summary, weights_name
@@ -224,11 +225,9 @@ class FolderMonitor(Monitor):
         self.pace.record_checkpoint(time.monotonic() - started)
 
     def _measure(self, net_g: TransformerSR) -> Measurement:
-        device = next(net_g.parameters()).device
-
         def upscale(lq: Tensor) -> Tensor:
             with torch.inference_mode():
-                return net_g(lq.to(device)).cpu()
+                return net_g(lq.to(net_g.device)).cpu()
 
         return self.validation.measure(upscale)
 

@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ...upscale.atomic import write_aside
 from .metrics import edge_mask, luma, psnr, quantize
-from .validate import Pair
+from .validate import Pair, to_image
 
 LABEL_SIZE, GAP = 18, 4
 CELL = 384
@@ -57,11 +56,6 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
         return ImageFont.load_default(size)
     except TypeError:
         return ImageFont.load_default()
-
-
-def to_image(tensor: Tensor) -> Image.Image:
-    """Convert the first image of `(b, 3, h, w)` in [0, 1] to RGB."""
-    return Image.fromarray((tensor[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy().astype(np.uint8))
 
 
 def save_image(image: Image.Image, path: Path) -> None:

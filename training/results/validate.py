@@ -142,7 +142,7 @@ def resize_with(method: str, scale: int) -> Upscale:
     resample = Image.Resampling[method.upper()]
 
     def upscale(lq: Tensor) -> Tensor:
-        image = Image.fromarray((lq[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+        image = to_image(lq)
         return to_tensor(image.resize((image.width * scale, image.height * scale), resample))
 
     return upscale
@@ -151,6 +151,11 @@ def resize_with(method: str, scale: int) -> Upscale:
 def to_tensor(image: Image.Image) -> Tensor:
     """Convert an RGB image to `(1, 3, h, w)` in [0, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
+
+
+def to_image(tensor: Tensor) -> Image.Image:
+    """Convert the first image of `(b, 3, h, w)` in [0, 1] to RGB."""
+    return Image.fromarray((tensor[0].clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
 # --- validation of a run -------------------------------------------------------------------------
