@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pickle
 import zipfile
@@ -37,6 +38,14 @@ def test_saved_networks_load_unchanged(tmp_path, config, dtype):
     for name, tensor in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor.to(dtype).float() if dtype and tensor.is_floating_point() else tensor)
     assert describe(tmp_path / "model.safetensors")["card"] == "text"
+
+
+def test_facts_about_the_training_run_are_described_line_by_line(tmp_path):
+    facts = {"step": 7, "scores": {"psnr_y": 33.123456, "better_on": 3}}
+    save_model(random_model(V2), tmp_path / "model.safetensors", metadata={"training": json.dumps(facts)})
+    described = describe(tmp_path / "model.safetensors")
+    assert described["training step"] == "7"
+    assert described["training scores"] == "psnr_y 33.12, better_on 3"
 
 
 def test_config_is_recovered_from_tensors_alone(tmp_path):

@@ -151,6 +151,12 @@ def test_convert_writes_fp16_and_info_prints_it(tmp_path, model):
         (("upscale", "nothing.png"), "no such file"),
         (("upscale", ".", "-m", "nothing"), "no such model"),
         (("upscale", ".", "--memory", "much"), "such as 2G"),
+        (("upscale", ".", "--device", "gpu"), "expected auto, cpu, cuda"),
+        (("upscale", ".", "--dtype", "int8"), "'fp16'"),
+        (("upscale", ""), "an input is empty"),
+        (("upscale", ".", "-m", "."), "this is a folder"),
+        (("train", ".", "--out", "run", "--preset", "photo"), "'author', 'clean'"),
+        ((".",), "transformersr upscale ."),
         (("upscale", ".", "--size", "12"), "3840x2160"),
         (("upscale", ".", "--size", "0x12"), "3840x2160"),
         (("upscale", ".", "--scale", "nan"), "above 0"),
@@ -181,10 +187,11 @@ def test_check_lists_files_that_training_would_skip_or_change(folder):
     noise.save(folder / "fine.png")
     noise.resize((280, 280)).save(folder / "duplicate.png")
     noise.convert("RGBA").save(folder / "clear.png")
+    noise.rotate(90).save(folder / "held.png")
     (folder / "virus.png").write_bytes(b"MZ" + bytes(1000))
-    result = run("check", folder, "--patch", 48, "--scale", 4)
+    result = run("check", folder, "--patch", 48, "--scale", 4, "--validation", "held.png")
     lines = {line.split(": ")[1].rsplit("/", 1)[-1]: line for line in result.stdout.splitlines() if ": " in line}
-    assert "3 images can be used" in result.stdout
+    assert "4 images can be used" in result.stdout
     assert "not an image" in lines["virus.png"]
     assert "smaller than a crop" in lines["a.png"]
     assert "looks the same" in lines["duplicate.png"]
@@ -214,6 +221,12 @@ def test_resume_with_a_pattern_ignores_earlier_results(folder, model, monkeypatc
     assert run("upscale", "*.png", "-m", model).exit_code == 0
     assert run("upscale", "*.png", "-m", model, "--resume").exit_code == 0
     assert list_files(folder) == ["a.png", "a_x2.png", "b.jpg", "deep/c.webp"]
+
+
+def test_resume_counts_the_images_that_were_already_done(folder, model):
+    assert run("upscale", folder / "a.png", "-o", folder.parent / "large", "-m", model).exit_code == 0
+    result = run("upscale", folder, "-o", folder.parent / "large", "-m", model, "--resume")
+    assert result.stdout == "3 of 3 images done, 1 of them before this run\n"
 
 
 def test_current_folder_and_repeated_inputs_work(folder, model, monkeypatch):

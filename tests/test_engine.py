@@ -307,6 +307,13 @@ def test_memory_error_names_the_pass():
         upscale_to(model, image, 64, 64, memory=10_000)
 
 
+def test_result_that_cannot_fit_is_refused_before_the_first_pass():
+    progress: list = []
+    with pytest.raises(MemoryBudgetError, match="out of memory for a result of 16777216x16777216"):
+        upscale_to(random_model(V2), torch.rand(1, 3, 8, 8), 2**24, 2**24, on_progress=lambda *done: progress.append(done))
+    assert not progress
+
+
 def test_float_resize_keeps_more_than_8_bits():
     model = random_model(V2)
     result = upscale_to(model, torch.linspace(0.4, 0.41, 64).expand(1, 3, 64, 64), 96, 96)

@@ -293,6 +293,26 @@ def test_same_names_with_different_content_are_not_pairs(tmp_path):
     assert (len(split.train) + len(split.validation), split.partners, split.skipped) == (10, {}, [])
 
 
+def test_check_fails_without_a_next_command_if_no_image_can_be_used(tmp_path):
+    for index in range(2):
+        synthetic_image(index, 32).save(tmp_path / f"{index}.png")
+    result = run("check", tmp_path, "--device", "cpu")
+    assert result.exit_code == 1
+    assert "add images of at least 128x128" in result.output
+    assert "next:" not in result.output
+
+
+def test_check_counts_pairs(tmp_path):
+    for index in range(5):
+        for folder, side in (("hr", 160), ("lr", 40)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            synthetic_image(index, 160).resize((side, side)).save(tmp_path / folder / f"{index}.png")
+    result = run("check", tmp_path, "--device", "cpu", "--patch", "16")
+    assert "5 images can be used" in result.output
+    assert "sizes: all 160x160" in result.output
+    assert "5 pairs with your own small versions" in result.output
+
+
 def test_check_prints_sizes_the_plan_and_the_next_command(tmp_path):
     for index in range(2):
         synthetic_image(index, 160 + 32 * index).save(tmp_path / f"{index}.png")

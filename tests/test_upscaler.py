@@ -15,7 +15,7 @@ from transformersr.upscale.batch import Job, run_jobs
 from transformersr.upscale.checkpoint import save_model
 from transformersr.upscale.image_io import ImageData, read_image, write_image
 from transformersr.upscale.metadata import Carried
-from transformersr.upscale.upscaler import available_models, find_device, find_dtype, find_model, parse_bytes
+from transformersr.upscale.upscaler import available_models, crisp_version, default_model, find_device, find_dtype, find_model, parse_bytes
 
 from random_models import V2, random_model
 from synthetic_images import synthetic_image
@@ -143,6 +143,11 @@ def test_default_model_has_the_smallest_sufficient_scale(monkeypatch):
     monkeypatch.setattr(upscaler, "available_models", lambda: {"x4-tiny": None, "x2-tiny": None, "x2-other": None})
     chosen = {factor: upscaler.default_model(factor) for factor in (None, 1.0, 1.5, 2.0, 2.1, 4.0, 8.0)}
     assert chosen == {None: "x4-tiny", 1.0: "x2-tiny", 1.5: "x2-tiny", 2.0: "x2-tiny", 2.1: "x4-tiny", 4.0: "x4-tiny", 8.0: "x4-tiny"}
+
+
+def test_default_model_for_crispness_has_a_crisp_version():
+    assert crisp_version(available_models()["x2-tiny"]) is None
+    assert default_model(2.0, crispness=0.5) == "x4-tiny"
 
 
 def test_from_pretrained_takes_files_and_lists_valid_choices(tmp_path):

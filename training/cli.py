@@ -38,6 +38,8 @@ class SettingsCommand(click.Command):
             if kind is bool:
                 options.append(click.Option([f"--{name}/--no-{name}"], default=None, help=help_text))
                 continue
+            if kind is str and field.metadata["choices"]:
+                kind = click.Choice(field.metadata["choices"])
             options.append(click.Option([f"--{name}"], type=kind, multiple=is_list, default=None, help=help_text))
         return [*super().get_params(ctx), *options]
 
@@ -125,6 +127,11 @@ def check(data, recipe, **settings) -> None:
     report = check_images(data, config.patch * config.scale, *options)
     for finding in sorted(report.findings, key=lambda finding: (finding.usable, finding.path)):
         click.echo(f"{'note' if finding.usable else 'SKIPPED'}: {finding.path}: {finding.text}")
+    if not (report.train and report.validation):
+        side, counts = config.patch * config.scale, f"{len(report.train)} images for training and {len(report.validation)} for validation"
+        raise ValueError(
+            f"{data}: {counts} can be used; expected at least one of each: add images of at least {side}x{side}, or lower patch"
+        )
     for line in (*report.summary(config.patch * config.scale, config.scale), *choices):
         click.echo(line)
     given = [word for name, value in settings.items() for word in _option_words(name, value)]

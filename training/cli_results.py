@@ -56,7 +56,7 @@ def export(run, out, dtype, host, onnx, last) -> None:
 
 def _print_export(exported, source: Path) -> None:
     click.echo(_describe_file(exported.path))
-    click.echo(f"its results differ from those of {source} by at most {exported.error:.1e} (one of 256 levels is {1 / 255:.1e})")
+    click.echo(f"verified: its results differ from those of {source.name} by at most {exported.error * 255:.2g} of 255 levels")
 
 
 def _describe_file(path: Path) -> str:

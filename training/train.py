@@ -23,6 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ..upscale.memory import keep_freed_memory
 from ..upscale.processes import check_cpu_processes
 from .config import TrainConfig
+from .data.check import count_of
 from .data.dataset import CropDataset, training_crops
 from .data.folders import split_images
 from .data.image_cache import Cache, find_training_images
@@ -68,7 +69,9 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
 
     files = split_images(data, config.validation, config.exclude, out, config.scale)  # without the run's own strips
     files.log_skipped()
-    logger.info("reading %d training images and %d validation images from %s", len(files.train), len(files.validation), data)
+    logger.info(
+        "reading %s and %s from %s", count_of(len(files.train), "training image"), count_of(len(files.validation), "validation image"), data
+    )
     if accelerator.is_main_process and not state_file.exists():
         record_settings(out, config, data)
     workers = choose_workers(config, accelerator.device, accelerator.num_processes)

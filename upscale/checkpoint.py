@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -173,4 +174,24 @@ def describe(path: str | Path) -> dict[str, str]:
         "dtype": ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})),
     }
     values |= {name: str(value) for name, value in dataclasses.asdict(config).items()}
-    return values | {shown(name): shown(text, 10_000) for name, text in checkpoint.metadata.items() if name not in ("format", "config")}
+    for name, text in checkpoint.metadata.items():
+        if name not in ("format", "config"):
+            values |= {shown(key): shown(value, 10_000) for key, value in _split_object(name, text).items()}
+    return values
+
+
+def _split_object(name: str, text: str) -> dict[str, str]:
+    """Split metadata that is a JSON object, such as the facts about a training run, into one value per key. Other text is left as it is."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return {name: text}
+    if not isinstance(values, dict):
+        return {name: text}
+
+    def plain(value: object) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{key} {plain(item)}" for key, item in value.items())
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    return {f"{name} {key}": plain(value) for key, value in values.items()}

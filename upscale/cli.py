@@ -48,7 +48,46 @@ class Factor(click.ParamType):
         return factor
 
 
-@click.group(cls=Messages, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Memory(click.ParamType):
+    """A number of bytes such as 2G."""
+
+    name = "BYTES"
+
+    def convert(self, value, param, ctx):
+        from .upscaler import parse_bytes
+
+        try:
+            return parse_bytes(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Device(click.ParamType):
+    """The name of a device. Whether the machine has it is found out later."""
+
+    name = "DEVICE"
+
+    def convert(self, value, param, ctx):
+        from .upscaler import check_device_name
+
+        try:
+            return check_device_name(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class Commands(Messages):
+    """The commands; a file or folder in the place of a command gets a message with the command for it."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]):
+        if args[0] not in self.commands and os.path.exists(args[0]):
+            raise click.UsageError(
+                f"{one_line(args[0])}: expected a command first; to upscale it: transformersr upscale {one_line(args[0])}"
+            )
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="transformersr")
 def main() -> None:
     """Upscale anime-style images with clean lines, and train networks to do so."""
@@ -72,18 +111,29 @@ class FilesCommand(click.Command):
     metavar="PATH",
     help="Folder for the results, file name for a single result, or - for standard output. Default: next to the input.",
 )
-@click.option("--scale", "factor", type=Factor(), help="Upscaling factor, for example 1.5 or 3. Default: the model's own scale.")
-@click.option("--size", type=Size(), help="Exact size of the result as WIDTHxHEIGHT, instead of --scale.")
-@click.option("-m", "--model", metavar="M", help="A name from `transformersr models`, or a weights file. Default: one that fits --scale.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
-@click.option("--dtype", default="auto", show_default=True, help="auto, fp32, bf16, fp16.")
+@click.option("-s", "--scale", "factor", type=Factor(), help="Upscaling factor, for example 1.5 or 3. Default: the model's own scale.")
+@click.option("--size", type=Size(), metavar="WxH", help="Exact size of the result as WIDTHxHEIGHT, instead of --scale.")
+@click.option(
+    "-m",
+    "--model",
+    metavar="M",
+    help="A name from `transformersr models`, or a weights file. Default: one that fits --scale and --crispness.",
+)
+@click.option("--device", type=Device(), default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option(
+    "--dtype",
+    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+    default="auto",
+    show_default=True,
+    help="Number format of the computation; auto is fp16 on CUDA cards that are fast in it, else fp32.",
+)
 @click.option("--crispness", type=click.FloatRange(0, 1), default=0.0, help="0 is faithful, 1 is crispest. Default: 0.")
 @click.option("--ensemble", is_flag=True, help="Average over eight rotated and mirrored versions: slightly better, eight times slower.")
-@click.option("--memory", metavar="BYTES", help="Memory limit for the network's tensors, for example 2G. Does not change the result.")
+@click.option("--memory", type=Memory(), help="Memory limit for the network's tensors, for example 2G. Does not change the result.")
 @click.option(
     "--format",
     "format_",
-    type=click.Choice(["png", "webp", "jpg", "gif"]),
+    type=click.Choice(["png", "webp", "jpg", "gif"], case_sensitive=False),
     default="png",
     show_default=True,
     help="File format of the results; gif only for animated images.",
@@ -112,7 +162,9 @@ def upscale(inputs, output, factor, size, model, device, dtype, crispness, ensem
 
     @functools.cache
     def upscaler() -> Upscaler:
-        return Upscaler.from_pretrained(model or default_model(factor), processes.device(device), dtype, memory, crispness, ensemble)
+        return Upscaler.from_pretrained(
+            model or default_model(factor, crispness), processes.device(device), dtype, memory, crispness, ensemble
+        )
 
     def plan() -> tuple[Plan, list[Job]]:
         scale = upscaler().scale  # load the model here, so that with several processes only one reports a problem with it
@@ -177,7 +229,8 @@ def print_summary(plan: Plan, failures: list[Failure]) -> int:
     if total == 1 and not failures:
         click.echo(plan.jobs[0].target)
     elif total > 1:
-        click.echo(f"{total - len(failures)} of {total} images done")
+        existing = len(plan.jobs) - len(plan.todo)
+        click.echo(f"{total - len(failures)} of {total} images done" + (f", {existing} of them before this run" if existing else ""))
     return 1 if failures else 0
 
 
@@ -208,7 +261,7 @@ def info(path) -> None:
     from .upscaler import find_model
 
     for name, value in describe(find_model(path)).items():
-        click.echo(f"{name + ':':15}{value}")
+        click.echo(f"{name + ':':20}{value}")
 
 
 @main.command()

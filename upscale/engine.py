@@ -42,6 +42,9 @@ def upscale_to(
     run = upscale_ensemble if ensemble else upscale
     inputs = list(sizes_of_passes(image.shape[2], image.shape[3], model.config.scale, height, width))
     work = [rows * columns for rows, columns in inputs]
+    if image.device.type == "cpu":  # fail now, not after hours of earlier passes; the memory is reserved but never touched
+        with explain_out_of_memory(len(image), height, width):
+            image.new_empty(len(image), image.shape[1], height, width, dtype=torch.float32)
     for index, size in enumerate(inputs):
         image = _resize(image, *size)
         try:

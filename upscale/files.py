@@ -166,6 +166,8 @@ def expand(text: str) -> list[Path]:
 
     Raises ValueError if there are none. Brackets in the name of an existing folder are taken literally.
     """
+    if not text:  # Path("") is the current folder, and an empty argument is usually an unset variable of a script
+        raise ValueError("an input is empty; expected a file, a folder or a pattern (. is the current folder)")
     path = Path(text)
     if os.path.lexists(path):
         return [path]

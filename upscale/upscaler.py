@@ -40,12 +40,16 @@ def available_models() -> dict[str, Path]:
     return dict(sorted(files.items(), key=lambda item: item[0] != DEFAULT_MODEL))
 
 
-def default_model(factor: float | None = None) -> str:
-    """Return the model to use if none is named: of the default size, the smallest scale that reaches `factor` in one pass."""
+def default_model(factor: float | None = None, crispness: float = 0.0) -> str:
+    """Return the model to use if none is named: of the default size, the smallest scale that reaches `factor` in one pass.
+
+    If `crispness` is above 0, only models that have a crisp version are considered.
+    """
+    models = {name: path for name, path in available_models().items() if not crispness or crisp_version(path)}
     if factor is not None:
         size = DEFAULT_MODEL.partition("-")[2]
         for scale in range(1, 5):
-            if scale >= factor and (name := f"x{scale}-{size}") in available_models():
+            if scale >= factor and (name := f"x{scale}-{size}") in models:
                 return name
     return DEFAULT_MODEL
 
@@ -58,6 +62,9 @@ def find_model(name_or_path: str | Path | None = None) -> Path:
     models = available_models()
     name = str(name_or_path or DEFAULT_MODEL)
     path = models.get(name, Path(name))
+    if path.is_dir():
+        example = path / "best.safetensors"  # the folder of a run
+        raise FileNotFoundError(f"{name}: this is a folder; expected a weights file{f', such as {example}' if example.is_file() else ''}")
     if not path.is_file():
         raise FileNotFoundError(
             f"{name}: no such model or file; expected one of {', '.join(models) or '(none installed)'}, or a path to weights"
@@ -110,10 +117,16 @@ def _check_shipped(path: Path) -> None:
         )
 
 
+def check_device_name(name: str) -> str:
+    """Return the name of a device, which this machine need not have. Raises ValueError if it is not one."""
+    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:[0-9]+)?", name):
+        raise ValueError(f"device is {name!r}; expected auto, cpu, cuda, cuda:1 or mps")
+    return name
+
+
 def find_device(name: str | torch.device = "auto") -> torch.device:
     """Return a device by name; "auto" is the first available of CUDA, MPS and CPU. Raises ValueError if it is not available."""
-    if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:[0-9]+)?", str(name)):
-        raise ValueError(f"device is {str(name)!r}; expected auto, cpu, cuda, cuda:1 or mps")
+    check_device_name(str(name))
     if str(name) == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:

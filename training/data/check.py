@@ -34,28 +34,34 @@ class FolderReport:
     validation: list[Size]
     """Sizes of the images held out for validation."""
     findings: list[Finding]
+    pairs: int = 0
+    """How many of the images have a small version of their own."""
 
     def summary(self, smallest: int, scale: int) -> Iterator[str]:
-        """Yield lines on what the folder has and what a run would do with it."""
+        """Yield lines on what the folder has and what a run would do with it. At least one image must be usable."""
         sizes = [*self.train, *self.validation]
-        yield f"{len(sizes)} images can be used: {len(self.train)} for training, {len(self.validation)} held out for validation"
-        if sizes:
-            small, large = min(sizes, key=math.prod), max(sizes, key=math.prod)
-            yield f"sizes: {small[0]}x{small[1]} to {large[0]}x{large[1]}, {sum(map(math.prod, sizes)) / 1e6:.1f} megapixels in total"
-            lq = smallest // scale
-            yield f"a run learns to upscale crops of {lq}x{lq} pixels to {smallest}x{smallest}"
+        count = count_of(len(sizes), "image")
+        yield f"{count} can be used: {len(self.train)} for training, {len(self.validation)} held out for validation"
+        small, large = min(sizes, key=math.prod), max(sizes, key=math.prod)
+        range_ = f"{small[0]}x{small[1]} to {large[0]}x{large[1]}" if small != large else f"all {small[0]}x{small[1]}"
+        yield f"sizes: {range_}, {sum(map(math.prod, sizes)) / 1e6:.1f} megapixels in total"
+        if self.pairs:
+            yield f"{count_of(self.pairs, 'pair')} with your own small versions, which are used instead of the preset"
+        lq = smallest // scale
+        yield f"a run learns to upscale crops of {lq}x{lq} pixels to {smallest}x{smallest}"
         yield from size_warnings(len(self.train), len(self.validation))
 
 
 def size_warnings(train: int, validation: int) -> Iterator[str]:
     """Yield warnings if there are too few images to learn from or to measure on."""
     if train < FEW_IMAGES:
-        yield f"only {_count(train, 'training image')}: expect a small gain, if any; {FEW_IMAGES} or more of one style are a good start"
+        yield f"only {count_of(train, 'training image')}: expect a small gain, if any; {FEW_IMAGES} or more of one style are a good start"
     if validation < MIN_VALIDATION_IMAGES:
-        yield f"only {_count(validation, 'validation image')}: too few to tell a small gain from chance"
+        yield f"only {count_of(validation, 'validation image')}: too few to tell a small gain from chance"
 
 
-def _count(number: int, noun: str) -> str:
+def count_of(number: int, noun: str) -> str:
+    """Format a number and a noun in the singular or plural: 1 image, 2 images."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
@@ -83,7 +89,9 @@ def check_images(
     validation_sizes = [_size(image) for image in for_validation.usable(map_in_order(read_validation, split.validation, workers))]
     skipped = [Finding(path, False, reason) for path, reason in split.skipped]
     findings = [*skipped, *for_training.findings, *for_validation.findings, *near_duplicates(for_training.hashes)]
-    return FolderReport(train_sizes, validation_sizes, findings)
+    skipped_paths = {finding.path for finding in findings if not finding.usable}
+    pairs = sum(path in split.partners and path not in skipped_paths for path in (*split.train, *split.validation))
+    return FolderReport(train_sizes, validation_sizes, findings, pairs)
 
 
 def _size(image: TrainingImage) -> Size:

@@ -106,7 +106,8 @@ def verdict(run: Run) -> str:
         text += f" <code>best.safetensors</code> is still the same as {escape(baseline.name)}; the table below is about the last weights."
     rows = [[escape(item.question), f"<strong>{escape(item.answer)}</strong>", escape(item.detail)] for item in answers(shown, baseline)]
     count = best.get("measured_on")
-    note = f"<p>Measured on {count} of your images, which were held out and never trained on.</p>" if isinstance(count, int) else ""
+    held_out = "image, which was" if count == 1 else "images, which were"
+    note = f"<p>Measured on {count} of your {held_out} held out and never trained on.</p>" if isinstance(count, int) else ""
     return f'<p class="verdict">{text}</p>\n{table(rows, kind="answers")}\n{note}'
 
 

@@ -106,7 +106,10 @@ def validation_pairs(
         if loaded.image:
             pairs.append(_crop_pair(loaded, loaded.image, scale, METHODS[index % len(METHODS)], crop))
     if not pairs:
-        raise ValueError(f"none of {len(paths)} validation images can be used; expected at least one, such as {paths[0]}")
+        raise ValueError(
+            f"none of {len(paths)} images held out for validation can be used, such as {paths[0]}; remove them, "
+            "or choose others with the setting validation"
+        )
     return pairs
 
 
