@@ -37,6 +37,14 @@ def test_result_is_written_next_to_the_input_with_its_metadata(tmp_path, model):
     assert (tmp_path / "girl.png").read_bytes() == before
 
 
+def test_format_that_contradicts_the_result_name_is_rejected(folder, model, tmp_path):
+    result = run("upscale", folder / "a.png", "-m", model, "-o", tmp_path / "large.webp", "--format", "jpg")
+    assert result.exit_code == 2
+    assert "large.webp and --format jpg contradict each other" in result.stderr
+    for name, format in (("large.jpeg", "jpg"), ("large.webp", "webp")):
+        assert run("upscale", folder / "a.png", "-m", model, "-o", tmp_path / name, "--format", format).exit_code == 0
+
+
 def test_folder_structure_is_kept(folder, model):
     assert run("upscale", folder, "-m", model).exit_code == 0
     assert list_files(folder.parent / "in_x2") == ["a.png", "b.png", "deep/c.png"]

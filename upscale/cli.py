@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -22,6 +23,10 @@ from .messages import BAR, Messages, log_to_terminal, one_line
 
 if TYPE_CHECKING:
     from .batch import Failure, Job, Plan
+
+
+OUTPUT_FORMATS = {".png": "png", ".webp": "webp", ".jpg": "jpg", ".jpeg": "jpg", ".gif": "gif"}
+"""Suffixes of a single result and the choice of `--format` that they stand for."""
 
 
 class Size(click.ParamType):
@@ -154,6 +159,10 @@ def upscale(inputs, output, factor, size, model, device, dtype, crispness, ensem
 
     if factor is not None and size is not None:
         raise click.UsageError("--scale and --size were both given; use only one of them")
+    chosen = click.get_current_context().get_parameter_source("format_") is ParameterSource.COMMANDLINE
+    named = OUTPUT_FORMATS.get(Path(output or "").suffix.lower(), format_)
+    if chosen and named != format_ and not Path(output).is_dir():
+        raise click.UsageError(f"-o {output} and --format {format_} contradict each other; leave out --format")
     processes = find_processes()
     if processes.count > 1 and "-" in (*inputs, output):
         raise click.UsageError("standard input and output (-) cannot be shared by several processes; use files, or start one process")

@@ -154,7 +154,10 @@ def memory_required(work: Workload, count: int) -> int:
 
 def readable(count: int) -> str:
     """Format a number of bytes for a message."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if count >= size:
+            return f"{count / size:.{2 if unit == 'GiB' else 0}f} {unit}"
+    return f"{count / 2**10:.0f} KiB"
 
 
 # --- sizes ---------------------------------------------------------------------------------------

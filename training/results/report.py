@@ -266,7 +266,7 @@ def next_commands(run: Run) -> str:
     commands = {
         "upscale images": command_line("upscale", "IMAGES", "-m", run.folder / "last.safetensors" if last else weights),
         "install into ComfyUI or a WebUI": command_line("export", run.folder, *last, "--install", "FOLDER"),
-        "resume where it stopped": resume_command(run.folder),
+        "resume, if it was stopped early": resume_command(run.folder),
         **({"train longer": longer} if longer else {}),
     }
     return table([[name, f"<code>{escape(command)}</code>"] for name, command in commands.items()])
