@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from transformersr.training.cli import SECTIONS
+from transformersr.training.config import TrainConfig
 
 from command_line import list_files, run
 
@@ -253,3 +258,10 @@ def test_resumed_training_uses_its_saved_settings(tmp_path):
     assert run("train", tmp_path, "--out", tmp_path / "run", *options).exit_code == 0
     assert run("train", "--resume", tmp_path / "run", "--steps", "3").exit_code == 0
     assert (tmp_path / "run" / "strips" / "0000003.png").exists()
+
+
+def test_training_help_lists_every_setting_once_in_sections():
+    lines = run("train", "--help").stdout.splitlines()
+    for field in dataclasses.fields(TrainConfig):
+        assert sum(re.match(rf"  --{field.name.replace('_', '-')}\b(?!-)", line) is not None for line in lines) == 1
+    assert all(f"{title}:" in lines for title in ["Options", *SECTIONS.values()])

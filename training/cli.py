@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 
 RECIPE_HELP = "TOML file of settings, or the name of a shipped recipe (base-x4, gan, ...); options given here override it."
 
+SECTIONS = {
+    "size": "Network",
+    "preset": "Images and crops",
+    "batch": "Length and optimizer",
+    "edge_start": "Losses",
+    "gan_weight": "Adversarial loss",
+    "seed": "Machine, log and checkpoints",
+}
+"""Sections of the help: the first setting of each, in the order of `TrainConfig`, and its title."""
+
 
 class SettingsCommand(click.Command):
     """A command that also has an option for every field of `TrainConfig`."""
@@ -42,6 +52,18 @@ class SettingsCommand(click.Command):
                 kind = click.Choice(field.metadata["choices"])
             options.append(click.Option([f"--{name}"], type=kind, multiple=is_list, default=None, help=help_text))
         return [*super().get_params(ctx), *options]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the options in sections instead of one long list."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        title = "Options"
+        for param in self.get_params(ctx):
+            title = SECTIONS.get(param.name or "", title)
+            if record := param.get_help_record(ctx):
+                sections.setdefault(title, []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
 
 
 def read_settings(recipe: str | Path | None, options: dict[str, Any]) -> TrainConfig:
