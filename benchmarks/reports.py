@@ -36,12 +36,13 @@ Row = dict[str, str]
 
 
 def read_report(text: str) -> dict[str, list[Row]]:
-    """Read the first table of each scale ("x4"), the mean over all downscaling filters, as rows of column title to cell."""
+    """Read a report as table name to rows of column title to cell: "x4" is the mean over all downscaling filters, "x4 area" one of them."""
     tables = {}
     for scale, section in re.findall(r"^## (x[0-9])\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL):
-        lines = re.search(r"(?:^\|.*\n)+", section, re.MULTILINE)[0].splitlines()  # type: ignore[index]
-        head, _, *rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in lines]
-        tables[scale] = [dict(zip(head, row, strict=True)) for row in rows]
+        for title, table in re.findall(r"^### (.+)\n\n((?:^\|.*\n?)+)", section, re.MULTILINE):
+            head, _, *rows = [[cell.strip(" *") for cell in line.strip("|").split("|")] for line in table.splitlines()]
+            name = scale if title.startswith("Mean") else f"{scale} {title.split()[-1]}"
+            tables[name] = [dict(zip(head, row, strict=True)) for row in rows]
     return tables
 
 
@@ -66,6 +67,17 @@ def comparison_table(holdout: list[Row], foreign: list[Row]) -> str:
         distances = f"{row['ST-LPIPS ↓']}, {other['ST-LPIPS ↓']}"
         rows.append([display_name(row), row["parameters"].strip("-"), *quality, distances, row["CPU s / LR MP"]])
     return markdown_table(head, rows)
+
+
+def filter_table(holdout: dict[str, list[Row]], foreign: dict[str, list[Row]], scale: str) -> str:
+    """Format a scale's PSNR-Y for each downscaling filter, sorted by the mean on the holdout set."""
+    filters = [name for name in holdout if name.startswith(f"{scale} ")]
+    scores = [{row["upscaler"]: row["PSNR-Y ↑"] for row in tables[name]} for name in filters for tables in (holdout, foreign)]
+    rows = []
+    for row in holdout[scale]:
+        figures = [score[row["upscaler"]] for score in scores]
+        rows.append([display_name(row), *map(", ".join, zip(figures[::2], figures[1::2], strict=True))])
+    return markdown_table(["PSNR-Y: holdout, foreign", *(name.split()[1] for name in filters)], rows)
 
 
 def readme_scores(rows: list[Row]) -> str:
@@ -99,6 +111,7 @@ def make_tables(holdout: str, foreign: str) -> dict[str, str]:
     return {
         "x4": comparison_table(holdout_rows["x4"], foreign_rows["x4"]),
         "x2": comparison_table(holdout_rows["x2"], foreign_rows["x2"]),
+        "filters": filter_table(holdout_rows, foreign_rows, "x4"),
         "own": original_table(holdout_rows["x4"]),
         "holdout": readme_scores(holdout_rows["x4"]),
         "foreign": readme_scores(foreign_rows["x4"]),
