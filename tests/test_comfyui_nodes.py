@@ -206,7 +206,7 @@ def test_replaced_crisp_version_is_reloaded(nodes, faithful_model):
     assert node._upscaler(faithful_model.name, nodes.Settings(crispness=1.0)).model is not model
 
 
-def test_pickled_siblings_can_be_blended(nodes, faithful_model):
+def test_pickled_models_can_be_blended(nodes, faithful_model):
     for name in ("mine", "mine-crisp"):
         torch.save(
             load_model(faithful_model.with_name(f"{name}.safetensors")).state_dict(), faithful_model.with_name(f"pickled{name[4:]}.pth")
@@ -240,7 +240,7 @@ def test_invalid_linked_crispness_gets_the_same_message(nodes, faithful_model):
         nodes.TransformerSRUpscale().upscale(random_image(), "mine-crisp.safetensors", crispness=0.5)
 
 
-def test_loader_blends_the_siblings(nodes, faithful_model):
+def test_loader_blends_both_versions(nodes, faithful_model):
     declare_torchvision_operators()
     pytest.importorskip("spandrel")
     (descriptor,) = nodes.TransformerSRModelLoader().load(faithful_model.name, 0.5)

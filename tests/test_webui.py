@@ -89,7 +89,7 @@ def test_crispness_and_ensemble_are_off_by_default_and_without_settings(alone):
 
 
 def test_crispness_applies_only_to_models_with_a_crisp_version(alone):
-    """The version itself has no crisp version; with crispness 1 it gives its own image."""
+    """A crisp version has no crisp version itself, so it gives the same image with crispness 1."""
     assert alone["outputs"]["crisp"] == alone["outputs"]["crisp version"] != alone["outputs"]["unset"]
 
 

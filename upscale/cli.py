@@ -53,30 +53,17 @@ class Factor(click.ParamType):
         return factor
 
 
-class Memory(click.ParamType):
-    """A number of bytes such as 2G."""
+class Checked(click.ParamType):
+    """A value that a function of `upscaler` checks and converts. It is imported late, because PyTorch takes seconds to load."""
 
-    name = "BYTES"
-
-    def convert(self, value, param, ctx):
-        from .upscaler import parse_bytes
-
-        try:
-            return parse_bytes(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-
-
-class Device(click.ParamType):
-    """The name of a device. Whether the machine has it is found out later."""
-
-    name = "DEVICE"
+    def __init__(self, name: str, function: str):
+        self.name, self.function = name, function
 
     def convert(self, value, param, ctx):
-        from .upscaler import check_device_name
+        from . import upscaler
 
         try:
-            return check_device_name(value)
+            return getattr(upscaler, self.function)(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -124,7 +111,9 @@ class FilesCommand(click.Command):
     metavar="M",
     help="A name from `transformersr models`, or a weights file. Default: one that fits --scale and --crispness.",
 )
-@click.option("--device", type=Device(), default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
+@click.option(
+    "--device", type=Checked("DEVICE", "check_device_name"), default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps."
+)
 @click.option(
     "--dtype",
     type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
@@ -134,7 +123,11 @@ class FilesCommand(click.Command):
 )
 @click.option("--crispness", type=click.FloatRange(0, 1), default=0.0, help="0 is faithful, 1 is crispest. Default: 0.")
 @click.option("--ensemble", is_flag=True, help="Average over eight rotated and mirrored versions: slightly better, eight times slower.")
-@click.option("--memory", type=Memory(), help="Memory limit for the network's tensors, for example 2G. Does not change the result.")
+@click.option(
+    "--memory",
+    type=Checked("BYTES", "parse_bytes"),
+    help="Memory limit for the network's tensors, for example 2G. Does not change the result.",
+)
 @click.option(
     "--format",
     "format_",
