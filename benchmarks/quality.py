@@ -2,6 +2,7 @@
 
     pip install --no-deps -r benchmarks/peers.txt
     python benchmarks/quality.py FOLDER --scale 4 2 --name holdout
+    python benchmarks/quality.py FOLDER --jpeg 50 --name holdout-jpeg
     python benchmarks/quality.py FOLDER --sheet docs/images/peers.png --show "girl.png:120,80,96" "page.png:300,40,96"
 
 All upscalers get the same low-resolution images and run on the CPU in one process, with the same number of threads, one image at a time,
@@ -14,7 +15,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from statistics import fmean
@@ -28,6 +29,7 @@ from transformersr.training.config import load_recipe
 from transformersr.training.data.degradation import FILTERS as DOWNSCALING_FILTERS
 from transformersr.training.data.degradation import downscale
 from transformersr.training.data.folders import find_images, matches_any
+from transformersr.training.data.video_codec import compress_roundtrip
 from transformersr.training.results.evaluate import COLUMNS, markdown_table
 from transformersr.training.results.metrics import psnr
 from transformersr.training.results.strips import contact_sheet, save_image
@@ -103,17 +105,26 @@ class Entry:
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def make_cases(paths: Sequence[Path], scale: int, methods: Sequence[str], side: int) -> tuple[list[Case], list[str]]:
-    """Downscale the centre of every image to `side` x `side` with every filter; also return a note for each unusable image."""
+def make_cases(paths: Sequence[Path], scale: int, methods: Sequence[str], side: int, jpeg: int = 0) -> tuple[list[Case], list[str]]:
+    """Downscale the centre of every image to `side` x `side` with every filter; also return a note for each unusable image.
+
+    With `jpeg`, the small images are compressed as JPEG of this quality, with chroma subsampling.
+    """
     cases, missing = [], []
     for path in paths:
         try:
-            cases += [Case(method, make_pair(path, scale, method, side * scale)) for method in methods]
+            pairs = [make_pair(path, scale, method, side * scale) for method in methods]
+            cases += [Case(method, compress_input(pair, jpeg) if jpeg else pair) for method, pair in zip(methods, pairs, strict=True)]
         except (OSError, ValueError) as error:
             missing.append(f"{path.name} is skipped: {error}")
     if not cases:
         raise ValueError(f"none of {len(paths)} images can be used: {missing[0] if missing else 'the list is empty'}")
     return cases, missing
+
+
+def compress_input(pair: Pair, quality: int) -> Pair:
+    """Compress the small image of a pair as JPEG, with chroma subsampling."""
+    return replace(pair, lq=to_tensor(compress_roundtrip(to_image(pair.lq), "JPEG", quality=quality, subsampling=2)))
 
 
 def measure_peer(peer: Peer, cases: Sequence[Case], distances: Sequence[Distance], windows: Sequence[Window], progress: tqdm) -> Entry:
@@ -302,6 +313,7 @@ def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=160, help="side of the centre crop in low-resolution pixels; 0 for the whole image")
     parser.add_argument("--scale", type=int, nargs="+", default=[4], choices=[2, 4])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(DOWNSCALING_FILTERS), help="downscaling filters")
+    parser.add_argument("--jpeg", type=int, default=0, metavar="QUALITY", help="compress the small images as JPEG; 0: do not")
     parser.add_argument(
         "--models",
         nargs="*",
@@ -338,7 +350,7 @@ def run(options: argparse.Namespace, command: str) -> str:
     sections = []
     for scale in options.scale:
         upscalers, unavailable = choose_upscalers(options.models, options.peers, scale)
-        cases, unusable = make_cases(paths, scale, options.methods, options.side)
+        cases, unusable = make_cases(paths, scale, options.methods, options.side, options.jpeg)
         missing += [*unavailable, *unusable]
         windows = options.show if scale == options.scale[0] else []
         check_sheet(windows, cases, options.columns, upscalers)
@@ -354,6 +366,8 @@ def run(options: argparse.Namespace, command: str) -> str:
         if options.side
         else f"{len(paths)} images."
     )
+    if options.jpeg:
+        images += f" After downscaling, they were compressed as JPEG of quality {options.jpeg}."
     return "\n\n".join([head, f"{images} {machine}.", NOTES, *dict.fromkeys(missing), *sections]) + "\n"
 
 

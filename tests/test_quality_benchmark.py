@@ -164,6 +164,17 @@ def test_benchmark_writes_a_report_and_a_sheet(folder, tmp_path, monkeypatch):
         assert image.height == 2 * (8 + 48)  # low resolution, three upscalers and ground truth: two lines of a label and crops
 
 
+def test_inputs_are_compressed_on_request(folder):
+    paths = sorted(folder.glob("*.png"))
+    (plain, _), _ = quality.make_cases(paths[:1], 2, ["bicubic", "area"], 24)
+    (fine, _), _ = quality.make_cases(paths[:1], 2, ["bicubic", "area"], 24, jpeg=95)
+    (coarse, _), _ = quality.make_cases(paths[:1], 2, ["bicubic", "area"], 24, jpeg=10)
+    errors = [(case.pair.lq - plain.pair.lq).abs().mean() for case in (fine, coarse)]
+    assert 0 < errors[0] < errors[1]
+    assert (coarse.pair.gt == plain.pair.gt).all()
+    assert coarse.method == "bicubic"
+
+
 def test_images_are_chosen_evenly(folder):
     assert [path.name for path in choose_images(folder, ["*"], 2)] == ["0.png", "1.png"]
     assert len(choose_images(folder, [], 0)) == 3
