@@ -181,6 +181,18 @@ def test_bad_validation_images_are_skipped(tmp_path, caplog):
     assert "bad.png" in caplog.text
 
 
+def test_validation_inputs_are_degraded_with_the_preset_of_the_run(tmp_path):
+    for index in range(4):
+        synthetic_image(index).save(tmp_path / f"{index}.png")
+    paths = sorted(tmp_path.glob("*.png"))
+    resized = [make_pair(path, 4, method).lq for path, method in zip(paths, ("bicubic", "bilinear", "area", "bicubic"), strict=True)]
+    author, scan, again = (validation_pairs(paths, 4, 0, preset=preset) for preset in ("author", "scan", "scan"))
+    assert all(torch.equal(pair.lq, lq) for pair, lq in zip(author, resized, strict=True))
+    assert not any(torch.equal(pair.lq, lq) for pair, lq in zip(scan, resized, strict=True))
+    assert all(torch.equal(first.lq, second.lq) for first, second in zip(scan, again, strict=True))
+    assert all(torch.equal(first.gt, second.gt) for first, second in zip(author, scan, strict=True))
+
+
 def test_unset_settings_are_filled_in_for_the_device():
     filled, reasons = fill_in(from_values({"device": "cpu"}))
     assert (filled.size, filled.init, filled.patch, filled.batch, filled.learning_rate, filled.minutes) == (

@@ -70,7 +70,9 @@ def open_monitor(out: Path, config: TrainConfig, data: Path, files: Split, worke
     """Open the monitor of a run in the folder `out`; only the main process writes."""
     if not accelerator.is_main_process:
         return Monitor()
-    pairs = validation_pairs(files.validation, config.scale, config.validation_crop, files.partners, config.max_pixels, workers)
+    pairs = validation_pairs(
+        files.validation, config.scale, config.validation_crop, files.partners, config.max_pixels, workers, config.preset
+    )
     return FolderMonitor(out, config, data, Validation.prepare(pairs, config.scale), accelerator)
 
 

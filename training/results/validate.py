@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.degradation import downscale
+from ..data.degradation import PRESETS, degrade, downscale
 from ..data.image_cache import map_in_order
 from ..data.images import NO_PARTNERS, LoadedImage, TrainingImage, load_validation_image
 from .metrics import color_shift, edge_mask, flat_mask, luma, psnr, quantize, sharpness, shift, ssim
@@ -70,17 +70,17 @@ def make_pair(path: Path, scale: int, method: str, crop: int = 0, partners: Mapp
     loaded = load_validation_image(path, scale, partners)
     if loaded.image is None:
         raise ValueError(str(loaded.findings[0]))
-    return _crop_pair(loaded, loaded.image, scale, method, crop)
+    return _crop_pair(loaded, loaded.image, scale, functools.partial(downscale, scale=scale, method=method), crop)
 
 
-def _crop_pair(loaded: LoadedImage, image: TrainingImage, scale: int, method: str, crop: int) -> Pair:
+def _crop_pair(loaded: LoadedImage, image: TrainingImage, scale: int, shrink: Callable[[Image.Image], Image.Image], crop: int) -> Pair:
     gt = Image.fromarray(image.gt)
     width, height = (min(side, crop or side) // scale * scale for side in gt.size)
     step = 1 if image.lq is None else scale
     left, top = ((side - size) // 2 // step * step if crop else 0 for side, size in zip(gt.size, (width, height), strict=True))
     gt = gt.crop((left, top, left + width, top + height))
     if image.lq is None:
-        lq = downscale(gt, scale, method)
+        lq = shrink(gt)
     else:
         lq = Image.fromarray(image.lq).crop(tuple(side // scale for side in (left, top, left + width, top + height)))  # type: ignore[arg-type]
     return Pair(loaded.path.name, to_tensor(lq), to_tensor(gt), loaded.path, loaded.dhash)
@@ -93,8 +93,11 @@ def validation_pairs(
     partners: Mapping[Path, Path | None] = NO_PARTNERS,
     max_pixels: int = 0,
     workers: int = 0,
+    preset: str = "author",
 ) -> list[Pair]:
-    """Make one pair per image, cycling through the downscaling methods. Findings are logged; images that cannot be used are skipped.
+    """Make one pair per image, cycling through the downscaling methods; `preset` degrades the small images, always in the same way.
+
+    Findings are logged; images that cannot be used are skipped.
 
     Raises ValueError if none can be used.
     """
@@ -104,7 +107,9 @@ def validation_pairs(
         for finding in loaded.findings:
             logger.warning("validation image %s", finding)
         if loaded.image:
-            pairs.append(_crop_pair(loaded, loaded.image, scale, METHODS[index % len(METHODS)], crop))
+            degradation = replace(PRESETS[preset], filters=(METHODS[index % len(METHODS)],))
+            shrink = functools.partial(degrade, scale=scale, preset=degradation, rng=np.random.default_rng(index))
+            pairs.append(_crop_pair(loaded, loaded.image, scale, shrink, crop))
     if not pairs:
         raise ValueError(
             f"none of {len(paths)} images held out for validation can be used, such as {paths[0]}; remove them, "
