@@ -113,7 +113,7 @@ class TransformerSRConfig:
 
 VARIANTS = {
     "tiny": TransformerSRConfig(embed_dim=48, num_heads=3, blocks="RWRC" * 3),
-    "base": TransformerSRConfig(embed_dim=64, num_heads=4, blocks="RWRC" * 6),
+    "base": TransformerSRConfig(embed_dim=48, num_heads=3, blocks="RWRC" * 6),
     "large": TransformerSRConfig(embed_dim=160, num_heads=10, blocks="RWRC" * 8),
     "original": TransformerSRConfig("v1", embed_dim=256, num_heads=16, blocks="WC" * 8, window_size=4, mlp_ratio=4),
 }

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from PIL import Image
 from safetensors.torch import load_file
 
+from transformersr.arch import VARIANTS, TransformerSR, TransformerSRConfig
 from transformersr.training import losses, networks, steps
 from transformersr.training.cli import main
 from transformersr.training.config import from_values, load_recipe
@@ -28,7 +29,7 @@ from transformersr.training.results.export import find_weights
 from transformersr.training.results.validate import make_pair, resize_with, score_pair
 from transformersr.training.results.verdict import Baseline
 from transformersr.training.train import train
-from transformersr.upscale.checkpoint import load_model
+from transformersr.upscale.checkpoint import load_model, save_model
 
 from short_runs import SETTINGS, at_step, read_state
 
@@ -97,7 +98,22 @@ def test_init_from_another_scale_keeps_the_body(folder, tmp_path):
         for tensor, other in zip(net_g.body.state_dict().values(), original.body.state_dict().values(), strict=True)
     )
     with pytest.raises(ValueError, match="init"):
-        networks.initial_network(from_values({**SETTINGS, "size": "base", "init": str(x4)}))
+        networks.initial_network(from_values({**SETTINGS, "size": "large", "init": str(x4)}))
+
+
+@pytest.mark.parametrize("mlp_ratio", [0, 2])
+def test_a_deeper_network_starts_as_the_given_one(mlp_ratio, tmp_path, monkeypatch):
+    """Such as base from tiny, or any body whose first blocks are those of the given network."""
+    small = TransformerSRConfig(embed_dim=16, num_heads=2, blocks="RWC", mlp_ratio=mlp_ratio)
+    monkeypatch.setitem(VARIANTS, "base", dataclasses.replace(small, blocks="RWCWRC"))
+    given = TransformerSR(small).eval()
+    save_model(given, tmp_path / "given.safetensors")
+    deeper = networks.initial_network(from_values({**SETTINGS, "scale": 4, "size": "base", "init": str(tmp_path / "given.safetensors")}))
+    image = torch.rand(1, 3, 16, 16)
+    with torch.inference_mode():
+        assert torch.equal(deeper.eval()(image), given(image))
+    deeper.train()(image).square().mean().backward()
+    assert all(layer.weight.grad.abs().max() > 0 for layer in (deeper.body[-2].conv2, deeper.body[-1].attention.proj))
 
 
 def test_run_inside_its_data_folder_does_not_train_on_its_strips(folder, tmp_path):

@@ -44,8 +44,9 @@ class TrainConfig:
     scale: int = setting(4, "Upscaling factor of the network: 1, 2, 3 or 4.", choices=(1, 2, 3, 4))
     init: str = setting(
         "auto",
-        "Weights to start from: a file, or the name of a shipped model; from another scale, all layers but the last are used. "
-        "none starts from scratch. auto uses the shipped model of this scale and size, if there is one.",
+        "Weights to start from: a file, or the name of a shipped model; from another scale, all layers but the last are used, and blocks "
+        "that they lack start as the identity. none starts from scratch. auto uses the shipped model of this scale and size, if there is "
+        "one; for base, otherwise tiny.",
     )
 
     preset: str = setting(

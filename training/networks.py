@@ -9,22 +9,42 @@ import torch
 from torch import Tensor, nn
 
 from ..arch import TransformerSR
+from ..arch.blocks import ResidualBlock
 from ..upscale.checkpoint import load_model
 from ..upscale.upscaler import find_model
 from .config import TrainConfig
 
 
 def initial_network(config: TrainConfig) -> TransformerSR:
-    """Build the network of a run, with the weights of `config.init` if given; from another scale, all layers but the last are used."""
+    """Build the network of a run, with the weights of `config.init` if given.
+
+    From another scale, all layers but the last are used. A network with more blocks than the given one first computes exactly the same,
+    because its additional blocks start as the identity (Net2DeeperNet: Chen et al. 2016, arXiv:1511.05641).
+
+    Raises ValueError if the given network differs in anything else.
+    """
     net_g = TransformerSR(config.network())
     if config.init != "none":
         given = load_model(find_model(config.init))
-        if dataclasses.replace(given.config, scale=config.scale) != net_g.config:
-            raise ValueError(f"init: {config.init} is a network of {given.config}; expected {net_g.config} at any scale")
+        comparable = dataclasses.replace(given.config, scale=config.scale, blocks=net_g.config.blocks)
+        if comparable != net_g.config or not net_g.config.blocks.startswith(given.config.blocks):
+            raise ValueError(
+                f"init: {config.init} is a network of {given.config}; expected {net_g.config} at any scale or its first blocks"
+            )
+        for block in net_g.body[len(given.config.blocks) :]:
+            _make_identity(block)
         shapes = {name: tensor.shape for name, tensor in net_g.state_dict().items()}
         weights = {name: tensor for name, tensor in given.state_dict().items() if name != "architecture" and tensor.shape == shapes[name]}
         net_g.load_state_dict(weights, strict=False)
     return net_g
+
+
+def _make_identity(block: nn.Module) -> None:
+    """Zero the last layer of each residual branch."""
+    branches = (block.conv2,) if isinstance(block, ResidualBlock) else (block.attention.proj, *((block.mlp.fc2,) if block.mlp else ()))
+    for layer in branches:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
 
 
 @torch.no_grad()

@@ -29,8 +29,8 @@ def fill_in(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
     """
     kind = device_kind(config)
     size = config.size if config.size != "auto" else "tiny" if kind == "cpu" else "base"
-    shipped = f"x{config.scale}-{size}"
-    init = config.init if config.init != "auto" else shipped if shipped in available_models() else "none"
+    usable = [f"x{config.scale}-{part}" for part in (size, *(("tiny",) if size == "base" else ()))]  # tiny is the first half of base
+    init = config.init if config.init != "auto" else next((name for name in usable if name in available_models()), "none")
     if config.gan_weight and init == "none" and not config.gan_from_scratch:
         raise ValueError("gan_weight is set and there are no weights to start from; give a trained pixel model with init")
     rate_from_scratch = 2e-4 if size == "large" else 5e-4
@@ -40,7 +40,7 @@ def fill_in(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
     if config.init == "auto":
         chosen["init"] = (
             init,
-            "a shipped model; --init none starts from scratch" if init != "none" else f"there is no shipped {shipped}",
+            "a shipped model; --init none starts from scratch" if init != "none" else f"there is no shipped {usable[0]}",
         )
     for name, on_cpu, on_gpu in (("patch", 32, 48), ("batch", 8, 16)):
         if not getattr(config, name):
