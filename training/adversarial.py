@@ -20,7 +20,7 @@ R1_EVERY = 16
 class UNetDiscriminator(nn.Module):
     """One logit per pixel, from three downsampling and three upsampling stages with skips. Always in float32 for spectral normalisation.
 
-    `width` is the number of channels at full size; 32 costs almost twice as much as a base network at x4, 64 four times as much again. `accuracy` is a
+    `width` is the number of channels at full size; 32 costs almost twice as much as a base network at x4, 64 seven times. `accuracy` is a
     moving average of its accuracy, which the training loop updates.
     """
 
