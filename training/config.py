@@ -127,6 +127,12 @@ class TrainConfig:
         minimum=0,
     )
     warmup_steps: int = setting(500, "Steps over which the learning rate rises from 0, at most a twentieth of the run.", minimum=1)
+    equivariant: str = setting(
+        "auto",
+        "Keep the weights such that rotating or mirroring an image exactly rotates or mirrors the result; every crop then counts in all "
+        "eight orientations. auto: on from scratch and from weights that are equivariant.",
+        choices=("auto", "on", "off"),
+    )
     phases: tuple[str, ...] = setting(
         (),
         'Constant learning rates, one after another, as "STEPS at RATE" ("450000 at 1e-4"); `steps` is then their sum.',

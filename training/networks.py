@@ -13,6 +13,7 @@ from ..arch.blocks import ResidualBlock
 from ..upscale.checkpoint import load_model
 from ..upscale.upscaler import find_model
 from .config import TrainConfig
+from .equivariance import Symmetry, is_equivariant
 
 
 def initial_network(config: TrainConfig) -> TransformerSR:
@@ -21,7 +22,7 @@ def initial_network(config: TrainConfig) -> TransformerSR:
     From another scale, all layers but the last are used. A network with more blocks than the given one first computes exactly the same,
     because its additional blocks start as the identity (Net2DeeperNet: Chen et al. 2016, arXiv:1511.05641).
 
-    Raises ValueError if the given network differs in anything else.
+    Raises ValueError if the given network differs in anything else, or is not equivariant in an equivariant run.
     """
     net_g = TransformerSR(config.network())
     if config.init != "none":
@@ -29,13 +30,17 @@ def initial_network(config: TrainConfig) -> TransformerSR:
         comparable = dataclasses.replace(given.config, scale=config.scale, blocks=net_g.config.blocks)
         if comparable != net_g.config or not net_g.config.blocks.startswith(given.config.blocks):
             raise ValueError(
-                f"init: {config.init} is a network of {given.config}; expected {net_g.config} at any scale or its first blocks"
+                f"init: {config.init} is a network of {given.config}; expected {net_g.config}, or its first blocks, at any scale"
             )
+        if config.equivariant == "on" and not is_equivariant(given):
+            raise ValueError(f"equivariant is on, but {config.init} is not; set equivariant to off, or init to none")
         for block in net_g.body[len(given.config.blocks) :]:
             _make_identity(block)
         shapes = {name: tensor.shape for name, tensor in net_g.state_dict().items()}
         weights = {name: tensor for name, tensor in given.state_dict().items() if name != "architecture" and tensor.shape == shapes[name]}
         net_g.load_state_dict(weights, strict=False)
+    if config.equivariant == "on":
+        Symmetry(net_g).project(keep_scale=True)
     return net_g
 
 

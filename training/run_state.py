@@ -19,6 +19,7 @@ from ..upscale.atomic import write_aside
 from ..upscale.pickled import RefusedError, read_pickled
 from .adversarial import UNetDiscriminator
 from .config import TrainConfig
+from .equivariance import Symmetry
 from .networks import initial_network
 from .optimizers import MuonAdamW, make_optimizer
 
@@ -64,6 +65,8 @@ class RunState:
     progress: Progress
     scaler: Any = None
     """Gradient scaler for fp16: anything with a state_dict, or None."""
+    symmetry: Symmetry | None = None
+    """Keeps the gradients equivariant, if the run does."""
 
     @classmethod
     def start(cls, config: TrainConfig, device: torch.device, scaler: Any = None) -> RunState:
@@ -82,11 +85,12 @@ class RunState:
     def _build(cls, net_g: TransformerSR, config: TrainConfig, device: torch.device, scaler: Any) -> RunState:
         net_g = net_g.to(device).train()
         ema = copy.deepcopy(net_g).eval().requires_grad_(False)
+        symmetry = Symmetry(net_g) if config.equivariant == "on" else None
         net_d = optimizer_d = None
         if config.gan_weight:
             net_d = UNetDiscriminator(config.gan_width).to(device).train()
             optimizer_d = torch.optim.AdamW(net_d.parameters(), lr=config.gan_rate, betas=(0.9, 0.99), weight_decay=0.0)
-        return cls(net_g, ema, make_optimizer(net_g, config), net_d, optimizer_d, Progress(), scaler)
+        return cls(net_g, ema, make_optimizer(net_g, config), net_d, optimizer_d, Progress(), scaler, symmetry)
 
     def save(self, path: Path) -> None:
         """Write the state atomically. Raises OSError."""

@@ -102,6 +102,8 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
             set_learning_rate(run.optimizer, rate)
             lq, gt = (batch.to(accelerator.device, non_blocking=True).float() / 255 for batch in (lq, gt))
             metrics = add_gradients(accelerator, run, nets, losses, lq, gt, done)
+            if run.symmetry is not None:
+                run.symmetry.project_gradients()
             norm = accelerator.clip_grad_norm_(run.net_g.parameters(), config.clip_norm)
             if optimizer_step(run, nets, norm):
                 advance_gan_ramp(run, config)
