@@ -11,7 +11,7 @@ from transformersr.arch import VARIANTS, TransformerSR
 from transformersr.training import networks
 from transformersr.training.config import from_values
 from transformersr.training.equivariance import ORDER, Symmetry, apply, is_equivariant
-from transformersr.training.plan import fill_in
+from transformersr.training.run_state import RunState
 from transformersr.training.train import train
 from transformersr.upscale.checkpoint import load_model, save_model
 
@@ -94,11 +94,10 @@ def test_given_weights_decide_whether_a_run_is_equivariant(tmp_path):
     Symmetry(given := randomized(VARIANTS["tiny"])).project()
     save_model(given, tmp_path / "equivariant.safetensors", torch.float16)
     values = {"device": "cpu", "size": "tiny"}
-    for init, expected in (("none", "on"), ("plain", "off"), ("equivariant", "on")):
+    for init, expected in (("none", True), ("plain", False), ("equivariant", True)):
         file = init if init == "none" else str(tmp_path / f"{init}.safetensors")
-        filled, reasons = fill_in(from_values({**values, "init": file}))
-        assert filled.equivariant == expected
-        assert any(line.startswith(f"equivariant: {expected}") for line in reasons)
+        run = RunState.start(from_values({**values, "init": file}), torch.device("cpu"))
+        assert (run.symmetry is not None) == expected
     with pytest.raises(ValueError, match="is not; set equivariant to off"):
         networks.initial_network(from_values({**values, "equivariant": "on", "init": str(tmp_path / "plain.safetensors")}))
     deeper = networks.initial_network(from_values({"size": "base", "equivariant": "on", "init": str(tmp_path / "equivariant.safetensors")}))

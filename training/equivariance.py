@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..arch import TransformerSR
+from ..arch import TransformerSR, TransformerSRConfig
 
 ORDER = 8
 """Elements of the group: `index % 4` quarter turns after mirroring if `index >= 4`."""
@@ -42,9 +42,14 @@ PRODUCTS = torch.tensor([[_find(apply(a, apply(b, SQUARE))) for b in range(ORDER
 INVERSES = [PRODUCTS[element].tolist().index(0) for element in range(ORDER)]
 
 
+def can_be_equivariant(config: TransformerSRConfig) -> bool:
+    """Whether the channels of a head form whole groups."""
+    return config.embed_dim % (config.num_heads * ORDER) == 0
+
+
 def is_equivariant(net: TransformerSR) -> bool:
     """Whether the weights of a network are equivariant, up to `TOLERANCE`."""
-    return net.config.embed_dim % (net.config.num_heads * ORDER) == 0 and Symmetry(net).deviation() <= TOLERANCE
+    return can_be_equivariant(net.config) and Symmetry(net).deviation() <= TOLERANCE
 
 
 class Symmetry:
@@ -54,7 +59,7 @@ class Symmetry:
     """
 
     def __init__(self, net: TransformerSR):
-        if net.config.embed_dim % (net.config.num_heads * ORDER):
+        if not can_be_equivariant(net.config):
             raise ValueError(f"equivariant weights need heads of a multiple of {ORDER} channels; this network has {net.config}")
         self.net = net
         indices = {name: self._index(name, parameter) for name, parameter in net.named_parameters()}

@@ -13,7 +13,7 @@ from ..arch.blocks import ResidualBlock
 from ..upscale.checkpoint import load_model
 from ..upscale.upscaler import find_model
 from .config import TrainConfig
-from .equivariance import Symmetry, is_equivariant
+from .equivariance import Symmetry, can_be_equivariant, is_equivariant
 
 
 def initial_network(config: TrainConfig) -> TransformerSR:
@@ -22,9 +22,13 @@ def initial_network(config: TrainConfig) -> TransformerSR:
     From another scale, all layers but the last are used. A network with more blocks than the given one first computes exactly the same,
     because its additional blocks start as the identity (Net2DeeperNet: Chen et al. 2016, arXiv:1511.05641).
 
-    Raises ValueError if the given network differs in anything else, or is not equivariant in an equivariant run.
+    Random weights are equivariant unless `config.equivariant` is off or the given ones are not.
+
+    Raises ValueError if the given network differs in anything else, or is not equivariant although `config.equivariant` is on.
     """
     net_g = TransformerSR(config.network())
+    if config.equivariant != "off" and can_be_equivariant(net_g.config):
+        Symmetry(net_g).project(keep_scale=True)
     if config.init != "none":
         given = load_model(find_model(config.init))
         comparable = dataclasses.replace(given.config, scale=config.scale, blocks=net_g.config.blocks)
@@ -39,8 +43,6 @@ def initial_network(config: TrainConfig) -> TransformerSR:
         shapes = {name: tensor.shape for name, tensor in net_g.state_dict().items()}
         weights = {name: tensor for name, tensor in given.state_dict().items() if name != "architecture" and tensor.shape == shapes[name]}
         net_g.load_state_dict(weights, strict=False)
-    if config.equivariant == "on":
-        Symmetry(net_g).project(keep_scale=True)
     return net_g
 
 

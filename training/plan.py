@@ -8,12 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..upscale.checkpoint import load_model
 from ..upscale.cores import usable_cores
 from ..upscale.memory import free_memory
-from ..upscale.upscaler import available_models, find_device, find_model
+from ..upscale.upscaler import available_models, find_device
 from .config import TrainConfig
-from .equivariance import is_equivariant
 from .networks import saved_bytes
 
 MAX_WORKERS = 8
@@ -39,10 +37,6 @@ def fill_in(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
     chosen: dict[str, tuple[object, str]] = {}
     if config.size == "auto":
         chosen["size"] = size, f"training on {kind}"
-    if config.equivariant == "auto":
-        on = init == "none" or is_equivariant(load_model(find_model(init)))
-        why = "from scratch" if init == "none" else f"{init} is{'' if on else ' not'} equivariant"
-        chosen["equivariant"] = "on" if on else "off", why
     if config.init == "auto":
         chosen["init"] = (
             init,

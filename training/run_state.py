@@ -19,7 +19,7 @@ from ..upscale.atomic import write_aside
 from ..upscale.pickled import RefusedError, read_pickled
 from .adversarial import UNetDiscriminator
 from .config import TrainConfig
-from .equivariance import Symmetry
+from .equivariance import Symmetry, is_equivariant
 from .networks import initial_network
 from .optimizers import MuonAdamW, make_optimizer
 
@@ -72,25 +72,32 @@ class RunState:
     def start(cls, config: TrainConfig, device: torch.device, scaler: Any = None) -> RunState:
         """Create a run at step 0; the same settings give the same state."""
         torch.manual_seed(config.seed)
-        return cls._build(initial_network(config), config, device, scaler)
+        return cls._build(initial_network(config), config, device, scaler).keep_equivariant(config)
 
     @classmethod
     def resume(cls, path: Path, config: TrainConfig, device: torch.device, scaler: Any = None) -> RunState:
         """Restore a run that `save` wrote; the weights it started from may be gone. Raises as `load`."""
         run = cls._build(TransformerSR(config.network()), config, device, scaler)
         run.load(path)
-        return run
+        return run.keep_equivariant(config)
 
     @classmethod
     def _build(cls, net_g: TransformerSR, config: TrainConfig, device: torch.device, scaler: Any) -> RunState:
         net_g = net_g.to(device).train()
         ema = copy.deepcopy(net_g).eval().requires_grad_(False)
-        symmetry = Symmetry(net_g) if config.equivariant == "on" else None
         net_d = optimizer_d = None
         if config.gan_weight:
             net_d = UNetDiscriminator(config.gan_width).to(device).train()
             optimizer_d = torch.optim.AdamW(net_d.parameters(), lr=config.gan_rate, betas=(0.9, 0.99), weight_decay=0.0)
-        return cls(net_g, ema, make_optimizer(net_g, config), net_d, optimizer_d, Progress(), scaler, symmetry)
+        return cls(net_g, ema, make_optimizer(net_g, config), net_d, optimizer_d, Progress(), scaler)
+
+    def keep_equivariant(self, config: TrainConfig) -> RunState:
+        """Keep equivariant weights so, unless the run does not want to. Raises ValueError if it has to, and the weights are not."""
+        holds = config.equivariant != "off" and is_equivariant(self.net_g)
+        if config.equivariant == "on" and not holds:
+            raise ValueError("equivariant is on, but the weights of the run are not; set it to off")
+        self.symmetry = Symmetry(self.net_g) if holds else None
+        return self
 
     def save(self, path: Path) -> None:
         """Write the state atomically. Raises OSError."""

@@ -88,7 +88,7 @@ def train(config: TrainConfig, data: str | Path, out: str | Path, resume: bool =
     progress.micro_batch = config.micro_batch or progress.micro_batch or micro_batch
     accelerator.init_trackers("transformersr")
     monitor = open_monitor(out, config, data, files, workers, accelerator)
-    monitor.begin(run, images, precision, (*choices, f"workers: {workers}", why))
+    monitor.begin(run, images, precision, (*choices, f"equivariant: {'on' if run.symmetry else 'off'}", f"workers: {workers}", why))
     accelerator.wait_for_everyone()
 
     started, saved = time.monotonic() - progress.seconds, progress.seconds
