@@ -299,10 +299,11 @@ def test_untrained_bicubic_network_does_not_shift():
     assert ((result - expected).abs().max() / slope) < 0.01
 
 
-def test_memory_error_names_the_pass():
-    model, image = random_model(V2), torch.rand(1, 3, 16, 16)
+def test_a_pass_that_cannot_fit_is_named_and_refused_before_the_first_one():
+    model, image, progress = random_model(V2), torch.rand(1, 3, 16, 16), []
     with pytest.raises(MemoryBudgetError, match=r"^pass 2 of 2: an image of 32x32 needs"):
-        upscale_to(model, image, 64, 64, memory=300_000)
+        upscale_to(model, image, 64, 64, memory=300_000, on_progress=lambda *rows: progress.append(rows))
+    assert progress == []
     with pytest.raises(MemoryBudgetError, match=r"^an image of 16x16 needs"):
         upscale_to(model, image, 64, 64, memory=10_000)
 

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from ..arch import TransformerSR
 from ..arch.streaming import stream, total_rows
 from . import planning
 from .memory import explain_out_of_memory, free_memory, is_out_of_memory, keep_freed_memory
-from .planning import MemoryBudgetError, Workload, frames_within, make_plan, pass_pixels, sizes_of_passes
+from .planning import MemoryBudgetError, Plan, Workload, frames_within, make_plan, pass_pixels, sizes_of_passes
 
 logger = logging.getLogger(__name__)
 
@@ -45,17 +46,27 @@ def upscale_to(
     if image.device.type == "cpu":  # fail now, not after hours of earlier passes; the memory is reserved but never touched
         with explain_out_of_memory(len(image), height, width):
             image.new_empty(len(image), image.shape[1], height, width, dtype=torch.float32)
+    if memory is not None:  # likewise
+        for index, size in enumerate(inputs):
+            with _name_pass(index, len(inputs)):
+                _plan(model, Workload(model.config, *size, model.dtype.itemsize), memory)
     for index, size in enumerate(inputs):
         image = _resize(image, *size)
-        try:
+        with _name_pass(index, len(inputs)):
             image = run(model, image, memory=memory, on_progress=_share(on_progress, work, index))
-        except MemoryBudgetError as error:
-            if index == 0:
-                raise
-            # the message has the size of this pass, not of the user's image
-            raise MemoryBudgetError(f"pass {index + 1} of {len(inputs)}: {error}") from error
     with explain_out_of_memory(len(image), height, width):
         return _resize(image, height, width).clamp_(0, 1)
+
+
+@contextmanager
+def _name_pass(index: int, count: int) -> Iterator[None]:
+    """Name a pass after the first in a MemoryBudgetError, whose message has the size of this pass, not of the user's image."""
+    try:
+        yield
+    except MemoryBudgetError as error:
+        if index == 0:
+            raise
+        raise MemoryBudgetError(f"pass {index + 1} of {count}: {error}") from error
 
 
 def upscale(model: TransformerSR, image: Tensor, *, memory: int | None = None, on_progress: ProgressCallback | None = None) -> Tensor:
@@ -131,9 +142,7 @@ def _stream_within_memory(model: TransformerSR, image: Tensor, out: Tensor, memo
     work = Workload(model.config, height, width * count, model.dtype.itemsize)
     if on_cpu:
         keep_freed_memory()
-    max_rows = max(1, planning.CPU_BAND_BYTES // (work.row_bytes * 4 // work.element_size)) if on_cpu else None
-    budget = free_memory(device) if memory is None else memory
-    plan = make_plan(work, budget, max_rows, can_offload=not on_cpu, estimated=memory is None)
+    plan = _plan(model, work, memory)
     warned = False
     while True:
         try:
@@ -157,6 +166,14 @@ def _stream_within_memory(model: TransformerSR, image: Tensor, out: Tensor, memo
         if not warned:
             logger.warning("%s is out of memory; continuing with bands of %d rows", device, plan.band_rows)
             warned = True
+
+
+def _plan(model: TransformerSR, work: Workload, memory: int | None) -> Plan:
+    """Return the plan for a workload on the network's device. Raises MemoryBudgetError if it does not fit into `memory`."""
+    on_cpu = model.device.type == "cpu"
+    max_rows = max(1, planning.CPU_BAND_BYTES // (work.row_bytes * 4 // work.element_size)) if on_cpu else None
+    budget = free_memory(model.device) if memory is None else memory
+    return make_plan(work, budget, max_rows, can_offload=not on_cpu, estimated=memory is None)
 
 
 def _redo_in_float32(model: TransformerSR, image: Tensor, out: Tensor, memory: int | None, report: _Rows, reason: str) -> None:
