@@ -80,7 +80,7 @@ class TrainConfig:
     )
     swatches: float = setting(
         0.0,
-        "Share of the crops that are plain random colours, including saturated ones; keeps colours exact that the images lack.",
+        "Share of the crops that are two plain random colours, half of them in fine tones; keeps colours exact that the images lack.",
         minimum=0,
         maximum=1,
     )

@@ -85,13 +85,11 @@ class CropDataset(Dataset):
         return _orient(lq, turns, flip), _orient(gt, turns, flip)
 
     def _make_swatch(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Make a crop of two plain colours with a straight edge, half of the channels at 0 or 255: few images have such colours."""
+        """Make a crop of two plain colours, divided by a straight edge or in a fine tone: few images have such colours and patterns."""
         margin = -(-MARGIN // self.scale) * self.scale
         side, colors = self.size + 2 * margin, rng.random((2, 3))
         colors = np.where(rng.random((2, 3)) < 0.5, colors.round(), colors)
-        angle, offset = rng.uniform(0, 2 * np.pi), rng.uniform(-0.7, 0.7) * self.size
-        axis = np.arange(side) - (side - 1) / 2
-        share = np.clip(axis[:, None] * np.sin(angle) + axis[None] * np.cos(angle) - offset + 0.5, 0, 1)[..., None]
+        share = (_edge(side, self.size, rng) if rng.random() < 0.5 else _tone(side, self.scale, rng))[..., None]
         whole = Image.fromarray(np.rint(255 * (colors[0] * share + colors[1] * (1 - share))).astype(np.uint8))
         small = np.asarray(degrade(whole, self.scale, self.preset, rng))
         inner = slice(margin // self.scale, (margin + self.size) // self.scale)
@@ -139,6 +137,30 @@ class CropDataset(Dataset):
             whole = whole.filter(ImageFilter.UnsharpMask(SHARPEN_RADIUS, round(100 * self.sharpen), 2))
         row, column = top // self.scale, left // self.scale
         return small[row : row + patch, column : column + patch], np.asarray(whole)[top : top + self.size, left : left + self.size]
+
+
+def _edge(side: int, size: int, rng: np.random.Generator) -> np.ndarray:
+    """The share of one colour next to a straight edge: `(side, side)` in [0, 1]."""
+    angle, offset = rng.uniform(0, 2 * np.pi), rng.uniform(-0.7, 0.7) * size
+    axis = np.arange(side) - (side - 1) / 2
+    return np.clip(axis[:, None] * np.sin(angle) + axis[None] * np.cos(angle) - offset + 0.5, 0, 1)
+
+
+def _tone(side: int, scale: int, rng: np.random.Generator) -> np.ndarray:
+    """The share of one colour in stripes, checks or dots whose period is 2 to 4 small pixels: `(side, side)` in [0, 1].
+
+    Half of them are dithering patterns, aligned with the small pixels, the other half are screentones at any angle.
+    """
+    aligned, kind, threshold = rng.random() < 0.5, rng.integers(3), rng.uniform(-0.6, 0.6)
+    period = scale * (rng.integers(2, 5) if aligned else rng.uniform(2, 4))
+    angle = 0.0 if aligned else rng.uniform(0, np.pi)
+    shifts = scale * (rng.integers(4, size=2) + 0.5) if aligned else rng.uniform(0, period, 2)
+    axis = np.arange(side) + 0.5
+    across = axis[None] * np.cos(angle) + axis[:, None] * np.sin(angle)
+    down = axis[:, None] * np.cos(angle) - axis[None] * np.sin(angle)
+    waves = [np.cos(2 * np.pi * (distance - shift) / period) for distance, shift in zip((across, down), shifts, strict=True)]
+    height = (waves[0], waves[0] * waves[1], (waves[0] + waves[1]) / 2)[kind] - threshold
+    return np.clip(height * period / (2 * np.pi) + 0.5, 0, 1)
 
 
 def training_crops(config: TrainConfig, images: Sequence[TrainingImage]) -> CropDataset:
