@@ -419,3 +419,27 @@ def test_spawned_workers_always_use_the_cache_file(folder, tmp_path, monkeypatch
     for method, kind in {"fork": list, "spawn": MappedImages}.items():
         monkeypatch.setattr(image_cache.multiprocessing, "get_start_method", lambda allow_none, method=method: method)
         assert isinstance(read_images(find_images(folder), 32, cache=Cache(tmp_path), workers=2).images, kind)
+
+
+# --- swatches ------------------------------------------------------------------------------------
+
+
+def test_swatches_are_two_colours_in_edges_and_fine_tones():
+    crops = make_crops([], swatches=1.0, patch=16)
+    pairs = [crops[index] for index in range(60)]
+    assert all(
+        torch.equal(one, other)
+        for first, second in zip(pairs, (crops[index] for index in range(60)), strict=True)
+        for one, other in zip(first, second, strict=True)
+    )
+    transitions = []
+    for lq, gt in pairs:
+        assert (lq.shape, gt.shape) == ((3, 16, 16), (3, 64, 64))
+        assert (lq.float().mean((1, 2)) - gt.float().mean((1, 2))).abs().max() < 6  # whatever the pattern, the mean colour is the same
+        channel = gt.float()[int(gt.float().std((1, 2)).argmax())]
+        low, high = channel.min(), channel.max()
+        between = ((channel > low + 8) & (channel < high - 8)).float().mean() if high - low > 32 else 0
+        assert between < 0.7  # two colours, with soft edges
+        row = channel > (low + high) / 2
+        transitions.append(int((row[:, 1:] != row[:, :-1]).sum(1).float().mean() > 4))
+    assert 15 < sum(transitions) < 45  # about half are tones
