@@ -172,6 +172,6 @@ def test_flat_areas_keep_their_colour(upscaler, name):
 
 
 def test_mean_colour_of_an_image_is_kept(upscaler, name):
-    """Within half a level of 255; within one level for the crisp weights, whose lines are sharper than the ground truth."""
-    source = to_tensor(synthetic_image(1))
-    assert 255 * (upscaler(source).mean((2, 3)) - source.mean((2, 3))).abs().max() < 0.5 + MODELS[name] / 2
+    """Within half a level of 255; within one level for weights that change more than the size of an image."""
+    source, limit = to_tensor(synthetic_image(1)), 1 if "crisp" in name or "cleanup" in name else 0.5
+    assert 255 * (upscaler(source).mean((2, 3)) - source.mean((2, 3))).abs().max() < limit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -89,9 +89,15 @@ class CropDataset(Dataset):
         margin = -(-MARGIN // self.scale) * self.scale
         side, colors = self.size + 2 * margin, rng.random((2, 3))
         colors = np.where(rng.random((2, 3)) < 0.5, colors.round(), colors)
-        share = (_edge(side, self.size, rng) if rng.random() < 0.5 else _tone(side, self.scale, rng))[..., None]
+        pattern, preset = rng.integers(4), self.preset
+        share = _edge(side, self.size, rng) if pattern < 2 else _tone(side, self.scale, pattern == 3, rng)
+        if pattern >= 2 and rng.random() < 0.5:
+            colors = np.array([[0.0] * 3, [1.0] * 3])  # black and white, as in manga
+        if pattern == 3:  # the small pixels have the two colours and nothing in between
+            preset = replace(preset, filters=("area",))
+        share = share[..., None]
         whole = Image.fromarray(np.rint(255 * (colors[0] * share + colors[1] * (1 - share))).astype(np.uint8))
-        small = np.asarray(degrade(whole, self.scale, self.preset, rng))
+        small = np.asarray(degrade(whole, self.scale, preset, rng))
         inner = slice(margin // self.scale, (margin + self.size) // self.scale)
         return small[inner, inner], np.asarray(whole)[margin : margin + self.size, margin : margin + self.size]
 
@@ -146,20 +152,22 @@ def _edge(side: int, size: int, rng: np.random.Generator) -> np.ndarray:
     return np.clip(axis[:, None] * np.sin(angle) + axis[None] * np.cos(angle) - offset + 0.5, 0, 1)
 
 
-def _tone(side: int, scale: int, rng: np.random.Generator) -> np.ndarray:
+def _tone(side: int, scale: int, aligned: bool, rng: np.random.Generator) -> np.ndarray:
     """The share of one colour in stripes, checks or dots whose period is 2 to 4 small pixels: `(side, side)` in [0, 1].
 
-    Half of them are dithering patterns, aligned with the small pixels, the other half are screentones at any angle.
+    They are screentones at any angle or, if `aligned`, dithering patterns of whole small pixels.
     """
-    aligned, kind, threshold = rng.random() < 0.5, rng.integers(3), rng.uniform(-0.6, 0.6)
-    period = scale * (rng.integers(2, 5) if aligned else rng.uniform(2, 4))
+    kind, threshold, cell = rng.integers(3), rng.uniform(-0.6, 0.6), scale if aligned else 1
+    period = cell * (rng.choice([2, 2, 3, 4]) if aligned else rng.uniform(2, 4) * scale)
     angle = 0.0 if aligned else rng.uniform(0, np.pi)
-    shifts = scale * (rng.integers(4, size=2) + 0.5) if aligned else rng.uniform(0, period, 2)
-    axis = np.arange(side) + 0.5
+    shifts = cell * (rng.integers(4, size=2) + 0.5) if aligned else rng.uniform(0, period, 2)
+    axis = (np.arange(side // cell) + 0.5) * cell
     across = axis[None] * np.cos(angle) + axis[:, None] * np.sin(angle)
     down = axis[:, None] * np.cos(angle) - axis[None] * np.sin(angle)
     waves = [np.cos(2 * np.pi * (distance - shift) / period) for distance, shift in zip((across, down), shifts, strict=True)]
     height = (waves[0], waves[0] * waves[1], (waves[0] + waves[1]) / 2)[kind] - threshold
+    if aligned:
+        return np.kron(height > 0, np.ones((cell, cell)))
     return np.clip(height * period / (2 * np.pi) + 0.5, 0, 1)
 
 
