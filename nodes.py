@@ -31,7 +31,7 @@ from .upscale.checkpoint import CheckpointError
 from .upscale.memory import is_out_of_memory
 from .upscale.models import as_safetensors, find_in_list, list_models, not_weights, scale_of, stamp
 from .upscale.planning import MemoryBudgetError, proportional_size, target_size
-from .upscale.upscaler import DTYPES, Upscaler, crisp_version, find_dtype, find_model, load_blend
+from .upscale.upscaler import DTYPES, PURPOSES, Upscaler, crisp_version, find_dtype, find_model, load_blend
 from .upscale.video import frames_together, upscale_video, video_size, video_suffix
 
 try:
@@ -47,8 +47,6 @@ LONGEST_SIDE = 65536
 """The largest size that the inputs accept."""
 FEATHER = 4
 """Input pixels over which a mask fades on each side of its edge."""
-PURPOSES = {"x4-tiny": "4x, faithful to crisp", "x2-tiny": "2x, faithful"}
-"""What the bundled models are for, shown in the list of models."""
 
 folder_paths.add_model_folder_path("transformersr", os.path.join(folder_paths.models_dir, "transformersr"))
 if "spandrel" in sys.modules:  # ComfyUI has imported it, so its own loader opens our files; importing it ourselves would take a second
@@ -305,8 +303,9 @@ class _UpscaleNode(_ModelNode):
 # --- tooltips and messages -----------------------------------------------------------------------
 
 MODEL_TOOLTIP = (
-    "The model that upscales. x4-tiny: 4x, from faithful to crisp (see crispness). x2-tiny: 2x, faithful. TransformerSR files in "
-    "models/upscale_models and models/transformersr are listed below these. After adding a file, press R in the browser."
+    "The model that upscales. x4-tiny: 4x, from faithful to crisp (see crispness). x4-base: 4x, more faithful, half as fast. "
+    "x4-tiny-cleanup: 4x, removes JPEG artifacts. x2-tiny: 2x, faithful. TransformerSR files in models/upscale_models and "
+    "models/transformersr are listed below these. After adding a file, press R in the browser."
 )
 IMAGE_TOOLTIP = "The images to upscale: a single image, a batch or the frames of a video. Transparency is kept."
 VIDEO_TOOLTIP = "The video to upscale, of any length. Sound, subtitles and frame timestamps are kept."

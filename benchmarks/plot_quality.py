@@ -69,7 +69,7 @@ def plot(axis: Axes, rows: list[Row]) -> None:
 def add_label(axis: Axes, row: Row, point: tuple[float, float], taken: list[Bbox]) -> None:
     """Write an upscaler's name where it overlaps the boxes in `taken` least, and add its own box to them."""
     name = row["upscaler"].removesuffix(" (ours)")
-    text = NAMES.get(name, name).replace("@1.0", " crispness 1").replace(" ", "\n", 1)
+    text = NAMES.get(name, name).replace("@1.0", " crispness 1").replace("+ensemble", " ensemble").replace(" ", "\n", 1)
     style = {"fontsize": 10, "color": "#d9480f" if is_ours(row) else "#495057", "weight": "bold" if is_ours(row) else "normal"}
 
     def cost(position: tuple[str, str, int, int]) -> float:

@@ -28,7 +28,7 @@ NAMES = {
     "lanczos": "Lanczos",
 }
 """Display names of upscalers, if different from their names here."""
-README_UPSCALERS = ("x4-tiny", "waifu2x-cunet", "span-ch48", "x4plus-anime", "bicubic")
+README_UPSCALERS = ("x4-base", "x4-tiny", "waifu2x-cunet", "span-ch48", "x4plus-anime", "bicubic")
 """Upscalers that the READMEs mention, if a report has them."""
 HOW = {"native": "", "x2 twice": ", twice", "x4 halved": ", halved"}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..arch import TransformerSR
-from ..arch.blocks import ResidualBlock
+from ..arch.blocks import ChannelBlock, ResidualBlock, WindowBlock
 from ..upscale.checkpoint import load_model
 from ..upscale.upscaler import find_model
 from .config import TrainConfig
@@ -48,8 +48,12 @@ def initial_network(config: TrainConfig) -> TransformerSR:
 
 def _make_identity(block: nn.Module) -> None:
     """Zero the last layer of each residual branch."""
-    branches = (block.conv2,) if isinstance(block, ResidualBlock) else (block.attention.proj, *((block.mlp.fc2,) if block.mlp else ()))
-    for layer in branches:
+    last: list[nn.Module] = []
+    if isinstance(block, ResidualBlock):
+        last = [block.conv2]
+    elif isinstance(block, WindowBlock | ChannelBlock):
+        last = [block.attention.proj, *([block.mlp.fc2] if block.mlp is not None else [])]
+    for layer in last:
         for parameter in layer.parameters():
             nn.init.zeros_(parameter)
 

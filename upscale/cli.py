@@ -269,10 +269,10 @@ def info(path) -> None:
 @main.command()
 def models() -> None:
     """List the models that come with the package, starting with the default."""
-    from .upscaler import available_models
+    from .upscaler import PURPOSES, available_models
 
     for name, path in available_models().items():
-        click.echo(f"{name:20}{path.stat().st_size / 2**20:6.1f} MiB  {path}")
+        click.echo(f"{name:18}{path.stat().st_size / 2**20:5.1f} MiB  {PURPOSES.get(name, ''):33}{path}")
 
 
 for command in COMMANDS:
