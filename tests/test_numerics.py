@@ -127,6 +127,16 @@ def test_extreme_images_stay_finite_and_keep_their_brightness(name, dtype):
         assert levels < (10 if name in ("checks", "noise") else 1), f"{name} is off by {levels:.2f} levels of 255"
 
 
+@pytest.mark.parametrize("name", ["x4-base", "x4-tiny-cleanup"])
+def test_fine_tones_keep_their_brightness(name):
+    """Checks, stripes and dots of one pixel, as in the cards. The other models have not been trained on them."""
+    rows, columns = torch.meshgrid(torch.arange(48), torch.arange(48), indexing="ij")
+    patterns = [(rows + columns) % 2 == 0, columns % 2 == 0, (rows % 2) * (columns % 2) == 1, (rows % 3 == 0) & (columns % 3 == 0)]
+    tones = torch.stack(patterns).float()[:, None].expand(-1, 3, -1, -1)
+    inner = load(name, "fp32")(tones)[..., 32:-32, 32:-32]
+    assert 255 * (inner.mean((1, 2, 3)) - tones.mean((1, 2, 3))).abs().max() < 4
+
+
 def test_non_finite_values_become_black_with_a_warning(upscaler, image, caplog):
     broken, black = image.clone(), image.clone()
     for value, column in ((float("nan"), 3), (float("inf"), 4), (float("-inf"), 5)):

@@ -62,8 +62,16 @@ class Symmetry:
         if not can_be_equivariant(net.config):
             raise ValueError(f"equivariant weights need heads of a multiple of {ORDER} channels; this network has {net.config}")
         self.net = net
-        indices = {name: self._index(name, parameter) for name, parameter in net.named_parameters()}
-        self._indices = {name: index.to(net.device) for name, index in indices.items() if index is not None}
+        self._indices: dict[str, Tensor] = {}
+        shared: dict[tuple[str, torch.Size], Tensor] = {}  # eight integers per value, so parameters of one kind and shape share them
+        for name, parameter in net.named_parameters():
+            if name.endswith("temperature"):  # one value per head, without channels
+                continue
+            kind = next((kind for kind in ("conv_first.weight", "upsample", "position_bias") if kind in name), "features")
+            key = kind, parameter.shape
+            if key not in shared:
+                shared[key] = self._index(kind, parameter.shape).to(net.device)
+            self._indices[name] = shared[key]
 
     def project(self, keep_scale: bool = False) -> None:
         """Project the parameters. `keep_scale` gives matrices back their standard deviation, as random ones lose most of it."""
@@ -89,24 +97,21 @@ class Symmetry:
             distances.append(float((parameter - _mean(parameter, index)).abs().max() / parameter.abs().max().clamp_min(1e-12)))
         return max(distances)
 
-    def _index(self, name: str, parameter: Tensor) -> Tensor | None:
-        """Return `(8, n)`: where the mean of each of the `n` values finds its eight terms. None for a parameter without channels."""
-        shape, config = parameter.shape, self.net.config
-        positions = torch.arange(parameter.numel()).view(shape)
-        if name.endswith("temperature"):
-            return None
-        if name.endswith("position_bias"):  # a square of offsets for each head
+    def _index(self, kind: str, shape: torch.Size) -> Tensor:
+        """Return `(8, n)`: where the mean of each of the `n` values of a parameter finds its eight terms."""
+        config, positions = self.net.config, torch.arange(shape.numel()).view(shape)
+        if kind == "position_bias":  # a square of offsets for each head
             side = 2 * config.window_size - 1
             square = positions.view(side, side, -1).permute(2, 0, 1)
             return torch.stack([apply(INVERSES[element], square).permute(1, 2, 0).flatten() for element in range(ORDER)])
-        moves_out = _pixels(shape[0], config.scale * config.unshuffle) if name.startswith("upsample.") else _features(shape[0])
+        moves_out = _pixels(shape[0], config.scale * config.unshuffle) if kind == "upsample" else _features(shape[0])
         rows = []
         for element in range(ORDER):
             moved = positions[moves_out(element)]
-            if parameter.ndim > 1:
-                moves_in = _pixels(shape[1], config.unshuffle) if name == "conv_first.weight" else _features(shape[1])
+            if len(shape) > 1:
+                moves_in = _pixels(shape[1], config.unshuffle) if kind == "conv_first.weight" else _features(shape[1])
                 moved = moved[:, moves_in(element)]
-            if parameter.ndim == 4:
+            if len(shape) == 4:
                 moved = apply(INVERSES[element], moved)
             rows.append(moved.flatten())
         return torch.stack(rows)
