@@ -303,9 +303,9 @@ class _UpscaleNode(_ModelNode):
 # --- tooltips and messages -----------------------------------------------------------------------
 
 MODEL_TOOLTIP = (
-    "The model that upscales. x4-tiny: 4x, from faithful to crisp (see crispness). x4-base: 4x, more faithful, half as fast. "
-    "x4-tiny-cleanup: 4x, removes JPEG artifacts. x2-tiny: 2x, faithful. TransformerSR files in models/upscale_models and "
-    "models/transformersr are listed below these. After adding a file, press R in the browser."
+    "The model that upscales. x4-base: 4x, best quality, from faithful to crisp (see crispness). x4-tiny: 4x, twice as fast. "
+    "x4-tiny-cleanup: 4x, removes JPEG artifacts. x2-base: 2x, best quality. x2-tiny: 2x, twice as fast. TransformerSR files in "
+    "models/upscale_models and models/transformersr are listed below these. After adding a file, press R in the browser."
 )
 IMAGE_TOOLTIP = "The images to upscale: a single image, a batch or the frames of a video. Transparency is kept."
 VIDEO_TOOLTIP = "The video to upscale, of any length. Sound, subtitles and frame timestamps are kept."
@@ -331,7 +331,7 @@ MASK_TOOLTIP = (
 )
 CRISPNESS_TOOLTIP = (
     "0 is faithful to the pixels. 1 gives the crispest lines and invents some detail, for images straight from a diffusion model. "
-    "Only for models with a crisp version, such as x4-tiny."
+    "Only for models with a crisp version, such as x4-base."
 )
 ENSEMBLE_TOOLTIP = (
     "Averages the results of eight rotated and mirrored versions of the image: slightly better, eight times slower. waifu2x calls this TTA."

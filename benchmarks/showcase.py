@@ -28,7 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image", type=Path)
     parser.add_argument("--at", required=True, metavar="X,Y", help="top left corner of the inset, in input pixels")
-    parser.add_argument("--model", default="x4-tiny")
+    parser.add_argument("--model", default="x4-base")
     parser.add_argument("--crispness", type=float, default=0.0)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()

@@ -276,7 +276,7 @@ def add_settings() -> None:
     ensemble = shared.OptionInfo(False, "TransformerSR: ensemble", section=section)
     crispness_info = (
         "0 is faithful to the pixels, 1 gives the crispest lines and invents some detail, for images straight from a diffusion model; "
-        "only for models with a crisp version, such as x4-tiny"
+        "only for models with a crisp version, such as x4-base"
     )
     ensemble_info = "averages the results of eight rotated and mirrored versions: slightly better, eight times slower (TTA in waifu2x)"
     memory_info = "the most that the model may use; 0 uses what is free. Less memory is slower but gives the same image"

@@ -173,7 +173,7 @@ def test_nodes_are_registered_with_names_and_tooltips(server):
         assert node["output_tooltips"] == [english[name]["outputs"]["0"]["tooltip"]]
     assert list(nodes[UPSCALE]["input"]["required"]) == ["image", "model_name"]
     models = nodes[UPSCALE]["input"]["required"]["model_name"][0]
-    assert models[0] == "x4-tiny"
+    assert models[0] == "x4-base"
     assert models[-4:] == ["newer.pth", "older.pt", "transformersr-damaged.pt", "mine.safetensors"]
 
 
@@ -294,7 +294,7 @@ def test_missing_model_is_rejected_before_execution(server):
         "/prompt", {"prompt": {name: {"class_type": k, "inputs": i} for name, (k, i) in graph(model_name="gone.pth").items()}}
     )
     (error,) = answer["node_errors"]["up"]["errors"]
-    assert "gone.pth: no TransformerSR model of this name; available: x4-tiny" in error["details"]
+    assert "gone.pth: no TransformerSR model of this name; available: x4-base" in error["details"]
 
 
 @needs_comfyui

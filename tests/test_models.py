@@ -75,7 +75,7 @@ def test_labels_may_use_backslashes_and_unknown_ones_are_reported(folder):
     for label in ("", ".", "/"):
         with pytest.raises(FileNotFoundError):
             find_in_list(label, listed)
-    with pytest.raises(FileNotFoundError, match=r"gone\.pth: no TransformerSR model of this name; available: x4-tiny"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.pth: no TransformerSR model of this name; available: x4-base"):
         find_in_list("gone.pth", listed)
 
 

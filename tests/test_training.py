@@ -195,15 +195,14 @@ def test_validation_inputs_are_degraded_with_the_preset_of_the_run(tmp_path):
 
 def test_unset_settings_are_filled_in_for_the_device():
     filled, reasons = fill_in(from_values({"device": "cpu"}))
-    assert (filled.size, filled.init, filled.patch, filled.batch, filled.learning_rate, filled.minutes) == (
+    assert (filled.size, filled.init, filled.batch, filled.learning_rate, filled.minutes) == (
         "tiny",
         "x4-tiny",
-        32,
-        8,
+        4,
         3e-4,
         60.0,
     )
-    assert len(reasons) == 6
+    assert len(reasons) == 5
     filled, _ = fill_in(from_values({"device": "cpu", "init": "none", "steps": 5}))
     assert (filled.init, filled.learning_rate, filled.minutes) == ("none", 5e-4, 0.0)
     assert fill_in(filled) == (filled, ())

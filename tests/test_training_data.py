@@ -298,7 +298,7 @@ def test_check_fails_without_a_next_command_if_no_image_can_be_used(tmp_path):
         synthetic_image(index, 32).save(tmp_path / f"{index}.png")
     result = run("check", tmp_path, "--device", "cpu")
     assert result.exit_code == 1
-    assert "add images of at least 128x128" in result.output
+    assert "add images of at least 256x256" in result.output
     assert "next:" not in result.output
 
 
@@ -315,12 +315,12 @@ def test_check_counts_pairs(tmp_path):
 
 def test_check_prints_sizes_the_plan_and_the_next_command(tmp_path):
     for index in range(2):
-        synthetic_image(index, 160 + 32 * index).save(tmp_path / f"{index}.png")
+        synthetic_image(index, 256 + 32 * index).save(tmp_path / f"{index}.png")
     result = run("check", tmp_path, "--device", "cpu", "--minutes", "20")
     for text in (
         "2 images can be used: 1 for training, 1 held out",
-        "sizes: 160x160 to 192x192",
-        "learns to upscale crops of 32x32 pixels to 128x128",
+        "sizes: 256x256 to 288x288",
+        "learns to upscale crops of 64x64 pixels to 256x256",
         "only 1 training image:",
         "too few to tell a small gain from chance",
         f"next: transformersr train {tmp_path} --out RUN ",

@@ -140,20 +140,20 @@ def test_invalid_images_and_sizes_are_rejected(upscaler, image, options, words):
 def test_default_model_has_the_smallest_sufficient_scale(monkeypatch):
     from transformersr.upscale import upscaler
 
-    monkeypatch.setattr(upscaler, "available_models", lambda: {"x4-tiny": None, "x2-tiny": None, "x2-other": None})
+    monkeypatch.setattr(upscaler, "available_models", lambda: {"x4-base": None, "x2-base": None, "x2-tiny": None})
     chosen = {factor: upscaler.default_model(factor) for factor in (None, 1.0, 1.5, 2.0, 2.1, 4.0, 8.0)}
-    assert chosen == {None: "x4-tiny", 1.0: "x2-tiny", 1.5: "x2-tiny", 2.0: "x2-tiny", 2.1: "x4-tiny", 4.0: "x4-tiny", 8.0: "x4-tiny"}
+    assert chosen == {None: "x4-base", 1.0: "x2-base", 1.5: "x2-base", 2.0: "x2-base", 2.1: "x4-base", 4.0: "x4-base", 8.0: "x4-base"}
 
 
 def test_default_model_for_crispness_has_a_crisp_version():
-    assert crisp_version(available_models()["x2-tiny"]) is None
-    assert default_model(2.0, crispness=0.5) == "x4-tiny"
+    assert crisp_version(available_models()["x2-base"]) is None
+    assert default_model(2.0, crispness=0.5) == "x4-base"
 
 
 def test_from_pretrained_takes_files_and_lists_valid_choices(tmp_path):
     save_model(random_model(V2), tmp_path / "mine.safetensors")
     assert Upscaler.from_pretrained(tmp_path / "mine.safetensors", "cpu", "fp32", "1G").memory == 2**30
-    with pytest.raises(FileNotFoundError, match="x4-tiny"):
+    with pytest.raises(FileNotFoundError, match="x4-base"):
         find_model("no-such-model")
     with pytest.raises(ValueError, match="expected auto"):
         find_device("cuda:77")

@@ -59,7 +59,7 @@ class TrainConfig:
         'Files held out for validation, as patterns relative to the data folder ("part-1/sky/*"). Empty: 5 % of them, by content hash.',
     )
     exclude: tuple[str, ...] = setting((), "Files to ignore, as patterns relative to the data folder.")
-    patch: int = setting(0, "Side of a training crop in small (input) pixels. 0: 48 on a GPU, 32 on a CPU.", minimum=0, maximum=2048)
+    patch: int = setting(64, "Side of a training crop in small (input) pixels; smaller images are skipped.", minimum=8, maximum=2048)
     max_pixels: int = setting(
         0,
         "Downscale larger training images to about this many pixels, which makes soft scans sharp; 0 keeps their size.",
@@ -97,7 +97,7 @@ class TrainConfig:
         maximum=1,
     )
 
-    batch: int = setting(0, "Crops per step in all processes together. 0: 16 on a GPU, 8 on a CPU.", minimum=0, maximum=2**16)
+    batch: int = setting(0, "Crops per step in all processes together. 0: 16 on a GPU, 4 on a CPU.", minimum=0, maximum=2**16)
     micro_batch: int = setting(
         0,
         "Crops per forward pass in each process; gradients are accumulated to `batch`. 0: as many as should fit into memory.",
@@ -227,7 +227,7 @@ class TrainConfig:
     save_every: int = setting(0, "Steps between checkpoints, each with a validation. 0: only by time.", minimum=0)
     save_minutes: float = setting(2.0, "Minutes between checkpoints, whatever the steps. 0: only by steps.", minimum=0)
     validation_crop: int = setting(
-        256,
+        512,
         "Side in sharp pixels of the centre crop of each validation image used during training; 0 uses whole images.",
         minimum=0,
         maximum=2**14,

@@ -42,9 +42,8 @@ def fill_in(config: TrainConfig) -> tuple[TrainConfig, tuple[str, ...]]:
             init,
             "a shipped model; --init none starts from scratch" if init != "none" else f"there is no shipped {usable[0]}",
         )
-    for name, on_cpu, on_gpu in (("patch", 32, 48), ("batch", 8, 16)):
-        if not getattr(config, name):
-            chosen[name] = on_cpu if kind == "cpu" else on_gpu, f"training on {kind}"
+    if not config.batch:
+        chosen["batch"] = 4 if kind == "cpu" else 16, f"training on {kind}"
     if not config.learning_rate:
         chosen["learning_rate"] = (rate_from_scratch, "from scratch") if init == "none" else (3e-4, "from given weights")
     if not config.steps and not config.minutes:

@@ -24,12 +24,13 @@ from .torch_context import plain_torch, survive_fork
 from .transparency import bleed
 
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
-DEFAULT_MODEL = "x4-tiny"
+DEFAULT_MODEL = "x4-base"
 PURPOSES = {
-    "x4-tiny": "4x, faithful to crisp",
-    "x4-base": "4x, more faithful, half as fast",
+    "x4-base": "4x, best quality, faithful to crisp",
+    "x4-tiny": "4x, twice as fast",
     "x4-tiny-cleanup": "4x, removes JPEG artifacts",
-    "x2-tiny": "2x, faithful",
+    "x2-base": "2x, best quality",
+    "x2-tiny": "2x, twice as fast",
 }
 """What the included models are for, the default first."""
 CRISP = "-crisp"
