@@ -304,7 +304,7 @@ class _UpscaleNode(_ModelNode):
 
 MODEL_TOOLTIP = (
     "The model that upscales. x4-base: 4x, best quality, from faithful to crisp (see crispness). x4-tiny: 4x, twice as fast. "
-    "x4-tiny-cleanup: 4x, removes JPEG artifacts. x2-base: 2x, best quality. x2-tiny: 2x, twice as fast. TransformerSR files in "
+    "x4-tiny-cleanup: 4x, removes JPEG artifacts. x2-tiny: 2x. TransformerSR files in "
     "models/upscale_models and models/transformersr are listed below these. After adding a file, press R in the browser."
 )
 IMAGE_TOOLTIP = "The images to upscale: a single image, a batch or the frames of a video. Transparency is kept."

@@ -140,13 +140,13 @@ def test_invalid_images_and_sizes_are_rejected(upscaler, image, options, words):
 def test_default_model_has_the_smallest_sufficient_scale(monkeypatch):
     from transformersr.upscale import upscaler
 
-    monkeypatch.setattr(upscaler, "available_models", lambda: {"x4-base": None, "x2-base": None, "x2-tiny": None})
+    monkeypatch.setattr(upscaler, "available_models", lambda: {"x4-base": None, "x4-tiny": None, "x2-tiny": None})
     chosen = {factor: upscaler.default_model(factor) for factor in (None, 1.0, 1.5, 2.0, 2.1, 4.0, 8.0)}
-    assert chosen == {None: "x4-base", 1.0: "x2-base", 1.5: "x2-base", 2.0: "x2-base", 2.1: "x4-base", 4.0: "x4-base", 8.0: "x4-base"}
+    assert chosen == {None: "x4-base", 1.0: "x2-tiny", 1.5: "x2-tiny", 2.0: "x2-tiny", 2.1: "x4-base", 4.0: "x4-base", 8.0: "x4-base"}
 
 
 def test_default_model_for_crispness_has_a_crisp_version():
-    assert crisp_version(available_models()["x2-base"]) is None
+    assert crisp_version(available_models()["x2-tiny"]) is None
     assert default_model(2.0, crispness=0.5) == "x4-base"
 
 

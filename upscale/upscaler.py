@@ -29,8 +29,7 @@ PURPOSES = {
     "x4-base": "4x, best quality, faithful to crisp",
     "x4-tiny": "4x, twice as fast",
     "x4-tiny-cleanup": "4x, removes JPEG artifacts",
-    "x2-base": "2x, best quality",
-    "x2-tiny": "2x, twice as fast",
+    "x2-tiny": "2x",
 }
 """What the included models are for, the default first."""
 CRISP = "-crisp"
@@ -50,17 +49,13 @@ def available_models() -> dict[str, Path]:
 
 
 def default_model(factor: float | None = None, crispness: float = 0.0) -> str:
-    """Return the model to use if none is named: of the default size, the smallest scale that reaches `factor` in one pass.
+    """Return the model to use if none is named: the first one of the smallest scale that reaches `factor` in one pass.
 
     If `crispness` is above 0, only models that have a crisp version are considered.
     """
-    models = {name: path for name, path in available_models().items() if not crispness or crisp_version(path)}
-    if factor is not None:
-        size = DEFAULT_MODEL.partition("-")[2]
-        for scale in range(1, 5):
-            if scale >= factor and (name := f"x{scale}-{size}") in models:
-                return name
-    return DEFAULT_MODEL
+    models = [name for name, path in available_models().items() if not crispness or crisp_version(path)]
+    scales = [scale for scale in range(1, 5) if factor is not None and scale >= factor]
+    return next((name for scale in scales for name in models if name.startswith(f"x{scale}-")), DEFAULT_MODEL)
 
 
 def find_model(name_or_path: str | Path | None = None) -> Path:
