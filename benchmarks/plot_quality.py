@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("--scale", type=int, default=4)
     options = parser.parse_args()
     rows = read_report(options.report.read_text(encoding="utf-8"))[f"x{options.scale}"]
+    rows = [row for row in rows if "@" not in row["upscaler"]]  # crispness is not about PSNR
     figure, axis = pyplot.subplots(figsize=(4.8, 3.9), layout="constrained")  # small, so that its text is readable on a phone
     plot(axis, rows)
     with write_aside(options.out) as aside:
@@ -69,7 +70,7 @@ def plot(axis: Axes, rows: list[Row]) -> None:
 def add_label(axis: Axes, row: Row, point: tuple[float, float], taken: list[Bbox]) -> None:
     """Write an upscaler's name where it overlaps the boxes in `taken` least, and add its own box to them."""
     name = row["upscaler"].removesuffix(" (ours)")
-    text = NAMES.get(name, name).replace("@1.0", " crispness 1").replace("+ensemble", " ensemble").replace(" ", "\n", 1)
+    text = NAMES.get(name, name).replace("+ensemble", " ensemble").replace(" ", "\n", 1)
     style = {"fontsize": 10, "color": "#d9480f" if is_ours(row) else "#495057", "weight": "bold" if is_ours(row) else "normal"}
 
     def cost(position: tuple[str, str, int, int]) -> float:
