@@ -124,7 +124,7 @@ def test_extreme_images_stay_finite_and_keep_their_brightness(name, dtype):
     assert large.isfinite().all()
     shift = 255 * (large.mean((2, 3)) - batch.mean((2, 3))).abs().amax(1)
     for name, levels in zip(extremes(), shift.tolist(), strict=True):
-        assert levels < (10 if name in ("checks", "noise") else 1), f"{name} is off by {levels:.2f} levels of 255"
+        assert levels < (2 if name in ("checks", "noise") else 1), f"{name} is off by {levels:.2f} levels of 255"
 
 
 def test_fine_tones_keep_their_brightness(name):
@@ -171,13 +171,13 @@ def test_small_overshoot_is_clipped_silently(upscaler, image, caplog):
 
 
 def test_flat_areas_keep_their_colour(upscaler, name):
-    """Within half a level of 255 in every channel of 27 colours, away from the image's edge."""
-    levels, edge = torch.tensor([0.0, 0.5, 1.0]), 8 * upscaler.scale
+    """Within half a level of 255 in every channel of 27 colours, away from the image's edge; within 0.7 for weights that remove damage."""
+    levels, edge, limit = torch.tensor([0.0, 0.5, 1.0]), 8 * upscaler.scale, 0.7 if "cleanup" in name else 0.5
     colours = torch.cartesian_prod(levels, levels, levels)
     large = upscaler(colours[:, :, None, None].expand(-1, -1, 24, 24))
     shift = 255 * (large[..., edge:-edge, edge:-edge].mean((2, 3)) - colours)
     worst = int(shift.abs().amax(1).argmax())
-    assert shift.abs().max() < 0.5, f"{colours[worst].tolist()} shifts by {shift[worst].tolist()} levels"
+    assert shift.abs().max() < limit, f"{colours[worst].tolist()} shifts by {shift[worst].tolist()} levels"
 
 
 def test_mean_colour_of_an_image_is_kept(upscaler, name):

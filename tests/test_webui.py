@@ -73,7 +73,7 @@ def alone(request, tmp_path_factory) -> dict:
 
 
 def test_script_lists_every_model_once(alone):
-    assert alone["names"][0] == NAME
+    assert alone["names"][:2] == ["TransformerSR x4-base", NAME]
     assert alone["listed"] == len(alone["names"])  # callbacks have run twice
     assert alone["package"] == "transformersr_webui"
     assert not alone["path"]

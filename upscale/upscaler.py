@@ -26,7 +26,7 @@ from .transparency import bleed
 WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 DEFAULT_MODEL = "x4-base"
 PURPOSES = {
-    "x4-base": "4x, best quality, faithful to crisp",
+    "x4-base": "4x, best quality",
     "x4-tiny": "4x, twice as fast",
     "x4-tiny-cleanup": "4x, removes JPEG artifacts",
     "x2-tiny": "2x",
