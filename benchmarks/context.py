@@ -59,6 +59,8 @@ def main() -> None:
     paths = choose_images(options.folder, load_recipe(options.recipe).validation if options.recipe else (), 0)
     made = (make_pair(path, scale, METHODS[index % len(METHODS)], largest * scale) for index, path in enumerate(paths))
     pairs = [pair for pair in made if min(pair.lq.shape[2:]) == largest]
+    if not pairs:
+        raise SystemExit(f"error: {options.folder}: no image is at least {largest * scale}x{largest * scale}; lower --sizes")
     lines = [f"| {' | '.join(['PSNR-Y', *(f'{size}x{size}' for size in options.sizes)])} |", "| --- |" + " --- |" * len(options.sizes)]
     with tqdm(total=len(upscalers) * len(options.sizes) * len(pairs), unit="image", disable=None) as progress:
         for name, upscaler in upscalers.items():
