@@ -80,7 +80,7 @@ class TrainConfig:
     )
     swatches: float = setting(
         0.0,
-        "Share of the crops that are two plain random colours, half of them in fine tones; keeps colours exact that the images lack.",
+        "Share of the crops with colours and patterns that few images have: half are plain random colours, half have a fine tone on a part.",
         minimum=0,
         maximum=1,
     )

@@ -76,28 +76,21 @@ class CropDataset(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         """`lq (3, patch, patch)` and `gt (3, patch * scale, patch * scale)`, uint8."""
-        rng = np.random.default_rng([self.seed, index])
-        if self.swatches and np.random.default_rng([self.seed, index, 1]).random() < self.swatches:
-            lq, gt = self._make_swatch(rng)
+        rng, swatch_rng = np.random.default_rng([self.seed, index]), np.random.default_rng([self.seed, index, 1])
+        swatch = swatch_rng.random() < self.swatches
+        if swatch and swatch_rng.random() < 0.5:
+            lq, gt = self._plain_pair(swatch_rng)
         else:
-            lq, gt = self._crop_pair(self._sample_location(rng), rng)
+            lq, gt = self._crop_pair(self._sample_location(rng), rng, swatch_rng if swatch else None)
         turns, flip = int(rng.integers(4)), bool(rng.integers(2))
         return _orient(lq, turns, flip), _orient(gt, turns, flip)
 
-    def _make_swatch(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Make a crop of two plain colours, divided by a straight edge or in a fine tone: few images have such colours and patterns."""
+    def _plain_pair(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Make a crop of two plain colours on both sides of a straight edge: few images have such colours."""
         margin = -(-MARGIN // self.scale) * self.scale
-        side, colors = self.size + 2 * margin, rng.random((2, 3))
-        colors = np.where(rng.random((2, 3)) < 0.5, colors.round(), colors)
-        pattern, preset = rng.integers(4), self.preset
-        share = _edge(side, self.size, rng) if pattern < 2 else _tone(side, self.scale, pattern == 3, rng)
-        if pattern >= 2 and rng.random() < 0.5:
-            colors = np.array([[0.0] * 3, [1.0] * 3])  # black and white, as in manga
-        if pattern == 3:  # the small pixels have the two colours and nothing in between
-            preset = replace(preset, filters=("area",))
-        share = share[..., None]
-        whole = Image.fromarray(np.rint(255 * (colors[0] * share + colors[1] * (1 - share))).astype(np.uint8))
-        small = np.asarray(degrade(whole, self.scale, preset, rng))
+        side = self.size + 2 * margin
+        whole = _mix(_edge(side, self.size, rng), _two_colors(rng))
+        small = np.asarray(degrade(whole, self.scale, self.preset, rng))
         inner = slice(margin // self.scale, (margin + self.size) // self.scale)
         return small[inner, inner], np.asarray(whole)[margin : margin + self.size, margin : margin + self.size]
 
@@ -122,8 +115,13 @@ class CropDataset(Dataset):
         side = min(round(self.size / rng.uniform(*ZOOM_OUT_SCALES)), *image.gt.shape[:2])
         return side if side * ZOOM_OUT_SCALES[1] >= self.size else self.size
 
-    def _crop_pair(self, location: CropLocation, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Cut the small and the sharp crop; the small one comes from the image's small version, or is degraded with its surroundings."""
+    def _crop_pair(
+        self, location: CropLocation, rng: np.random.Generator, tone_rng: np.random.Generator | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Cut the small and the sharp crop; the small one comes from the image's small version, or is degraded with its surroundings.
+
+        If `tone_rng` is given, a fine tone is drawn on a part of the crop, unless the image has a small version.
+        """
         image, patch = location.image, self.size // self.scale
         if image.lq is not None:
             row, column = location.y // self.scale, location.x // self.scale
@@ -138,11 +136,31 @@ class CropDataset(Dataset):
         across = location.x - left * factor, location.x + location.side + right * factor
         down = location.y - top * factor, location.y + location.side + bottom * factor
         whole = _resize_region(image.gt, across, down, (left + self.size + right, top + self.size + bottom))
-        small = np.asarray(degrade(whole, self.scale, self.preset, rng))
+        sharp, preset = whole, self.preset
         if self.sharpen:
-            whole = whole.filter(ImageFilter.UnsharpMask(SHARPEN_RADIUS, round(100 * self.sharpen), 2))
+            sharp = whole.filter(ImageFilter.UnsharpMask(SHARPEN_RADIUS, round(100 * self.sharpen), 2))
+        if tone_rng is not None:
+            tone, aligned = _make_tone(patch, self.scale, tone_rng)
+            x, y = (edge + int(tone_rng.integers((self.size - tone.width) // self.scale + 1)) * self.scale for edge in (left, top))
+            whole.paste(tone, (x, y))
+            sharp.paste(tone, (x, y))
+            if aligned:  # the small pixels have the two colours and nothing in between
+                preset = replace(preset, filters=("area",))
+        small = np.asarray(degrade(whole, self.scale, preset, rng))
         row, column = top // self.scale, left // self.scale
-        return small[row : row + patch, column : column + patch], np.asarray(whole)[top : top + self.size, left : left + self.size]
+        return small[row : row + patch, column : column + patch], np.asarray(sharp)[top : top + self.size, left : left + self.size]
+
+
+def _two_colors(rng: np.random.Generator) -> np.ndarray:
+    """Two random colours, of which many values are 0 or 1: `(2, 3)` in [0, 1]."""
+    colors = rng.random((2, 3))
+    return np.where(rng.random((2, 3)) < 0.5, colors.round(), colors)
+
+
+def _mix(share: np.ndarray, colors: np.ndarray) -> Image.Image:
+    """Mix two colours `(2, 3)`; `share` of the first one, `(height, width)`."""
+    share = share[..., None]
+    return Image.fromarray(np.rint(255 * (colors[0] * share + colors[1] * (1 - share))).astype(np.uint8))
 
 
 def _edge(side: int, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -150,6 +168,17 @@ def _edge(side: int, size: int, rng: np.random.Generator) -> np.ndarray:
     angle, offset = rng.uniform(0, 2 * np.pi), rng.uniform(-0.7, 0.7) * size
     axis = np.arange(side) - (side - 1) / 2
     return np.clip(axis[:, None] * np.sin(angle) + axis[None] * np.cos(angle) - offset + 0.5, 0, 1)
+
+
+def _make_tone(patch: int, scale: int, rng: np.random.Generator) -> tuple[Image.Image, bool]:
+    """Make a square of two colours in a fine tone, for a part of a crop: a whole crop of it would outweigh all others in the loss.
+
+    Also returns whether the tone consists of whole small pixels.
+    """
+    side = scale * int(rng.integers(patch // 4, patch // 2 + 1))
+    aligned = rng.random() < 0.5
+    colors = _two_colors(rng) if rng.random() < 0.5 else np.array([[0.0] * 3, [1.0] * 3])  # black and white, as in manga
+    return _mix(_tone(side, scale, aligned, rng), colors), aligned
 
 
 def _tone(side: int, scale: int, aligned: bool, rng: np.random.Generator) -> np.ndarray:
