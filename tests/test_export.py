@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 
@@ -10,7 +11,8 @@ import torch
 from click.testing import CliRunner
 
 from transformersr.arch import TransformerSRConfig
-from transformersr.training.cli_results import export
+from transformersr.training.cli_results import average, export
+from transformersr.training.results.average import average_weights, parse_share
 from transformersr.training.results.export import export_weights, find_weights, install_weights, model_folder, model_name
 from transformersr.training.results.onnx_export import export_onnx, require_onnx
 from transformersr.upscale.checkpoint import load_model, read_checkpoint, save_model
@@ -169,3 +171,37 @@ def test_onnx_model_matches_at_every_size(tmp_path):
     onnx.checker.check_model(model)
     assert [side.dim_param for side in model.graph.input[0].type.tensor_type.shape.dim][2:] == ["height", "width"]
     assert TransformerSRConfig.from_json({one.key: one.value for one in model.metadata_props}["config"]) == config
+
+
+# --- averages ------------------------------------------------------------------------------------
+
+
+def test_average_is_the_weighted_mean(run):
+    out = run / "mean.safetensors"
+    result = CliRunner().invoke(average, [f"{run}=3", str(run / "last.safetensors"), "--out", str(out)], catch_exceptions=False)
+    assert str(out) in result.output
+    tensors = zip(*(load_model(path).parameters() for path in (run / "best.safetensors", run / "last.safetensors", out)), strict=True)
+    assert all(torch.allclose(mean, 0.75 * best + 0.25 * last, atol=1e-6) for best, last, mean in tensors)
+    assert training_record(out) == {"average": {"anime lines/best.safetensors": 0.75, "anime lines/last.safetensors": 0.25}}
+
+
+def test_negative_shares_subtract(run):
+    best, last = run / "best.safetensors", run / "last.safetensors"
+    average_weights([(best, 1), (last, 1), (best, -1)], run / "same.safetensors")
+    original = load_model(last).state_dict()
+    assert all(torch.allclose(tensor, original[name], atol=1e-6) for name, tensor in load_model(run / "same.safetensors").state_dict().items())
+
+
+def test_average_refuses_what_has_no_mean(run):
+    best, other = run / "best.safetensors", run / "other.safetensors"
+    save_model(random_model(dataclasses.replace(V2, embed_dim=2 * V2.embed_dim)), other)
+    with pytest.raises(ValueError, match="not of the same network"):
+        average_weights([(best, 1), (other, 1)], run / "mean.safetensors")
+    with pytest.raises(ValueError, match="add up to 0"):
+        average_weights([(best, 1), (best, -1)], run / "mean.safetensors")
+    with pytest.raises(FileExistsError):
+        average_weights([(best, 1), (best, 1)], other)
+    for source in (f"{best}=half", f"{best}=nan"):
+        with pytest.raises(ValueError, match=r"expected FILE or FILE=SHARE"):
+            parse_share(source)
+    assert not (run / "mean.safetensors").exists()

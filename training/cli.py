@@ -12,7 +12,7 @@ import click
 
 from ..upscale.cores import share_cores
 from ..upscale.messages import Messages, log_to_terminal
-from .cli_results import export, report
+from .cli_results import average, export, report
 
 if TYPE_CHECKING:
     from .config import TrainConfig
@@ -241,7 +241,7 @@ def main() -> None:
     log_to_terminal()
 
 
-COMMANDS = (check, preview, draw, train, evaluate, report, export)
+COMMANDS = (check, preview, draw, train, evaluate, report, export, average)
 
 for command in COMMANDS:
     main.add_command(command)

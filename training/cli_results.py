@@ -1,4 +1,4 @@
-"""The commands for the results of a run: `report` and `export`."""
+"""The commands for the results of a run: `report`, `export` and `average`."""
 
 from __future__ import annotations
 
@@ -52,6 +52,21 @@ def export(run, out, dtype, host, onnx, last) -> None:
     if onnx:
         checks = export_onnx(load_model(source), onnx, training_metadata(source))
         click.echo("\n".join([_describe_file(onnx), *checks]))
+
+
+@click.command(short_help="Average the weights of several runs.")
+@click.argument("sources", nargs=-1, required=True, metavar="RUN[=SHARE]...")
+@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), required=True, help="The .safetensors file to write.")
+def average(sources, out) -> None:
+    """Average the weights of several RUNs, which are folders, weights files, or names of shipped models.
+
+    The mean of runs that started from the same weights is often better than each of them. SHARE is a run's share in it; without one,
+    all have the same. A negative share subtracts: "NEW x4-tiny-crisp.safetensors x4-tiny=-1" makes a crisp version of NEW.
+    """
+    from .results.average import average_weights, parse_share
+
+    average_weights([parse_share(source) for source in sources], out)
+    click.echo(_describe_file(out))
 
 
 def _print_export(exported, source: Path) -> None:

@@ -1,0 +1,55 @@
+"""Average the weights of several runs that started from the same weights (`transformersr average`)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from ...upscale.checkpoint import load_model, save_model
+from .export import find_weights
+
+
+def parse_share(source: str) -> tuple[Path, float]:
+    """Split "FILE=SHARE" into the file that it names and its share, which is 1 without "=SHARE".
+
+    Raises ValueError for a share that is not a number, and what `find_weights` raises.
+    """
+    name, equals, number = source.rpartition("=")
+    if not equals or Path(source).exists():
+        return find_weights(source), 1.0
+    try:
+        share = float(number)
+    except ValueError:
+        share = math.nan
+    if not math.isfinite(share):
+        raise ValueError(f"{source}: expected FILE or FILE=SHARE with a number as the share, such as {name}=0.5")
+    return find_weights(name), share
+
+
+def average_weights(sources: Sequence[tuple[Path, float]], target: Path) -> None:
+    """Write the weighted mean of networks in float32 (model soups: Wortsman et al. 2022, arXiv:2203.05482).
+
+    A negative share takes away what a fine-tuning added: `new + crisp - old` (task arithmetic: Ilharco et al. 2023, arXiv:2212.04089).
+    Raises ValueError if the networks differ or the shares add up to 0, and FileExistsError if the target exists.
+    """
+    if target.suffix != ".safetensors":
+        raise ValueError(f"{target}: expected a name ending in .safetensors")
+    if target.exists():
+        raise FileExistsError(f"{target} exists; choose another name")
+    total = sum(share for _, share in sources)
+    if abs(total) < 1e-6:
+        raise ValueError("the shares add up to 0; expected a sum above 0")
+    models = [load_model(path) for path, _ in sources]
+    for (path, _), model in zip(sources, models, strict=True):
+        if model.config != models[0].config:
+            raise ValueError(f"{path} is not of the same network as {sources[0][0]}; only weights of one network can be averaged")
+    with torch.no_grad():
+        for tensors in zip(*(model.parameters() for model in models), strict=True):
+            shares = (share / total for _, share in sources)
+            tensors[0].copy_(sum(share * tensor for share, tensor in zip(shares, tensors, strict=True)))
+    shown = {str(Path(path.parent.name, path.name)): round(share / total, 4) for path, share in sources}
+    save_model(models[0], target, metadata={"training": json.dumps({"average": shown})})
