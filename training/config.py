@@ -80,7 +80,7 @@ class TrainConfig:
     )
     swatches: float = setting(
         0.0,
-        "Share of the crops with colours and patterns that few images have: half are plain random colours, half have a fine tone on a part.",
+        "Share of the crops with rare colours and patterns: half are plain random colours, half have a fine tone on a part.",
         minimum=0,
         maximum=1,
     )
