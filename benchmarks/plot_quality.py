@@ -1,9 +1,10 @@
 """Plot quality over time from a report of `quality.py`.
 
     pip install matplotlib
-    python benchmarks/plot_quality.py benchmarks/results/quality-holdout-2026-11-25.md --out docs/images/quality.png
+    python benchmarks/plot_quality.py --out docs/images/quality.png
 
-Times and PSNR-Y come from the report's mean over all downscaling filters, measured in one run on one machine.
+Times and PSNR-Y come from the report's mean over all downscaling filters, measured in one run on one machine. By default it is the newest
+report of the holdout images at x4.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import matplotlib
 
 from transformersr.upscale.atomic import write_aside
 
-from reports import NAMES, Row, is_ours, read_report
+from reports import NAMES, RESULTS, Row, is_ours, newest_reports, read_report
 
 matplotlib.use("agg")
 from matplotlib import pyplot
@@ -37,7 +38,7 @@ POSITIONS = [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("report", type=Path)
+    parser.add_argument("report", type=Path, nargs="?", default=newest_reports(RESULTS)["quality-holdout-x4"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--scale", type=int, default=4)
     options = parser.parse_args()

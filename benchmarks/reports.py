@@ -1,9 +1,10 @@
 """Read the tables of `quality.py`'s reports and update the documents that show them.
 
-    python benchmarks/reports.py benchmarks/results/quality-holdout-2026-11-25.md benchmarks/results/quality-foreign-2026-11-25.md
+    python benchmarks/reports.py
 
-In `DOCUMENTS` everything between `<!-- quality NAME -->` and `<!-- end -->` is replaced: tables in docs/, and in the READMEs the scores
-within a sentence, which are the same in every language.
+Uses the newest report of each name in benchmarks/results. In `DOCUMENTS` everything between `<!-- quality NAME -->` and `<!-- end -->` is
+replaced: tables in docs/, and in the READMEs the scores within a sentence, which are the same in every language. Links to reports then
+lead to the newest.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from transformersr.training.results.evaluate import markdown_table
 from transformersr.upscale.atomic import write_aside
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = (*sorted(ROOT.glob("README*.md")), ROOT / "docs" / "benchmarks.md", ROOT / "docs" / "original.md")
+RESULTS = ROOT / "benchmarks" / "results"
+DOCUMENTS = (*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md")))
 
 NAMES = {
     "dat-light": "DAT-light",
@@ -25,6 +27,8 @@ NAMES = {
     "span-ch48": "SPAN (48 channels)",
     "span-ch52": "SPAN (52 channels)",
     "x4plus-anime": "Real-ESRGAN x4plus-anime",
+    "waifu2x-cunet-denoise3": "waifu2x-cunet, denoise 3",
+    "cugan-se-denoise3x": "Real-CUGAN denoise3x",
     "lanczos": "Lanczos",
 }
 """Display names of upscalers, if different from their names here."""
@@ -95,6 +99,34 @@ def original_table(holdout: list[Row]) -> str:
     return markdown_table(head, [[display_name(row), row["parameters"].strip("-"), *(row[name] for name in columns)] for row in holdout])
 
 
+def jpeg_table(reports: dict[str, dict[str, list[Row]]]) -> str:
+    """Format the table of JPEG-compressed images, sorted by quality 50 on the foreign set."""
+    rows, scores = [], {}
+    for quality, name in ((quality, name) for quality in ("jpeg75", "jpeg50") for name in ("holdout", "foreign")):
+        scores[quality, name] = {row["upscaler"]: row for row in reports[f"quality-{name}-{quality}"]["x4 bicubic"]}
+    for row in scores["jpeg50", "foreign"].values():
+        both = {key: table[row["upscaler"]] for key, table in scores.items()}
+        psnr = [f"{both[quality, 'holdout']['PSNR-Y ↑']}, {both[quality, 'foreign']['PSNR-Y ↑']}" for quality in ("jpeg75", "jpeg50")]
+        distances = f"{both['jpeg50', 'holdout']['ST-LPIPS ↓']}, {row['ST-LPIPS ↓']}"
+        rows.append([display_name(row), *psnr, distances, row["CPU s / LR MP"]])
+    return markdown_table(["PSNR-Y: holdout, foreign", "quality 75", "quality 50", "ST-LPIPS at 50", "CPU s per input megapixel"], rows)
+
+
+def crispness_table(holdout: list[Row], foreign: list[Row]) -> str:
+    """Format the scores of our models by crispness, from 0 to 1."""
+    columns = {"PSNR-Y: holdout, foreign": "PSNR-Y ↑", "edge PSNR": "edge PSNR ↑", "sharpness": "sharpness", "ST-LPIPS": "ST-LPIPS ↓"}
+    columns["colour"] = "colour ↓"
+    of_crispness = [
+        {float(row["upscaler"].removesuffix(" (ours)").partition("@")[2] or 0): row for row in rows if is_ours(row)}
+        for rows in (holdout, foreign)
+    ]
+    rows = [
+        [f"{crispness:g}", *(", ".join(table[crispness][column] for table in of_crispness) for column in columns.values())]
+        for crispness in sorted(of_crispness[0])
+    ]
+    return markdown_table(["crispness", *columns], rows)
+
+
 def fill_document(document: str, tables: dict[str, str]) -> str:
     """Replace the content of each marked place in a document."""
 
@@ -105,29 +137,47 @@ def fill_document(document: str, tables: dict[str, str]) -> str:
     return re.sub(r"<!-- quality (\w+) -->(\n?).*?<!-- end -->", fill, document, flags=re.DOTALL)
 
 
-def make_tables(holdout: str, foreign: str) -> dict[str, str]:
-    """Make the content of each marked place from two reports."""
-    holdout_rows, foreign_rows = read_report(holdout), read_report(foreign)
+def update_links(document: str, newest: dict[str, Path]) -> str:
+    """Let each link to a report lead to the newest one of its name."""
+
+    def replace(link: re.Match[str]) -> str:
+        return f"results/{newest[link[1]].name}" if link[1] in newest else link[0]
+
+    return re.sub(r"results/([\w-]+?)-\d{4}-\d\d-\d\d\.md", replace, document)
+
+
+def newest_reports(folder: Path) -> dict[str, Path]:
+    """Find the newest report of each name."""
+    return {path.stem[:-11]: path for path in sorted(folder.glob("*-????-??-??.md"))}
+
+
+def make_tables(newest: dict[str, Path]) -> dict[str, str]:
+    """Make the content of each marked place from the reports."""
+    reports = {name: read_report(path.read_text(encoding="utf-8")) for name, path in newest.items() if name.startswith("quality-")}
+    both = {scale: [reports[f"quality-{name}-{scale}"] for name in ("holdout", "foreign")] for scale in ("x4", "x2", "crispness")}
+    holdout, foreign = both["x4"]
     return {
-        "x4": comparison_table(holdout_rows["x4"], foreign_rows["x4"]),
-        "x2": comparison_table(holdout_rows["x2"], foreign_rows["x2"]),
-        "filters": filter_table(holdout_rows, foreign_rows, "x4"),
-        "own": original_table(holdout_rows["x4"]),
-        "holdout": readme_scores(holdout_rows["x4"]),
-        "foreign": readme_scores(foreign_rows["x4"]),
+        "x4": comparison_table(holdout["x4"], foreign["x4"]),
+        "x2": comparison_table(*(tables["x2"] for tables in both["x2"])),
+        "filters": filter_table(holdout, foreign, "x4"),
+        "jpeg": jpeg_table(reports),
+        "crispness": crispness_table(*(tables["x4"] for tables in both["crispness"])),
+        "own": original_table(holdout["x4"]),
+        "holdout": readme_scores(holdout["x4"]),
+        "foreign": readme_scores(foreign["x4"]),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("holdout", type=Path)
-    parser.add_argument("foreign", type=Path)
-    options = parser.parse_args()
-    tables = make_tables(*(path.read_text(encoding="utf-8") for path in (options.holdout, options.foreign)))
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    newest = newest_reports(RESULTS)
+    tables = make_tables(newest)
     for path in DOCUMENTS:
-        text = fill_document(path.read_text(encoding="utf-8"), tables)
-        with write_aside(path) as aside:
-            aside.write_text(text, encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
+        updated = update_links(fill_document(text, tables), newest)
+        if updated != text:
+            with write_aside(path) as aside:
+                aside.write_text(updated, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from transformersr.upscale.cli import main
 from transformersr.upscale.upscaler import CRISP
 
 from random_models import V2, random_model
-from reports import DOCUMENTS, fill_document, make_tables
+from reports import DOCUMENTS, RESULTS, fill_document, make_tables, newest_reports, update_links
 from synthetic_images import synthetic_image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,6 +140,7 @@ def check_files(words: list[str]) -> None:
 CHECKS = {
     "transformersr": run_transformersr,
     "python": run_module,
+    "sh": run_module,
     "torchrun": run_launcher,
     "accelerate": run_launcher,
     "make": check_make,
@@ -278,15 +279,23 @@ def test_size_table_matches_the_networks():
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=relative_name)
-def test_comparison_tables_match_the_latest_reports(path):
-    """After a new report: `python benchmarks/reports.py HOLDOUT FOREIGN`."""
-    text = path.read_text(encoding="utf-8")
-    assert "<!-- quality" in text
-    results = ROOT / "benchmarks" / "results"
-    latest = [sorted(results.glob(f"quality-{name}-*.md"))[-1] for name in ("holdout", "foreign")]
-    assert fill_document(text, make_tables(*(report.read_text(encoding="utf-8") for report in latest))) == text
-    if path.name == "benchmarks.md":
-        assert all(f"(../benchmarks/results/{report.name})" in text for report in latest)
+def test_comparison_tables_match_the_newest_reports(path):
+    """After a new report: `python benchmarks/reports.py`."""
+    text, newest = path.read_text(encoding="utf-8"), newest_reports(RESULTS)
+    assert update_links(fill_document(text, make_tables(newest)), newest) == text
+
+
+def test_documents_show_all_tables():
+    shown = {name for path in DOCUMENTS for name in re.findall(r"<!-- quality (\w+) -->", path.read_text(encoding="utf-8"))}
+    assert shown == set(make_tables(newest_reports(RESULTS)))
+
+
+def test_links_lead_to_the_newest_report(tmp_path):
+    for date in ("2026-01-02", "2025-12-31"):
+        (tmp_path / f"quality-mine-{date}.md").touch()
+    text = "[report](../benchmarks/results/quality-mine-2025-01-01.md) and [another](../benchmarks/results/speed-2025-01-01.md)"
+    expected = text.replace("mine-2025-01-01", "mine-2026-01-02")
+    assert update_links(text, newest_reports(tmp_path)) == expected
 
 
 def test_version_numbers_agree():
