@@ -11,6 +11,7 @@ from transformersr.training.config import TrainConfig, from_values, load_recipe
 from transformersr.training.data.degradation import FILTERS
 from transformersr.training.losses import color_loss, edge_weighted_l1, edge_weights, sobel_magnitude
 from transformersr.training.plan import fill_in
+from transformersr.training.results.evaluate import evaluate_weights
 from transformersr.training.results.metrics import color_shift, luma, psnr, sharpness, shift, ssim
 from transformersr.training.results.validate import make_pair, mean_scores, resize_with, score_pair, to_tensor, validation_pairs
 from transformersr.training.schedule import learning_rate
@@ -88,6 +89,25 @@ def test_sharpness_and_colour_shift_detect_changes():
 
 def test_shift_of_a_flat_image_is_nan():
     assert np.isnan(shift(torch.zeros(1, 3, 96, 96), torch.zeros(1, 3, 96, 96), 4)).all()
+
+
+def test_evaluation_compares_weights_with_bicubic_on_each_filter(folder, model):
+    table = evaluate_weights(str(model), folder, ("0.png", "1.png"), ("bicubic", "area"), "cpu")
+    assert list(table) == [(method, name) for method in ("bicubic", "area") for name in ("bicubic", "lanczos", "model")] + [
+        ("all", name) for name in ("bicubic", "lanczos", "model")
+    ]
+    both = [table[method, "model"].psnr_y for method in ("bicubic", "area")]
+    assert table["all", "model"].psnr_y == pytest.approx(sum(both) / 2)
+
+
+def test_evaluation_with_a_preset_is_repeatable_and_harder(folder, model):
+    plain, web, again = (
+        evaluate_weights(str(model), folder, (), ("bicubic",), "cpu", preset)["all", "bicubic"].psnr_y
+        for preset in ("author", "web", "web")
+    )
+    assert web == again < plain
+    with pytest.raises(ValueError, match="preset blurry is unknown; expected author, clean, web"):
+        evaluate_weights(str(model), folder, (), (), "cpu", "blurry")
 
 
 def test_evaluation_pairs_are_not_shifted(tmp_path):

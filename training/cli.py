@@ -218,8 +218,9 @@ def draw(out, count, size, seed, fonts) -> None:
 @click.option(
     "--method", "methods", multiple=True, help="Downscaling method: bicubic, bilinear, area or lanczos. Default: the first three."
 )
+@click.option("--preset", default="author", show_default=True, help="How else images are degraded: author (only resizing), clean, web, ...")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
-def evaluate(weights, folder, files, recipe, methods, device) -> None:
+def evaluate(weights, folder, files, recipe, methods, preset, device) -> None:
     """Print how close WEIGHTS come to the original images in DIR, compared with bicubic and Lanczos.
 
     Every image is cropped to a multiple of the weights' scale, downscaled, and upscaled again. PSNR and SSIM are computed on the luma
@@ -231,7 +232,7 @@ def evaluate(weights, folder, files, recipe, methods, device) -> None:
 
     if recipe:
         files = (*files, *load_recipe(recipe).validation)
-    click.echo(format_table(evaluate_weights(weights, folder, files, methods, device)))
+    click.echo(format_table(evaluate_weights(weights, folder, files, methods, device, preset)))
 
 
 @click.group(cls=Messages)

@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from ...upscale.engine import upscale
 from ...upscale.upscaler import Upscaler
-from ..data.degradation import FILTERS
+from ..data.degradation import FILTERS, PRESETS
 from ..data.folders import find_images, find_partners, matches_any
+from ..data.video_codec import require_codec
 from .validate import METHODS, Scores, make_pair, mean_scores, resize_with, score_pair
 
 logger = logging.getLogger(__name__)
@@ -29,16 +30,21 @@ COLUMNS = {
 
 
 def evaluate_weights(
-    weights: str, folder: Path, files: tuple[str, ...], methods: tuple[str, ...], device: str
+    weights: str, folder: Path, files: tuple[str, ...], methods: tuple[str, ...], device: str, preset: str = "author"
 ) -> dict[tuple[str, str], Scores]:
     """Mean scores by downscaling method and upscaler, at the scale of the weights; paired folders are measured on their pairs.
 
+    `preset` also damages the small images, always in the same way.
     Images that cannot be used are logged and skipped. Raises ValueError if nothing can be measured.
     """
     upscaler = Upscaler.from_pretrained(weights, device, "fp32")
     scale = upscaler.scale
     if unknown := set(methods) - set(FILTERS):
         raise ValueError(f"method {', '.join(sorted(unknown))} is unknown; expected {', '.join(FILTERS)}")
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset} is unknown; expected {', '.join(PRESETS)}")
+    if PRESETS[preset].video:
+        require_codec()
     everything = find_images(folder)
     partners = find_partners(folder, everything, scale)
     sharp = [path for path in everything if path not in set(partners.values())]
@@ -53,11 +59,11 @@ def evaluate_weights(
     scores: dict[tuple[str, str], list[Scores]] = {}
     methods = methods or METHODS
     with tqdm(total=len(paths) * len(methods), unit="image", disable=None) as bar:
-        for path in paths:
+        for seed, path in enumerate(paths):
             for method in methods:
                 bar.update()
                 try:
-                    pair = make_pair(path, scale, method, partners=partners)
+                    pair = make_pair(path, scale, method, partners=partners, preset=preset, seed=seed)
                 except ValueError as error:
                     logger.warning("%s", error)
                     break

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..data.degradation import PRESETS, degrade, downscale
+from ..data.degradation import PRESETS, degrade
 from ..data.image_cache import map_in_order
 from ..data.images import NO_PARTNERS, LoadedImage, TrainingImage, load_validation_image
 from .metrics import color_shift, edge_mask, flat_mask, luma, psnr, quantize, sharpness, shift, ssim
@@ -62,15 +62,31 @@ class Scores:
         )
 
 
-def make_pair(path: Path, scale: int, method: str, crop: int = 0, partners: Mapping[Path, Path | None] = NO_PARTNERS) -> Pair:
+def make_pair(
+    path: Path,
+    scale: int,
+    method: str,
+    crop: int = 0,
+    partners: Mapping[Path, Path | None] = NO_PARTNERS,
+    preset: str = "author",
+    seed: int = 0,
+) -> Pair:
     """Crop an image to a multiple of the scale (with `crop`: to a centre square of that side), and downscale it or take its small version.
+
+    `preset` also damages the small image, always in the same way for a `seed`.
 
     Raises ValueError for an image that cannot be used.
     """
     loaded = load_validation_image(path, scale, partners)
     if loaded.image is None:
         raise ValueError(str(loaded.findings[0]))
-    return _crop_pair(loaded, loaded.image, scale, functools.partial(downscale, scale=scale, method=method), crop)
+    return _crop_pair(loaded, loaded.image, scale, _shrink_with(method, scale, preset, seed), crop)
+
+
+def _shrink_with(method: str, scale: int, preset: str, seed: int) -> Callable[[Image.Image], Image.Image]:
+    """Make a function that degrades an image with a preset, but with only one downscaling method."""
+    degradation = replace(PRESETS[preset], filters=(method,))
+    return functools.partial(degrade, scale=scale, preset=degradation, rng=np.random.default_rng(seed))
 
 
 def _crop_pair(loaded: LoadedImage, image: TrainingImage, scale: int, shrink: Callable[[Image.Image], Image.Image], crop: int) -> Pair:
@@ -107,8 +123,7 @@ def validation_pairs(
         for finding in loaded.findings:
             logger.warning("validation image %s", finding)
         if loaded.image:
-            degradation = replace(PRESETS[preset], filters=(METHODS[index % len(METHODS)],))
-            shrink = functools.partial(degrade, scale=scale, preset=degradation, rng=np.random.default_rng(index))
+            shrink = _shrink_with(METHODS[index % len(METHODS)], scale, preset, index)
             pairs.append(_crop_pair(loaded, loaded.image, scale, shrink, crop))
     if not pairs:
         raise ValueError(
