@@ -218,9 +218,10 @@ def draw(out, count, size, seed, fonts) -> None:
 @click.option(
     "--method", "methods", multiple=True, help="Downscaling method: bicubic, bilinear, area or lanczos. Default: the first three."
 )
+@click.option("--crop", type=click.IntRange(0), default=0, help="Side of the middle square to measure, in pixels. Default: whole images.")
 @click.option("--preset", default="author", show_default=True, help="How else images are degraded: author (only resizing), clean, web, ...")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, mps.")
-def evaluate(weights, folder, files, recipe, methods, preset, device) -> None:
+def evaluate(weights, folder, files, recipe, methods, crop, preset, device) -> None:
     """Print how close WEIGHTS come to the original images in DIR, compared with bicubic and Lanczos.
 
     Every image is cropped to a multiple of the weights' scale, downscaled, and upscaled again. PSNR and SSIM are computed on the luma
@@ -232,7 +233,7 @@ def evaluate(weights, folder, files, recipe, methods, preset, device) -> None:
 
     if recipe:
         files = (*files, *load_recipe(recipe).validation)
-    click.echo(format_table(evaluate_weights(weights, folder, files, methods, device, preset)))
+    click.echo(format_table(evaluate_weights(weights, folder, files, methods, device, preset, crop)))
 
 
 @click.group(cls=Messages)

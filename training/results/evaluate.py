@@ -30,11 +30,11 @@ COLUMNS = {
 
 
 def evaluate_weights(
-    weights: str, folder: Path, files: tuple[str, ...], methods: tuple[str, ...], device: str, preset: str = "author"
+    weights: str, folder: Path, files: tuple[str, ...], methods: tuple[str, ...], device: str, preset: str = "author", crop: int = 0
 ) -> dict[tuple[str, str], Scores]:
     """Mean scores by downscaling method and upscaler, at the scale of the weights; paired folders are measured on their pairs.
 
-    `preset` also damages the small images, always in the same way.
+    `preset` also damages the small images, always in the same way; `crop` measures only the middle square of that side, in pixels.
     Images that cannot be used are logged and skipped. Raises ValueError if nothing can be measured.
     """
     upscaler = Upscaler.from_pretrained(weights, device, "fp32")
@@ -63,7 +63,7 @@ def evaluate_weights(
             for method in methods:
                 bar.update()
                 try:
-                    pair = make_pair(path, scale, method, partners=partners, preset=preset, seed=seed)
+                    pair = make_pair(path, scale, method, crop, partners, preset=preset, seed=seed)
                 except ValueError as error:
                     logger.warning("%s", error)
                     break
