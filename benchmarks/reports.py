@@ -18,7 +18,7 @@ from transformersr.upscale.atomic import write_aside
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-DOCUMENTS = (*sorted(ROOT.glob("README*.md")), *sorted((ROOT / "docs").glob("*.md")))
+DOCUMENTS = (*sorted(ROOT.glob("README*.md")), *(path for folder in ("docs", "weights") for path in sorted((ROOT / folder).glob("*.md"))))
 
 NAMES = {
     "dat-light": "DAT-light",
@@ -82,6 +82,14 @@ def filter_table(holdout: dict[str, list[Row]], foreign: dict[str, list[Row]], s
         figures = [score[row["upscaler"]] for score in scores]
         rows.append([display_name(row), *map(", ".join, zip(figures[::2], figures[1::2], strict=True))])
     return markdown_table(["PSNR-Y: holdout, foreign", *(name.split()[1] for name in filters)], rows)
+
+
+def card_table(rows: list[Row], names: dict[str, str]) -> str:
+    """Format the table of a model card: the upscalers in `names`, as names in the report to names in the card."""
+    columns = ["PSNR-Y ↑", "SSIM-Y ↑", "edge PSNR ↑", "flat PSNR ↑", "sharpness", "colour ↓", "shift y, x"]
+    by_name = {row["upscaler"].removesuffix(" (ours)"): row for row in rows}
+    table = [[shown, *(by_name[name][column] for column in columns)] for name, shown in names.items()]
+    return markdown_table(["upscaled with", *(column.rstrip(" ↑↓") for column in columns)], table)
 
 
 def readme_scores(rows: list[Row]) -> str:
@@ -156,7 +164,17 @@ def make_tables(newest: dict[str, Path]) -> dict[str, str]:
     reports = {name: read_report(path.read_text(encoding="utf-8")) for name, path in newest.items() if name.startswith("quality-")}
     both = {scale: [reports[f"quality-{name}-{scale}"] for name in ("holdout", "foreign")] for scale in ("x4", "x2", "crispness")}
     holdout, foreign = both["x4"]
-    return {
+    x4, x2, jpeg50 = holdout["x4"], both["x2"][0]["x2"], reports["quality-holdout-jpeg50"]["x4 bicubic"]
+    bicubic, base, tiny = {"bicubic": "bicubic"}, {"x4-base": "`x4-base`"}, {"x4-tiny": "`x4-tiny`"}
+    cards = {
+        "card_x4_base": card_table(x4, bicubic | tiny | base),
+        "card_x4_base_crisp": card_table(x4, bicubic | base | {"x4-base@1.0": "`x4-base-crisp`"}),
+        "card_x4_tiny": card_table(x4, bicubic | tiny | base),
+        "card_x4_tiny_crisp": card_table(x4, bicubic | tiny | {"x4-tiny@1.0": "`x4-tiny-crisp`"}),
+        "card_x4_tiny_cleanup": card_table(jpeg50, bicubic | base | {"x4-tiny-cleanup": "`x4-tiny-cleanup`"}),
+        "card_x2_tiny": card_table(x2, bicubic | {"x2-tiny": "`x2-tiny`"}),
+    }
+    return cards | {
         "x4": comparison_table(holdout["x4"], foreign["x4"]),
         "x2": comparison_table(*(tables["x2"] for tables in both["x2"])),
         "filters": filter_table(holdout, foreign, "x4"),
