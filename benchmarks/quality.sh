@@ -5,6 +5,9 @@
 set -efu
 holdout=$1 foreign=$2
 shift 2
+for part in "$@"; do
+	case $part in x4 | x2 | jpeg | crispness) ;; *) echo "$part: expected x4, x2, jpeg or crispness" >&2 && exit 2 ;; esac
+done
 parts=" ${*:-x4 x2 jpeg crispness} "
 general="bicubic lanczos waifu2x-cunet cugan-se-conservative animevideov3 span-ch48"
 denoising="bicubic waifu2x-cunet-denoise3 cugan-se-denoise3x animevideov3 x4plus-anime"

@@ -287,7 +287,11 @@ def test_comparison_tables_match_the_newest_reports(path):
 
 def test_documents_show_all_tables():
     shown = {name for path in DOCUMENTS for name in re.findall(r"<!-- quality (\w+) -->", path.read_text(encoding="utf-8"))}
-    assert shown == set(make_tables(newest_reports(RESULTS)))
+    newest = newest_reports(RESULTS)
+    assert shown == set(make_tables(newest))
+    assert all("<!-- quality" in readme.read_text(encoding="utf-8") for readme in READMES)
+    benchmarks = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert all(f"(../benchmarks/results/{path.name})" in benchmarks for name, path in newest.items() if name.startswith("quality-"))
 
 
 def test_links_lead_to_the_newest_report(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ...upscale.checkpoint import load_model, save_model
-from .export import find_weights
+from .export import check_new_file, find_weights
 
 
 def parse_share(source: str) -> tuple[Path, float]:
@@ -34,15 +34,12 @@ def average_weights(sources: Sequence[tuple[Path, float]], target: Path) -> None
     """Write the weighted mean of networks in float32 (model soups: Wortsman et al. 2022, arXiv:2203.05482).
 
     A negative share takes away what a fine-tuning added: `new + crisp - old` (task arithmetic: Ilharco et al. 2023, arXiv:2212.04089).
-    Raises ValueError if the networks differ or the shares add up to 0, and FileExistsError if the target exists.
+    Raises ValueError if the networks differ or the shares do not add up to more than 0, and FileExistsError if the target exists.
     """
-    if target.suffix != ".safetensors":
-        raise ValueError(f"{target}: expected a name ending in .safetensors")
-    if target.exists():
-        raise FileExistsError(f"{target} exists; choose another name")
+    check_new_file(target)
     total = sum(share for _, share in sources)
-    if abs(total) < 1e-6:
-        raise ValueError("the shares add up to 0; expected a sum above 0")
+    if total < 1e-6:
+        raise ValueError(f"the shares add up to {total:g}; expected a sum above 0")
     models = [load_model(path) for path, _ in sources]
     for (path, _), model in zip(sources, models, strict=True):
         if model.config != models[0].config:

@@ -83,10 +83,7 @@ def export_weights(source: Path, target: Path, dtype: str = "fp16") -> Exported:
 
     Raises FileExistsError if the target exists, and ValueError if the weights do not fit the number format.
     """
-    if target.suffix != ".safetensors":
-        raise ValueError(f"{target}: expected a name ending in .safetensors")
-    if target.exists():
-        raise FileExistsError(f"{target} exists; choose another name")
+    check_new_file(target)
     original, largest = load_model(source), torch.finfo(DTYPES[dtype]).max
     if any(parameter.abs().max() > largest for parameter in original.parameters()):
         raise ValueError(f"{source}: a weight is larger than {largest:g}, the maximum of {dtype}; export it with --dtype fp32")
@@ -96,6 +93,14 @@ def export_weights(source: Path, target: Path, dtype: str = "fp16") -> Exported:
         if not error <= MAX_ERROR:
             raise ValueError(f"{source}: its result in {dtype} differs by {error:.2g}; export it with --dtype fp32")
     return Exported(target, error)
+
+
+def check_new_file(target: Path) -> None:
+    """Raise ValueError if a weights file should not have this name, and FileExistsError if there is one."""
+    if target.suffix != ".safetensors":
+        raise ValueError(f"{target}: expected a name ending in .safetensors")
+    if target.exists():
+        raise FileExistsError(f"{target} exists; choose another name")
 
 
 def training_record(weights: Path) -> dict[str, Any]:
