@@ -81,7 +81,7 @@ def test_failed_log_line_or_checkpoint_does_not_end_the_run(folder, tmp_path, mo
 def test_out_of_memory_in_any_micro_batch_repeats_the_step(folder, tmp_path, monkeypatch, tiny_network):
     config = from_values({**X2_SETTINGS, "steps": 2, "save_every": 0, "batch": 4, "micro_batch": 2})
     expected = read_checkpoint(train(config, folder, tmp_path / "one")).weights
-    measure = losses.edge_weighted_l1
+    measure = losses.pixel_loss
     for number, error in enumerate(FULL):
         numbers = itertools.count()
 
@@ -90,7 +90,7 @@ def test_out_of_memory_in_any_micro_batch_repeats_the_step(folder, tmp_path, mon
                 raise error
             return measure(*args, **options)
 
-        monkeypatch.setattr(losses, "edge_weighted_l1", full)
+        monkeypatch.setattr(losses, "pixel_loss", full)
         found = read_checkpoint(train(config, folder, tmp_path / str(number))).weights
         assert read_state(tmp_path / str(number))["progress"]["micro_batch"] == 1
         assert all(torch.allclose(found[name].float(), expected[name].float(), atol=2e-4) for name in expected)

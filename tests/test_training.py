@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from transformersr.arch import VARIANTS
 from transformersr.training.config import TrainConfig, from_values, load_recipe
 from transformersr.training.data.degradation import FILTERS
-from transformersr.training.losses import color_loss, edge_weighted_l1, edge_weights, sobel_magnitude
+from transformersr.training.losses import color_loss, edge_weights, pixel_loss, sobel_magnitude
 from transformersr.training.plan import fill_in
 from transformersr.training.results.evaluate import evaluate_weights
 from transformersr.training.results.metrics import color_shift, luma, psnr, sharpness, shift, ssim
@@ -37,15 +39,40 @@ def test_edge_weights_average_to_one_per_sample(flat_weight):
 def test_edge_loss_ranges_from_the_original_loss_to_l1():
     sr, gt = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16)
     error, edge = (sr - gt).abs(), sobel_magnitude(gt)
-    assert torch.allclose(edge_weighted_l1(sr, gt, 1.0), error.mean())
-    assert torch.allclose(edge_weighted_l1(sr, gt, 0.0), (error * edge).sum() / edge.sum())
+    assert torch.allclose(pixel_loss(sr, gt, 1.0), error.mean())
+    assert torch.allclose(pixel_loss(sr, gt, 0.0), (error * edge).sum() / edge.sum())
+
+
+def test_log_loss_counts_relative_improvements():
+    gt = torch.full((1, 3, 8, 8), 0.5)
+
+    def gain(error):
+        return (pixel_loss(gt + error, gt, 1.0, "log") - pixel_loss(gt + error / 2, gt, 1.0, "log")).item()
+
+    assert pixel_loss(gt, gt, 1.0, "log") == 0
+    assert gain(0.4) == pytest.approx(0.005 * 3 * math.log(2), rel=0.01)
+    assert gain(0.04) == pytest.approx(gain(0.4), rel=0.1)  # L1 gains a tenth
+
+
+def test_log_loss_is_a_mean_over_the_crops():
+    sr, gt = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16)
+    each = [pixel_loss(sr[i : i + 1], gt[i : i + 1], 0.25, "log") for i in range(2)]
+    assert torch.allclose(pixel_loss(sr, gt, 0.25, "log"), torch.stack(each).mean())
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_log_loss_gradient_is_finite_on_perfect_crops(value):
+    gt = torch.full((1, 3, 8, 8), value)
+    sr = gt.clone().requires_grad_()
+    pixel_loss(sr, gt, 1.0, "log").backward()
+    assert sr.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
 def test_edge_loss_gradient_is_finite_on_flat_crops(value):
     gt = torch.full((1, 3, 8, 8), value)
     sr = torch.rand(1, 3, 8, 8, requires_grad=True)
-    edge_weighted_l1(sr, gt, 0.0).backward()
+    pixel_loss(sr, gt, 0.0).backward()
     assert sr.grad.isfinite().all()
 
 

@@ -23,7 +23,7 @@ SECTIONS = {
     "size": "Network",
     "preset": "Images and crops",
     "batch": "Length and optimizer",
-    "edge_start": "Losses",
+    "pixel_loss": "Losses",
     "gan_weight": "Adversarial loss",
     "seed": "Machine, log and checkpoints",
 }

@@ -149,15 +149,20 @@ class TrainConfig:
         minimum=0,
         maximum=1,
     )
+    pixel_loss: str = setting(
+        "l1",
+        "l1, or log: logarithms of each crop's squared and absolute error, so that clean crops matter as much as difficult ones.",
+        choices=("l1", "log"),
+    )
     edge_start: float = setting(
         0.5,
-        "Fraction of the run after which the loss is weighted by edges; before that, it is plain L1.",
+        "Fraction of the run after which the pixel loss is weighted by edges.",
         minimum=0,
         maximum=1,
     )
     flat_weight: float = setting(
         0.4,
-        "Weight of flat areas in the edge-weighted loss: 1 is plain L1, 0 the original's pure Sobel weighting.",
+        "Weight of flat areas in the edge-weighted loss: 1 is no weighting, 0 the original's pure Sobel weighting.",
         minimum=0,
         maximum=1,
     )

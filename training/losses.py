@@ -37,12 +37,23 @@ def edge_weights(gt: Tensor, flat_weight: float, eps: float = 1e-3) -> Tensor:
     return flat_weight + (1 - flat_weight) * edge / mean
 
 
-def edge_weighted_l1(sr: Tensor, gt: Tensor, flat_weight: float) -> Tensor:
-    """Mean absolute error weighted by the true image's edges; `flat_weight` 1 is plain L1, 0 the original's Sobel-weighted L1."""
+def pixel_loss(sr: Tensor, gt: Tensor, flat_weight: float, kind: str = "l1") -> Tensor:
+    """Compare pixels, weighted by the true image's edges: `flat_weight` 1 is unweighted, 0 the original's Sobel weighting.
+
+    `l1` is the mean absolute error. `log` is the mean over the crops of
+
+        0.005 * (log(1 + MSE / 1e-5) + log(1 + L1 / 1e-3))
+
+    with the errors of each crop. Like a mean PSNR, it counts relative improvements, so a clean crop matters as much as a difficult one
+    (the PSNR loss of HINet, arXiv:2105.06086, is its first half). The factor makes its gradient about as large as that of `l1`.
+    """
     error = (sr.float() - gt.float()).abs()
-    if flat_weight < 1:
-        error = error * edge_weights(gt, flat_weight)
-    return error.mean()
+    weights = edge_weights(gt, flat_weight) if flat_weight < 1 else 1.0
+    absolute = (weights * error).mean(dim=(1, 2, 3))
+    if kind == "l1":
+        return absolute.mean()
+    squared = (weights * error.square()).mean(dim=(1, 2, 3))
+    return 0.005 * (torch.log1p(squared / 1e-5) + torch.log1p(absolute / 1e-3)).mean()
 
 
 def frequency_loss(sr: Tensor, gt: Tensor) -> Tensor:
@@ -67,7 +78,8 @@ class Losses(nn.Module):
     def forward(self, sr: Tensor, gt: Tensor, run: RunState, done: float) -> dict[str, Tensor]:
         """Weighted losses by name; training minimizes their sum. `done` is the fraction of the run that is done."""
         config = self.config
-        terms = {"loss": edge_weighted_l1(sr, gt, flat_weight=1.0 if done < config.edge_start else config.flat_weight)}
+        flat_weight = 1.0 if done < config.edge_start else config.flat_weight
+        terms = {"loss": pixel_loss(sr, gt, flat_weight, config.pixel_loss)}
         if config.frequency_weight:
             terms["loss_frequency"] = config.frequency_weight * frequency_loss(sr, gt)
         if self.filters is not None:
