@@ -182,7 +182,11 @@ def test_average_is_the_weighted_mean(run):
     assert str(out) in result.output
     tensors = zip(*(load_model(path).parameters() for path in (run / "best.safetensors", run / "last.safetensors", out)), strict=True)
     assert all(torch.allclose(mean, 0.75 * best + 0.25 * last, atol=1e-6) for best, last, mean in tensors)
-    assert training_record(out) == {"average": {"anime lines/best.safetensors": 0.75, "anime lines/last.safetensors": 0.25}}
+    record = training_record(out)
+    assert record["average"] == {"anime lines/best.safetensors": 0.75, "anime lines/last.safetensors": 0.25}
+    assert record["sources"]["anime lines/last.safetensors"] == {
+        "settings": {**SETTINGS, "init": "x4-tiny.safetensors", "feature_file": "vgg19.pth"}
+    }
 
 
 def test_negative_shares_subtract(run):

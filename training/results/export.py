@@ -112,17 +112,21 @@ def training_record(weights: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def training_metadata(source: Path) -> dict[str, str]:
-    """Training record as metadata of a file to share: from the file itself or its run's folder, with paths reduced to names."""
+def record_to_share(source: Path) -> dict[str, Any]:
+    """The training record of a file itself or of its run's folder, with paths reduced to names; empty if there is none."""
     record, settings_file = training_record(source), source.with_name("config.json")
     if not record and source.stem in ("best", "last") and settings_file.is_file():
         record = {"settings": json.loads(settings_file.read_text(encoding="utf-8"))}
-    if not record:
-        return {}
     record = without_paths(record)
     if isinstance(record.get("settings"), dict):
         record["settings"] = without_paths(record["settings"])
-    return {"training": json.dumps(record)}
+    return record
+
+
+def training_metadata(source: Path) -> dict[str, str]:
+    """The training record as metadata of a file to share."""
+    record = record_to_share(source)
+    return {"training": json.dumps(record)} if record else {}
 
 
 @torch.inference_mode()
