@@ -57,7 +57,10 @@ def test_signals_give_the_exit_codes_shells_expect(cwd, model, number, code):
     """A shell loop stops if its command died of SIGINT, and continues if the command exited with a code."""
     Image.effect_noise((1500, 1500), 60).convert("RGB").save("a.png")
     process = subprocess.Popen(
-        [sys.executable, PROGRAM, "upscale", "a.png", "-m", model, "-o", "out"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, PROGRAM, "upscale", "a.png", "-m", model, "-o", "out"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # scripts start background commands with SIGINT ignored
     )
     assert process.stdout.readline() == b"reading\n"
     process.send_signal(number)
