@@ -182,16 +182,16 @@ def test_average_is_the_weighted_mean(run):
     assert str(out) in result.output
     tensors = zip(*(load_model(path).parameters() for path in (run / "best.safetensors", run / "last.safetensors", out)), strict=True)
     assert all(torch.allclose(mean, 0.75 * best + 0.25 * last, atol=1e-6) for best, last, mean in tensors)
-    record = training_record(out)
-    assert record["average"] == {"anime lines/best.safetensors": 0.75, "anime lines/last.safetensors": 0.25}
-    assert record["sources"]["anime lines/last.safetensors"] == {
-        "settings": {**SETTINGS, "init": "x4-tiny.safetensors", "feature_file": "vgg19.pth"}
-    }
+    networks = training_record(out)["average"]
+    assert [one["file"] for one in networks] == ["anime lines/best.safetensors", "anime lines/last.safetensors"]
+    assert [one["share"] for one in networks] == [0.75, 0.25]
+    assert networks[1]["training"] == {"settings": {**SETTINGS, "init": "x4-tiny.safetensors", "feature_file": "vgg19.pth"}}
 
 
 def test_negative_shares_subtract(run):
     best, last = run / "best.safetensors", run / "last.safetensors"
     average_weights([(best, 1), (last, 1), (best, -1)], run / "same.safetensors")
+    assert [one["share"] for one in training_record(run / "same.safetensors")["average"]] == [1, 1, -1]
     pairs = zip(load_model(last).parameters(), load_model(run / "same.safetensors").parameters(), strict=True)
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in pairs)
 

@@ -34,7 +34,7 @@ def average_weights(sources: Sequence[tuple[Path, float]], target: Path) -> None
     """Write the weighted mean of networks in float32 (model soups: Wortsman et al. 2022, arXiv:2203.05482).
 
     A negative share takes away what a fine-tuning added: `new + crisp - old` (task arithmetic: Ilharco et al. 2023, arXiv:2212.04089).
-    The file keeps the shares and the training record of each network. Raises ValueError if the networks differ or the shares do not add
+    The file keeps the share and the training record of each network. Raises ValueError if the networks differ or the shares do not add
     up to more than 0, and FileExistsError if the target exists.
     """
     check_new_file(target)
@@ -49,9 +49,8 @@ def average_weights(sources: Sequence[tuple[Path, float]], target: Path) -> None
         for tensors in zip(*(model.parameters() for model in models), strict=True):
             shares = (share / total for _, share in sources)
             tensors[0].copy_(sum(share * tensor for share, tensor in zip(shares, tensors, strict=True)))
-    names = [str(Path(path.parent.name, path.name)) for path, _ in sources]
-    record = {
-        "average": {name: round(share / total, 4) for name, (_, share) in zip(names, sources, strict=True)},
-        "sources": {name: record_to_share(path) for name, (path, _) in zip(names, sources, strict=True)},
-    }
-    save_model(models[0], target, metadata={"training": json.dumps(record)})
+    networks = [
+        {"file": str(Path(path.parent.name, path.name)), "share": round(share / total, 4), "training": record_to_share(path)}
+        for path, share in sources
+    ]
+    save_model(models[0], target, metadata={"training": json.dumps({"average": networks})})
