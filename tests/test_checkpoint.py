@@ -41,11 +41,15 @@ def test_saved_networks_load_unchanged(tmp_path, config, dtype):
 
 
 def test_facts_about_the_training_run_are_described_line_by_line(tmp_path):
-    facts = {"step": 7, "scores": {"psnr_y": 33.123456, "better_on": 3}}
+    facts = {"step": 7, "scores": {"psnr_y": 33.123456, "better_on": 3}, "none": []}
+    facts["average"] = [{"file": "a", "share": 0.25}, {"file": "b"}]
     save_model(random_model(V2), tmp_path / "model.safetensors", metadata={"training": json.dumps(facts)})
     described = describe(tmp_path / "model.safetensors")
     assert described["training step"] == "7"
     assert described["training scores"] == "psnr_y 33.12, better_on 3"
+    assert described["training average 1"] == "file a, share 0.25"
+    assert described["training average 2"] == "file b"
+    assert described["training none"] == "[]"
 
 
 def test_config_is_recovered_from_tensors_alone(tmp_path):

@@ -196,6 +196,15 @@ def test_negative_shares_subtract(run):
     assert all(torch.allclose(one, other, atol=1e-6) for one, other in pairs)
 
 
+def test_a_mean_in_a_mean_counts_as_its_networks(run):
+    best, last, mean = (run / f"{name}.safetensors" for name in ("best", "last", "mean"))
+    average_weights([(best, 3), (last, 1)], mean)
+    average_weights([(mean, 1), (last, 1)], run / "again.safetensors")
+    first, again = training_record(mean)["average"], training_record(run / "again.safetensors")["average"]
+    assert [(one["file"], one["share"]) for one in again] == [(first[0]["file"], 0.375), (first[1]["file"], 0.125), (first[1]["file"], 0.5)]
+    assert [one["training"] for one in again[:2]] == [one["training"] for one in first]
+
+
 def test_average_refuses_what_has_no_mean(run):
     best, other = run / "best.safetensors", run / "other.safetensors"
     save_model(random_model(dataclasses.replace(V2, embed_dim=2 * V2.embed_dim)), other)

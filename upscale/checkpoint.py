@@ -181,7 +181,10 @@ def describe(path: str | Path) -> dict[str, str]:
 
 
 def _split_object(name: str, text: str) -> dict[str, str]:
-    """Split metadata that is a JSON object, such as the facts about a training run, into one value per key. Other text is left as it is."""
+    """Split metadata that is a JSON object, such as the facts about a training run, into one value per key, and per object in a list.
+
+    Other text is left as it is.
+    """
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
@@ -194,4 +197,10 @@ def _split_object(name: str, text: str) -> dict[str, str]:
             return ", ".join(f"{key} {plain(item)}" for key, item in value.items())
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    return {f"{name} {key}": plain(value) for key, value in values.items()}
+    result: dict[str, str] = {}
+    for key, value in values.items():
+        if value and isinstance(value, list) and all(isinstance(item, dict) for item in value):
+            result |= {f"{name} {key} {number}": plain(item) for number, item in enumerate(value, 1)}
+        else:
+            result[f"{name} {key}"] = plain(value)
+    return result

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,8 +35,8 @@ def average_weights(sources: Sequence[tuple[Path, float]], target: Path) -> None
     """Write the weighted mean of networks in float32 (model soups: Wortsman et al. 2022, arXiv:2203.05482).
 
     A negative share takes away what a fine-tuning added: `new + crisp - old` (task arithmetic: Ilharco et al. 2023, arXiv:2212.04089).
-    The file keeps the share and the training record of each network. Raises ValueError if the networks differ or the shares do not add
-    up to more than 0, and FileExistsError if the target exists.
+    The file keeps the share and the training record of each network; a mean counts as the networks that it consists of. Raises
+    ValueError if the networks differ or the shares do not add up to more than 0, and FileExistsError if the target exists.
     """
     check_new_file(target)
     total = sum(share for _, share in sources)
@@ -50,7 +51,16 @@ def average_weights(sources: Sequence[tuple[Path, float]], target: Path) -> None
             shares = (share / total for _, share in sources)
             tensors[0].copy_(sum(share * tensor for share, tensor in zip(shares, tensors, strict=True)))
     networks = [
-        {"file": str(Path(path.parent.name, path.name)), "share": round(share / total, 4), "training": record_to_share(path)}
+        network
         for path, share in sources
+        for network in _networks_of(str(Path(path.parent.name, path.name)), share / total, record_to_share(path))
     ]
     save_model(models[0], target, metadata={"training": json.dumps({"average": networks})})
+
+
+def _networks_of(file: str, share: float, record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the record of one network, or of each network in it if it is a mean itself."""
+    means = record.get("average")
+    if isinstance(means, list) and all(isinstance(mean, dict) and {"file", "share"} <= mean.keys() for mean in means):
+        return [network for mean in means for network in _networks_of(mean["file"], share * mean["share"], mean.get("training", {}))]
+    return [{"file": file, "share": round(share, 4), "training": record}]
