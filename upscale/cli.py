@@ -263,7 +263,7 @@ def info(path) -> None:
     from .upscaler import find_model
 
     for name, value in describe(find_model(path)).items():
-        click.echo(f"{name + ':':20}{value}")
+        click.echo(f"{name + ':':19} {value}")
 
 
 @main.command()
